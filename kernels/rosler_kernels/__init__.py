@@ -1,0 +1,43 @@
+"""Random sketches held as seeds, and products with them."""
+
+from __future__ import annotations
+
+from .projection import IMPLEMENTATIONS, project, project_transpose
+from .sketches import (
+    FAMILIES,
+    Family,
+    Sketch,
+    block_perm,
+    family,
+    gaussian,
+    make,
+    materialize,
+    rademacher,
+    rows_leverage,
+    rows_norm,
+    rows_uniform,
+    sparse_sign,
+    srht,
+    tile,
+)
+
+__all__ = [
+    "FAMILIES",
+    "IMPLEMENTATIONS",
+    "Family",
+    "Sketch",
+    "block_perm",
+    "family",
+    "gaussian",
+    "make",
+    "materialize",
+    "project",
+    "project_transpose",
+    "rademacher",
+    "rows_leverage",
+    "rows_norm",
+    "rows_uniform",
+    "sparse_sign",
+    "srht",
+    "tile",
+]

@@ -1,0 +1,7 @@
+"""X Omega and Y Omega^T from a sketch's seed."""
+
+from __future__ import annotations
+
+from .api import IMPLEMENTATIONS, project, project_transpose
+
+__all__ = ["IMPLEMENTATIONS", "project", "project_transpose"]

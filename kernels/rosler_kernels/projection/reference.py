@@ -1,0 +1,31 @@
+"""X Omega and Y Omega^T with Omega formed whole: what every other implementation is tested against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from ..sketches import materialize
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from ..sketches import Sketch
+
+
+def project(x: Float[Array, "b rows"], sketch: Sketch) -> Float[Array, "b cols"]:
+    """x Omega."""
+    return _dot(x, materialize(sketch))
+
+
+def project_transpose(y: Float[Array, "b cols"], sketch: Sketch) -> Float[Array, "b rows"]:
+    """y Omega^T."""
+    return _dot(y, materialize(sketch).T)
+
+
+def _dot(x: Array, omega: Array) -> Array:
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    out = jnp.dot(x.astype(wide), omega.astype(wide), precision=jax.lax.Precision.HIGHEST)
+    return out.astype(x.dtype)

@@ -1,0 +1,175 @@
+"""X Omega and Y Omega^T through XLA, one algorithm for each structure; a large Omega is never formed whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..sketches import family
+from ..sketches._base import inverse_sqrt
+from ..sketches.rows import samples
+from ..sketches.srht import columns, order_bits, ranks, signs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Array, Float
+
+    from ..sketches import Sketch
+
+TILE_ENTRIES = 2**18  # 1 MB of float32: stays in a core's second-level cache
+_ROW_ALIGNMENT = 64  # rows that share a hash
+_HADAMARD_BITS = 6  # largest Kronecker factor: H_64
+
+
+def project(x: Float[Array, "b rows"], sketch: Sketch) -> Float[Array, "b cols"]:
+    """x Omega, accumulated in float32 at least."""
+    return _project(sketch)(_widen(x), sketch).astype(x.dtype)
+
+
+def project_transpose(y: Float[Array, "b cols"], sketch: Sketch) -> Float[Array, "b rows"]:
+    """y Omega^T, accumulated in float32 at least."""
+    return _transpose(sketch)(_widen(y), sketch).astype(y.dtype)
+
+
+def _project(sketch: Sketch) -> Callable[[Array, Sketch], Array]:
+    return _ALGORITHMS[family(sketch.kind).structure][0]
+
+
+def _transpose(sketch: Sketch) -> Callable[[Array, Sketch], Array]:
+    return _ALGORITHMS[family(sketch.kind).structure][1]
+
+
+def _widen(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return jnp.dot(a, b.astype(a.dtype), precision=jax.lax.Precision.HIGHEST)
+
+
+# Dense entries: generate a tile of rows, multiply, add.
+
+
+def _tile_rows(sketch: Sketch) -> int:
+    if sketch.rows * sketch.cols <= TILE_ENTRIES:
+        return sketch.rows
+    fitting = TILE_ENTRIES // sketch.cols // _ROW_ALIGNMENT * _ROW_ALIGNMENT
+    return min(sketch.rows, max(_ROW_ALIGNMENT, fitting))
+
+
+def _tile(sketch: Sketch, row_start: int | Array, n_rows: int) -> Array:
+    return family(sketch.kind).tile(sketch, row_start, n_rows, 0, sketch.cols)
+
+
+def _dense_project(x: Array, sketch: Sketch) -> Array:
+    size = _tile_rows(sketch)
+    whole, rest = divmod(sketch.rows, size)
+    if whole == 1 and not rest:
+        return _dot(x, _tile(sketch, 0, size))
+
+    def step(i: Array, total: Array) -> Array:
+        part = jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1)
+        return total + _dot(part, _tile(sketch, i * size, size))
+
+    total = jnp.zeros((x.shape[0], sketch.cols), x.dtype)
+    total = jax.lax.fori_loop(0, whole, step, total)
+    if rest:
+        total = total + _dot(x[:, whole * size :], _tile(sketch, whole * size, rest))
+    return total
+
+
+def _dense_transpose(y: Array, sketch: Sketch) -> Array:
+    size = _tile_rows(sketch)
+    whole, rest = divmod(sketch.rows, size)
+    if whole == 1 and not rest:
+        return _dot(y, _tile(sketch, 0, size).T)
+
+    def step(i: Array, out: Array) -> Array:
+        part = _dot(y, _tile(sketch, i * size, size).T)
+        return jax.lax.dynamic_update_slice_in_dim(out, part, i * size, axis=1)
+
+    out = jnp.zeros((y.shape[0], sketch.rows), y.dtype)
+    out = jax.lax.fori_loop(0, whole, step, out)
+    if rest:
+        out = out.at[:, whole * size :].set(_dot(y, _tile(sketch, whole * size, rest).T))
+    return out
+
+
+# SRHT: a Walsh-Hadamard transform as products with small Hadamard matrices.
+
+
+def _hadamard_matrix(bits: int) -> np.ndarray:
+    h = np.ones((1, 1), np.float32)
+    for _ in range(bits):
+        h = np.block([[h, h], [h, -h]])
+    return h
+
+
+def _hadamard_transform(x: Float[Array, "b n"], bits: int) -> Float[Array, "b n"]:
+    """x H_n, n = 2^bits, by H_n = H_a (x) H_b (x) ...: n times the sum of the small orders, not n^2.
+
+    Each step transforms the lowest bits of the index and moves them to the top; after the last all are back in place.
+    Plain matrix products and transposes: XLA's CPU back end is fastest at these.
+    """
+    count = max(1, -(-bits // _HADAMARD_BITS))
+    for k in range(count):
+        part = (bits + k) // count
+        h = jnp.asarray(_hadamard_matrix(part), x.dtype)
+        folded = _dot(x.reshape(-1, h.shape[0]), h)
+        folded = folded.reshape(x.shape[0], -1, h.shape[0])
+        x = jnp.swapaxes(folded, 1, 2).reshape(x.shape)
+    return x
+
+
+def _hadamard_project(x: Array, sketch: Sketch) -> Array:
+    bits = order_bits(sketch.rows)
+    sign, chosen = _once(
+        signs(sketch, 0, sketch.rows), columns(sketch, jnp.arange(sketch.cols, dtype=jnp.uint32))
+    )
+    x = jnp.pad(x * sign.astype(x.dtype), ((0, 0), (0, (1 << bits) - sketch.rows)))
+    transformed = _hadamard_transform(x, bits)
+    out = jnp.take(transformed, chosen.astype(jnp.int32), axis=1, mode="clip")
+    return out * inverse_sqrt(sketch.cols).astype(x.dtype)
+
+
+def _hadamard_transpose(y: Array, sketch: Sketch) -> Array:
+    bits = order_bits(sketch.rows)
+    # A gather through the inverse bijection: XLA's scatter is serial on CPU.
+    sign, rank = _once(
+        signs(sketch, 0, sketch.rows), ranks(sketch, jnp.arange(1 << bits, dtype=jnp.uint32))
+    )
+    index = jnp.minimum(rank, sketch.cols).astype(jnp.int32)
+    padded = jnp.pad(y * inverse_sqrt(sketch.cols).astype(y.dtype), ((0, 0), (0, 1)))
+    spread = jnp.take(padded, index, axis=1, mode="clip")
+    return _hadamard_transform(spread, bits)[:, : sketch.rows] * sign.astype(y.dtype)
+
+
+def _once(*vectors: Array) -> tuple[Array, ...]:
+    """Keeps XLA from fusing the hashes of a vector into a loop over a whole batch."""
+    return jax.lax.optimization_barrier(vectors)
+
+
+# Row sampling: gather and scatter-add.
+
+
+def _rows_project(x: Array, sketch: Sketch) -> Array:
+    index, scale = _once(*samples(sketch))
+    return jnp.take(x, index, axis=1, mode="clip") * scale.astype(x.dtype)
+
+
+def _rows_transpose(y: Array, sketch: Sketch) -> Array:
+    index, scale = _once(*samples(sketch))
+    out = jnp.zeros((y.shape[0], sketch.rows), y.dtype)
+    return out.at[:, index].add(y * scale.astype(y.dtype), mode="promise_in_bounds")
+
+
+_ALGORITHMS = {
+    "dense": (_dense_project, _dense_transpose),
+    "sparse": (_dense_project, _dense_transpose),
+    "hadamard": (_hadamard_project, _hadamard_transpose),
+    "rows": (_rows_project, _rows_transpose),
+}

@@ -1,0 +1,69 @@
+"""The quantised tensor as plain data: no JAX, so that a model file loads without it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+
+INTEGER_BITS: Final = (2, 3, 4, 8, 16)
+FLOAT_BITS: Final = 32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """Symmetric integers with one scale per channel: x ~ values * scale.
+
+    A JAX pytree once ``rosler_jax.quantization`` is imported (values and scale are data, bits and
+    axis static); its arrays are JAX arrays when it comes from ``quantize`` and NumPy arrays when it
+    comes from a model file.
+
+    Attributes:
+        values: int8 (2 to 8 bits), int16 (16 bits) or float32 (32 bits: not quantised), within
+            +-(2**(bits - 1) - 1).
+        scale: float32, shape (channels,) along ``axis``, or () for one scale. Always exactly a
+            bfloat16 number, so that it is stored in two bytes and values * scale is exact.
+        bits: 2, 3, 4, 8, 16 or 32.
+        axis: the axis (not negative) that carries the scales, or None for one scale.
+    """
+
+    values: Any
+    scale: Any
+    bits: int
+    axis: int | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return tuple(int(size) for size in self.values.shape)
+
+
+def integer_levels(bits: int) -> int:
+    """The largest stored integer, 2**(bits - 1) - 1; the most negative code is never used."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def scale_shape(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    """The shape that the scales of a tensor of this shape have."""
+    return () if axis is None else (shape[axis],)
+
+
+def to_numpy(tensor: QuantizedTensor) -> Float32[np.ndarray, "..."]:
+    """The tensor's values as NumPy float32; the same bits as ``quantization.dequantize`` gives.
+
+    Example:
+        >>> q = QuantizedTensor(np.array([[1, -3]], np.int8), np.float32([0.5, 0.25]), 3, 1)
+        >>> to_numpy(q).tolist()
+        [[0.5, -0.75]]
+    """
+    values = np.asarray(tensor.values).astype(np.float32)
+    if tensor.bits == FLOAT_BITS:
+        return values
+    scale = np.asarray(tensor.scale, np.float32)
+    if tensor.axis is not None:
+        scale = np.expand_dims(scale, [k for k in range(values.ndim) if k != tensor.axis])
+    return np.asarray(values * scale, np.float32)

@@ -1,0 +1,146 @@
+"""What defines a training run: one frozen dataclass, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+METHODS = ("ares-bp", "chain", "seeded", "restrict-rank", "low-rank", "dense")
+BITS = (32, 16, 8, 4, 3, 2)
+PRECISIONS = ("float32", "bfloat16")
+SCHEDULES = ("one-cycle", "cosine", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run of a multi-layer perceptron, completely: same config, same result.
+
+    Attributes:
+      data: name or path, as :func:`rosler_jax.data.load` takes it.
+      hidden: widths of the hidden layers.
+      method: how hidden layers are held and trained; one of :data:`METHODS`.
+      rank: rank of the hidden layers (ignored if dense).
+      in_sketch: width of the input sketch of seeded layers; None for ``min(8 rank, m)``.
+      sketch: sketch family; None for the layer's default.
+      oversampling: extra co-range dimensions of ares-bp; None for ``rank``.
+      bits: bits of the weights in the model file.
+      quantization_aware: train through the quantiser, from ``quantize_from`` of the run on.
+      quantize_from: fraction of the epochs after which it begins.
+      epochs: passes over the training split.
+      batch_size: examples an update; the last, smaller batch of an epoch is dropped.
+      learning_rate: peak of the schedule; None for what worked for the method.
+      schedule: ``one-cycle``, ``cosine`` or ``constant``.
+      weight_decay: decoupled, of AdamW.
+      parallel_epochs: length of ares-bp's parallel stage, in epochs.
+      parallel_learning_rate: of SGD in that stage.
+      momentum: of SGD in that stage.
+      clip_norm: global gradient norm in that stage.
+      restrict_every: updates between rank restrictions.
+      label_smoothing: in [0, 1).
+      shift: augmentation, random shifts of images by up to so many pixels.
+      flip: augmentation, random left-right flips.
+      noise: augmentation, standard deviation of Gaussian noise in units of the data's own.
+      precision: dtype of the computation; parameters stay float32.
+      validation: fraction of the training data held out.
+      patience: stop after so many epochs without a better validation accuracy; None never.
+      seed: of initialisation, shuffling, augmentation and split.
+
+    Raises:
+      ValueError: naming the field, its value and what is allowed.
+
+    Example:
+      >>> TrainConfig(method="chain", rank=16).peak_learning_rate
+      0.003
+    """
+
+    data: str = "mnist5k"
+    hidden: tuple[int, ...] = (1024, 1024)
+    method: str = "ares-bp"
+    rank: int = 16
+    in_sketch: int | None = None
+    sketch: str | None = None
+    oversampling: int | None = None
+    bits: int = 16
+    quantization_aware: bool = False
+    quantize_from: float = 0.5
+    epochs: int = 10
+    batch_size: int = 128
+    learning_rate: float | None = None
+    schedule: str = "one-cycle"
+    weight_decay: float = 1e-4
+    parallel_epochs: float = 1.0
+    parallel_learning_rate: float = 0.1
+    momentum: float = 0.9
+    clip_norm: float = 1.0
+    restrict_every: int = 10
+    label_smoothing: float = 0.0
+    shift: int = 0
+    flip: bool = False
+    noise: float = 0.0
+    precision: str = "float32"
+    validation: float = 0.1
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        _one_of("method", self.method, METHODS)
+        _one_of("bits", self.bits, BITS)
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        for name in ("rank", "epochs", "batch_size", "restrict_every"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("in_sketch", "patience"):
+            value = getattr(self, name)
+            _require(name, value, value is None or value >= 1, "at least 1, or none")
+        for name in ("weight_decay", "noise", "shift", "parallel_learning_rate"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "not negative")
+        for name in ("label_smoothing", "momentum", "quantize_from"):
+            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
+        _require("hidden", self.hidden, all(w >= 1 for w in self.hidden), "positive widths")
+        _require("validation", self.validation, 0 < self.validation < 1, "between 0 and 1")
+        rate = self.learning_rate
+        _require("learning_rate", rate, rate is None or rate > 0, "positive")
+        _require("clip_norm", self.clip_norm, self.clip_norm > 0, "positive")
+        if self.method == "ares-bp":
+            inside = 0 < self.parallel_epochs < self.epochs
+            _require(
+                "parallel_epochs", self.parallel_epochs, inside,
+                f"above 0 and below epochs={self.epochs} (or use method 'chain')",
+            )  # fmt: skip
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate, or what worked for the method where none is given."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-3 if self.method in ("dense", "restrict-rank") else 3e-3
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The config as JSON types."""
+    return {**dataclasses.asdict(config), "hidden": list(config.hidden)}
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """The config that :func:`to_dict` wrote.
+
+    Raises:
+      ValueError: for a field that does not exist, or a value that is not allowed.
+    """
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"unknown config field(s) {', '.join(unknown)}; expected some of {sorted(known)}")
+    return TrainConfig(**values)
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} {value!r} is unknown; pass one of {', '.join(map(str, allowed))}")
+
+
+def _require(name: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={value!r}; expected {expected}")

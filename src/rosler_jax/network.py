@@ -1,0 +1,163 @@
+"""Networks described by plain data: a list of layers that trains, ships in a model file, and exports.
+
+A layer is a dict with a ``kind`` of :data:`LAYERS` and that kind's arguments. The same description
+builds the network for training and again from a model file, so that neither the file nor an
+exporter needs the training code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rosler_jax.nn import SketchConv, SketchLinear, TwoFactorLinear
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+Spec = Mapping[str, Any]
+
+
+class Standardize(nnx.Module):
+    """Turns stored inputs (pixels 0..255, say) into float32 ``(x - mean) / std``."""
+
+    def __init__(self, mean: float, std: float, dtype: Any = jnp.float32):
+        self.mean, self.std, self.dtype = mean, std, dtype
+
+    def __call__(self, x: Array) -> Float[Array, "..."]:
+        """Computes ``(x - mean) / std``."""
+        return ((x.astype(jnp.float32) - self.mean) * (1.0 / self.std)).astype(self.dtype)
+
+
+class Pool(nnx.Module):
+    """Max or average pooling over square windows that do not overlap."""
+
+    def __init__(self, window: int, reduce: str):
+        self.window, self.reduce = window, reduce
+
+    def __call__(self, x: Array) -> Array:
+        """Pools all spatial axes of ``(batch, *spatial, channels)``."""
+        shape = (self.window,) * (x.ndim - 2)
+        pool = nnx.max_pool if self.reduce == "max" else nnx.avg_pool
+        return pool(x, shape, strides=shape)
+
+
+def flatten(x: Array) -> Array:
+    """Flattens all but the batch axis."""
+    return x.reshape(x.shape[0], -1)
+
+
+def _drop(spec: Spec, *names: str) -> dict[str, Any]:
+    return {k: v for k, v in spec.items() if k not in ("kind", *names)}
+
+
+def _window(spec: Spec) -> dict[str, Any]:
+    """JSON lists back to the tuples that convolutions want."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in _drop(spec).items()}
+
+
+Builder = Callable[[Spec, Any, nnx.Rngs], Any]
+
+LAYERS: dict[str, Builder] = {
+    "standardize": lambda spec, dtype, rngs: Standardize(
+        **_drop(spec), dtype=dtype or jnp.float32
+    ),
+    "flatten": lambda spec, dtype, rngs: flatten,
+    "relu": lambda spec, dtype, rngs: jax.nn.relu,
+    "gelu": lambda spec, dtype, rngs: jax.nn.gelu,
+    "tanh": lambda spec, dtype, rngs: jnp.tanh,
+    "max_pool": lambda spec, dtype, rngs: Pool(spec["window"], "max"),
+    "avg_pool": lambda spec, dtype, rngs: Pool(spec["window"], "mean"),
+    "linear": lambda spec, dtype, rngs: nnx.Linear(**_drop(spec), dtype=dtype, rngs=rngs),
+    "conv": lambda spec, dtype, rngs: nnx.Conv(**_window(spec), dtype=dtype, rngs=rngs),
+    "sketch_linear": lambda spec, dtype, rngs: SketchLinear(**_drop(spec), dtype=dtype, rngs=rngs),
+    "sketch_conv": lambda spec, dtype, rngs: SketchConv(**_window(spec), dtype=dtype, rngs=rngs),
+    "two_factor": lambda spec, dtype, rngs: TwoFactorLinear(**_drop(spec), dtype=dtype, rngs=rngs),
+}
+"""Every kind of layer, by name: a new kind is one line here."""
+
+
+class Network(nnx.Module):
+    """A chain of layers built from their descriptions.
+
+    Args:
+      specs: layers, first to last.
+      dtype: dtype of the computation; None for that of the parameters.
+      rngs: draws the initial parameters.
+
+    Raises:
+      ValueError: for an unknown kind, or arguments that the kind does not take.
+
+    Example:
+      >>> specs = [{"kind": "linear", "in_features": 4, "out_features": 2}, {"kind": "relu"}]
+      >>> Network(specs, rngs=nnx.Rngs(0))(jnp.ones((3, 4))).shape
+      (3, 2)
+    """
+
+    def __init__(self, specs: Sequence[Spec], *, dtype: Any = None, rngs: nnx.Rngs):
+        self.layers = nnx.List([build_layer(spec, dtype, rngs) for spec in specs])
+
+    def __call__(self, x: Array) -> Array:
+        """Applies the layers in order to ``x (batch, *features)``."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def build_layer(spec: Spec, dtype: Any, rngs: nnx.Rngs) -> Any:
+    """Builds one layer from its description; refuses what :data:`LAYERS` does not know."""
+    kind = spec.get("kind")
+    if kind not in LAYERS:
+        raise ValueError(f"unknown layer kind {kind!r}; expected one of {', '.join(LAYERS)}")
+    try:
+        return LAYERS[kind](spec, dtype, rngs)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"layer {dict(spec)!r} cannot be built: {error}") from error
+
+
+def mlp_specs(
+    in_features: int,
+    hidden: Sequence[int],
+    num_classes: int,
+    sketch: Mapping[str, Any] | None,
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    activation: str = "relu",
+) -> list[dict[str, Any]]:
+    """Describes a multi-layer perceptron with a dense head.
+
+    Args:
+      in_features: number of inputs.
+      hidden: widths of the hidden layers, each sketched (or dense, if ``sketch`` is None).
+      num_classes: number of outputs.
+      sketch: description of a hidden layer without its sizes, as ``{"kind": "sketch_linear",
+        "rank": 8}``; a rank that does not fit a layer is lowered to what fits.
+      mean: subtracted from the inputs.
+      std: divides the inputs.
+      activation: a kind of :data:`LAYERS`.
+
+    Returns:
+      Descriptions for :class:`Network`.
+
+    Example:
+      >>> [spec["kind"] for spec in mlp_specs(784, [1024], 10, {"kind": "sketch_linear", "rank": 8})]
+      ['standardize', 'flatten', 'sketch_linear', 'relu', 'linear']
+    """
+    specs: list[dict[str, Any]] = [
+        {"kind": "standardize", "mean": mean, "std": std},
+        {"kind": "flatten"},
+    ]
+    width = in_features
+    for size in hidden:
+        layer = {"kind": "linear"} if sketch is None else dict(sketch)
+        sizes = {"in_features": width, "out_features": size}
+        if "rank" in layer:
+            layer["rank"] = min(layer["rank"], width, size)
+        specs += [{**layer, **sizes}, {"kind": activation}]
+        width = size
+    return [*specs, {"kind": "linear", "in_features": width, "out_features": num_classes}]

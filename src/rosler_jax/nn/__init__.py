@@ -1,0 +1,17 @@
+"""Flax NNX sketch layers, and the functional core under them and under the Linen twins."""
+
+from rosler_jax.nn import functional, lifts
+from rosler_jax.nn._variables import SketchParam, SketchSeed
+from rosler_jax.nn.conv import SketchConv
+from rosler_jax.nn.linear import SketchLinear
+from rosler_jax.nn.two_factor import TwoFactorLinear
+
+__all__ = [
+    "SketchConv",
+    "SketchLinear",
+    "SketchParam",
+    "SketchSeed",
+    "TwoFactorLinear",
+    "functional",
+    "lifts",
+]

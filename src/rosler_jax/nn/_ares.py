@@ -1,0 +1,118 @@
+"""The sketch product with aRes-BP's cotangents, once for every kind of layer.
+
+A layer says how its input meets a thin filter (*lift*: a matrix product, or a convolution); all
+the rest, the core solve, the chain and both kinds of cotangent, is the same for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import rosler_kernels as rk
+
+from rosler_jax.factors import core_from_sketch
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+class Lift(Protocol):
+    """How inputs meet thin filters; hashable, so that it can be a static argument."""
+
+    def __call__(self, x: Array, filters: Array) -> Array:
+        """Applies thin filters: ``(..., features, groups, k)``; bilinear in its arguments."""
+
+    def sketch(self, x: Array, psi: rk.Sketch) -> Array:
+        """Applies the random filters ``Psi``: ``(..., groups, l)``."""
+
+
+def _per_group(y: Array, w: Array) -> Array:
+    """Multiplies ``(..., g, a)`` by ``(g, a, b)``, accumulating in float32 where that is wider."""
+    return jnp.einsum("...ga,gab->...gb", y, w)
+
+
+def _outer(x: Array, y: Array) -> Array:
+    """Contracts all leading axes: ``(..., g, a), (..., g, b) -> (g, a, b)``."""
+    return jnp.einsum("...ga,...gb->gab", x, y)
+
+
+def _effective_core(u: Array, parallel: Array) -> Array:
+    """``U``: the stored one, or the pseudo-inverse of the core that the slot holds transposed."""
+
+    def solve(slot: Array) -> Array:
+        return jax.vmap(lambda a_t: core_from_sketch(a_t.T))(slot).astype(slot.dtype)
+
+    return jax.lax.cond(parallel > 0.5, solve, lambda slot: slot, u)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def ares_product(
+    lift: Lift,
+    x: Float[Array, "*batch m"],
+    c: Array,
+    u: Float[Array, "g s l"],
+    r: Float[Array, "g l n"],
+    parallel: Float[Array, ""],
+    psi: rk.Sketch,
+    omega: rk.Sketch,
+) -> Float[Array, "*batch g n"]:
+    r"""Computes ``((x C) U) R``, with the cotangents of the stage that ``parallel`` names.
+
+    ``parallel <= 0.5`` (successive stage): ordinary back-propagation through the chain.
+
+    ``parallel > 0.5`` (parallel stage): the slot ``u`` holds ``A^T``, ``A = Psi^T W Omega``, and
+    ``U = A^+``. With ``delta = dL/dy``, ``G = x^T delta`` (never formed), the three cotangents are
+    the sketches of ``G`` by the same operators that sketched W,
+
+    ``dC = x^T (delta Omega) = G Omega``, ``dR = (x Psi)^T delta = Psi^T G``,
+    ``dA = (x Psi)^T (delta Omega) = Psi^T G Omega``,
+
+    so that under any update linear in the gradient C, A, R stay sketches of one virtual W. The
+    error goes down the chain in both stages: ``dx = ((delta R^T) U^T) C^T``.
+
+    Source: our reading of Li et al. (2021), doi 10.1038/s43588-021-00039-6.
+    """
+    return _ares_forward(lift, x, c, u, r, parallel, psi, omega)[0]
+
+
+def _ares_forward(
+    lift: Lift, x: Array, c: Array, u: Array, r: Array, parallel: Array, psi: Any, omega: Any
+) -> tuple[Array, tuple[Any, ...]]:
+    core = _effective_core(u, parallel)
+    h = lift(x, c)
+    y = _per_group(_per_group(h, core), r)
+    return y, (x, c, r, core, h, parallel, psi, omega)
+
+
+def _ares_backward(lift: Lift, residuals: tuple[Any, ...], delta: Array) -> tuple[Any, ...]:
+    x, c, r, core, h, parallel, psi, omega = residuals
+    delta_r = jnp.einsum("...gn,gln->...gl", delta, r)
+    delta_h = jnp.einsum("...gl,gsl->...gs", delta_r, core)
+    pull_x, pull_c = _pullbacks(lift, x, c)
+
+    def sketched() -> tuple[Array, Array, Array]:
+        delta_omega = rk.project(delta, omega)
+        x_psi = lift.sketch(x, psi)
+        return pull_c(delta_omega), jnp.swapaxes(_outer(x_psi, delta_omega), 1, 2), _outer(x_psi, delta)
+
+    def chained() -> tuple[Array, Array, Array]:
+        return pull_c(delta_h), _outer(h, delta_r), _outer(_per_group(h, core), delta)
+
+    d_c, d_u, d_r = jax.lax.cond(parallel > 0.5, sketched, chained)
+    return pull_x(delta_h), d_c, d_u, d_r, jnp.zeros_like(parallel), None, None
+
+
+def _pullbacks(
+    lift: Lift, x: Array, c: Array
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """Transposes of the lift in its input and in its filter."""
+    transpose_x = jax.linear_transpose(lambda x: lift(x, c), x)
+    transpose_c = jax.linear_transpose(lambda c: lift(x, c), c)
+    return (lambda ct: transpose_x(ct)[0]), (lambda ct: transpose_c(ct)[0])
+
+
+ares_product.defvjp(_ares_forward, _ares_backward)

@@ -1,0 +1,134 @@
+"""How inputs meet thin filters: by a matrix product, or by a convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import rosler_kernels as rk
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Array
+
+
+@dataclass(frozen=True)
+class DenseLift:
+    """Inputs meet filters by a matrix product; one group."""
+
+    def __call__(self, x: Array, filters: Array) -> Array:
+        return (x @ filters)[..., None, :]
+
+    def sketch(self, x: Array, psi: rk.Sketch) -> Array:
+        return rk.project(x, psi)[..., None, :]
+
+
+@dataclass(frozen=True)
+class ConvLift:
+    """Inputs meet filters by a convolution: what ``jax.lax.conv_general_dilated`` is told.
+
+    Attributes:
+      spatial: sizes of the window, one per spatial dimension.
+      strides, padding, input_dilation, kernel_dilation: as in ``conv_general_dilated``.
+      groups: feature group count.
+      precision: as in ``conv_general_dilated``.
+    """
+
+    spatial: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: str | tuple[tuple[int, int], ...]
+    input_dilation: tuple[int, ...]
+    kernel_dilation: tuple[int, ...]
+    groups: int = 1
+    precision: Any = None
+
+    def __call__(self, x: Array, filters: Array) -> Array:
+        n = len(self.spatial)
+        numbers = jax.lax.ConvDimensionNumbers(
+            (0, n + 1, *range(1, n + 1)), (n + 1, n, *range(n)), (0, n + 1, *range(1, n + 1))
+        )
+        y = jax.lax.conv_general_dilated(
+            x,
+            filters,
+            self.strides,
+            self.padding if isinstance(self.padding, str) else list(self.padding),
+            lhs_dilation=self.input_dilation,
+            rhs_dilation=self.kernel_dilation,
+            dimension_numbers=numbers,
+            feature_group_count=self.groups,
+            precision=self.precision,
+        )
+        return y.reshape(*y.shape[:-1], self.groups, filters.shape[-1] // self.groups)
+
+    def sketch(self, x: Array, psi: rk.Sketch) -> Array:
+        filters = rk.materialize(psi).astype(x.dtype)  # thin: (window * channels, l)
+        filters = filters.reshape(*self.spatial, -1, psi.cols)
+        return self(x, jnp.tile(filters, (1,) * (filters.ndim - 1) + (self.groups,)))
+
+
+def conv_lift(
+    spatial: Sequence[int],
+    *,
+    strides: int | Sequence[int] | None = 1,
+    padding: str | int | Sequence[int | tuple[int, int]] = "SAME",
+    input_dilation: int | Sequence[int] | None = 1,
+    kernel_dilation: int | Sequence[int] | None = 1,
+    groups: int = 1,
+    precision: Any = None,
+) -> ConvLift:
+    """Makes a :class:`ConvLift` from arguments as Flax's convolution layers take them.
+
+    ``padding`` is ``"SAME"``, ``"VALID"`` or explicit; the padding modes that change the input first
+    (circular, causal, reflect) are applied by :func:`pad_input`.
+
+    Example:
+      >>> conv_lift((3, 3), strides=2).strides
+      (2, 2)
+    """
+    k = len(spatial)
+
+    def broadcast(value: int | Sequence[int] | None) -> tuple[int, ...]:
+        return (value or 1,) * k if value is None or isinstance(value, int) else tuple(value)
+
+    if isinstance(padding, int):
+        padding = [(padding, padding)] * k
+    if not isinstance(padding, str):
+        padding = tuple((p, p) if isinstance(p, int) else (p[0], p[1]) for p in padding)
+        if len(padding) != k:
+            raise ValueError(f"padding {padding} has {len(padding)} entries; pass {k}, one a dimension")
+    return ConvLift(
+        spatial=tuple(spatial),
+        strides=broadcast(strides),
+        padding=padding,
+        input_dilation=broadcast(input_dilation),
+        kernel_dilation=broadcast(kernel_dilation),
+        groups=groups,
+        precision=precision,
+    )
+
+
+PAD_MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
+
+
+def pad_input(x: Array, lift: ConvLift, mode: str) -> Array:
+    """Pads the spatial axes of ``x`` for a ``VALID`` convolution, as Flax's padding modes do.
+
+    Args:
+      x: inputs, shape ``(batch, *spatial, channels)``.
+      lift: its window and kernel dilation say how far to pad.
+      mode: ``"CIRCULAR"``, ``"REFLECT"`` or, in one dimension, ``"CAUSAL"``.
+
+    Raises:
+      ValueError: for a causal convolution of more than one dimension, or an unknown mode.
+    """
+    reach = [(k - 1) * d for k, d in zip(lift.spatial, lift.kernel_dilation, strict=True)]
+    if mode == "CAUSAL":
+        if len(reach) != 1:
+            raise ValueError(f"causal padding is for 1-D convolution; this one is {len(reach)}-D")
+        return jnp.pad(x, [(0, 0), (reach[0], 0), (0, 0)])
+    if mode not in PAD_MODES:
+        raise ValueError(f"unknown padding mode {mode!r}; pass one of {sorted(PAD_MODES)}, CAUSAL")
+    return jnp.pad(x, [(0, 0), *((r // 2, (r + 1) // 2) for r in reach), (0, 0)], mode=PAD_MODES[mode])

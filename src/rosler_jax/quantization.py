@@ -1,0 +1,494 @@
+"""Symmetric per-channel quantisation of weights to 16, 8, 4, 3 and 2 bits.
+
+A weight x of channel j is stored as an integer q and read back as q * s_j, with
+
+    q = clip(round(x / s_j), -L, L),    L = 2**(bits - 1) - 1,
+
+so 2 bits mean {-1, 0, 1}. At 16 and 8 bits s_j = max|x| / L. At 4 bits and below the largest
+weights are better clipped: s_j is the best in mean squared error of 16 scales f * max|x| / L,
+f = 1, 0.87, ..., 0.125 (a ratio of 2**(-1/5)).
+
+Every scale is rounded *up* to a bfloat16 number, and that number is the one which divides. So a
+scale takes two bytes, keeps nearly float32's whole range (float16 ends at 6e-8, which the scales of
+16-bit biases reach), and q * s, 15 bits times 8, is exact in float32: JAX, NumPy and C read the same
+weights. Channels whose largest magnitude lies below 2**-100 fade to zero, magnitudes above 2**100
+saturate, and a channel with a NaN or an infinity gets the scale NaN, so that it cannot pass unseen.
+
+Quantisation-aware training calls ``fake_quantize`` on the weights in the forward pass. Its value is
+exactly ``dequantize(quantize(x))`` and its gradient is the identity (the straight-through estimator:
+Bengio, Leonard, Courville, arXiv:1308.3432).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import tree_util
+
+from rosler_jax._quantized import (
+    FLOAT_BITS,
+    INTEGER_BITS,
+    QuantizedTensor,
+    integer_levels,
+    scale_shape,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Float32, Integer
+
+    Bits = int | Integer[Array, ""]
+    Path = tuple[str, ...]
+    BitsRule = Callable[[Path], Bits]
+
+__all__ = [
+    "QuantizedTensor",
+    "channel_axis",
+    "dequantize",
+    "dequantize_params",
+    "fake_quantize",
+    "fake_quantize_params",
+    "leaf_bits",
+    "path_name",
+    "quantize",
+    "quantize_params",
+]
+
+tree_util.register_dataclass(
+    QuantizedTensor, data_fields=["values", "scale"], meta_fields=["bits", "axis"]
+)
+
+Tree = TypeVar("Tree")
+
+_SMALL_LEAF_BITS: Final = 16
+_SEARCHED_BITS: Final = 4
+_SEARCH_AT_ONCE: Final = 2**16
+_SHRINK: Final = np.exp2(-np.arange(16) / 5).astype(np.float32)
+_SMALLEST: Final = np.float32(2.0**-100)
+_LARGEST: Final = np.float32(2.0**100)
+
+# The rank carries the scales, so that they stay few. Conv factors have the same last two axes as
+# dense ones: (..., in, rank), (..., rank, rank), (..., rank, out).
+_AXIS_OF_LEAF: Final = {"c": -1, "u": -1, "r": -2}
+_STATISTICS: Final = ("mean", "var")
+_STAGE_LEAF: Final = "parallel"
+
+
+def quantize(x: Float[Array, "..."], bits: int, axis: int | None = -1) -> QuantizedTensor:
+    """Quantise x to signed integers with one scale per index of ``axis``.
+
+    q = clip(round(x / s), -L, L), L = 2**(bits - 1) - 1, with the scales of the module's docstring.
+
+    Args:
+        x: any shape and floating dtype; computed in float32.
+        bits: 2, 3, 4, 8 or 16; 32 keeps x as float32.
+        axis: the axis that carries the scales; None for one scale.
+
+    Returns:
+        A QuantizedTensor of x's shape: int8 values (int16 at 16 bits, float32 at 32).
+
+    Raises:
+        ValueError: bits is none of these, or axis is not one of x's.
+
+    Example:
+        >>> q = quantize(jnp.array([[1.27, 0.5], [-0.3, 2.54]]), bits=8)
+        >>> q.values.tolist(), q.scale.shape
+        ([[127, 25], [-30, 127]], (2,))
+    """
+    x = jnp.asarray(x)
+    axis = _checked_axis(axis, x.ndim)
+    if _checked_bits(bits) == FLOAT_BITS:
+        return QuantizedTensor(x.astype(jnp.float32), jnp.ones((), jnp.float32), FLOAT_BITS, None)
+    integers, scale = _integers_and_scale(x, int(bits), axis)
+    dtype = jnp.int16 if bits == 16 else jnp.int8
+    flat_scale = scale.reshape(scale_shape(x.shape, axis))
+    return QuantizedTensor(integers.astype(dtype), flat_scale, int(bits), axis)
+
+
+def dequantize(tensor: QuantizedTensor, dtype: Any = jnp.float32) -> Float[Array, "..."]:
+    """The weights that a quantised tensor stands for: values * scale, exact in float32.
+
+    Args:
+        tensor: from ``quantize`` or from a model file.
+        dtype: of the result; anything narrower than float32 rounds once more.
+
+    Returns:
+        An array of the tensor's shape.
+
+    Example:
+        >>> dequantize(quantize(jnp.array([1.0, -1.0, 0.1]), bits=2, axis=None)).tolist()
+        [1.0, -1.0, 0.0]
+    """
+    values = jnp.asarray(tensor.values).astype(jnp.float32)
+    if tensor.bits == FLOAT_BITS:
+        return values.astype(dtype)
+    scale = jnp.asarray(tensor.scale)
+    if tensor.axis is not None:
+        scale = jnp.expand_dims(scale, [k for k in range(values.ndim) if k != tensor.axis])
+    return (values * scale).astype(dtype)
+
+
+def fake_quantize(x: Float[Array, "..."], bits: Bits, axis: int | None = -1) -> Float[Array, "..."]:
+    """Give x as it is after quantisation, with the gradient of the identity.
+
+    Args:
+        x: any shape and floating dtype.
+        bits: 2, 3, 4, 8, 16 or 32 (32: x itself). An int, or an integer scalar array, which may be
+            traced: one compiled program then serves a sweep over bits (an array's value is not
+            checked).
+        axis: the axis that carries the scales; None for one scale.
+
+    Returns:
+        ``dequantize(quantize(x, bits, axis))`` in x's dtype; d(result)/dx = 1 everywhere.
+
+    Raises:
+        ValueError: an int bits is none of these, or axis is not one of x's.
+
+    Example:
+        >>> w = jnp.array([1.0, -0.5, 0.1])
+        >>> jax.grad(lambda w: fake_quantize(w, 2, None) @ jnp.array([1.0, 2.0, 3.0]))(w).tolist()
+        [1.0, 2.0, 3.0]
+    """
+    x = jnp.asarray(x)
+    axis = _checked_axis(axis, x.ndim)
+    fixed = _is_static(bits)
+    if fixed and _checked_bits(bits) == FLOAT_BITS:
+        return x
+    held = jax.lax.stop_gradient(x)
+    integers, scale = _integers_and_scale(held, int(bits) if fixed else bits, axis)
+    value = (integers * scale).astype(x.dtype)
+    if not fixed:
+        value = jnp.where(jnp.asarray(bits) >= FLOAT_BITS, held, value)
+    # x - held is exactly zero, so the sum is exactly the quantised value; the common
+    # x + stop_gradient(value - x) would round it away from what is deployed.
+    return value + (x - held)
+
+
+def channel_axis(path: Sequence[str] | str, shape: Sequence[int]) -> int | None:
+    """The axis that carries the scales of a parameter leaf; None for one scale.
+
+    The rank axis of factors (c: last, u: last, r: last but one), the last axis of any other kernel,
+    and one scale for vectors (biases, norm scales).
+
+    Args:
+        path: the leaf's path or its name alone; only the last part counts.
+        shape: the leaf's shape.
+
+    Example:
+        >>> channel_axis(("layers", "0", "r"), (8, 1024)), channel_axis("kernel", (64, 10))
+        (0, 1)
+        >>> channel_axis("bias", (1024,)) is None
+        True
+    """
+    if len(shape) < 2:
+        return None
+    name = path if isinstance(path, str) else path[-1]
+    return len(shape) + _AXIS_OF_LEAF.get(name.rsplit("/", 1)[-1], -1)
+
+
+def leaf_bits(path: Sequence[str], shape: Sequence[int], bits: Bits | BitsRule) -> Bits:
+    """How many bits a leaf gets when the weights get ``bits``.
+
+    Matrices and kernels get ``bits``; vectors (biases, norm scales) 16, for they are few and their
+    errors are not averaged out; scalars and running statistics stay float32, and so does
+    everything where ``bits`` is 32.
+
+    Args:
+        path: the leaf's path.
+        shape: the leaf's shape.
+        bits: for the weights, or a function of the path that gives them.
+
+    Example:
+        >>> leaf_bits(("fc", "c"), (784, 8), 4), leaf_bits(("fc", "bias"), (8,), 4)
+        (4, 16)
+    """
+    asked = bits(tuple(path)) if callable(bits) else bits
+    if not shape or path[-1] in _STATISTICS:
+        return FLOAT_BITS
+    if len(shape) >= 2:
+        return asked
+    if _is_static(asked):
+        return FLOAT_BITS if _checked_bits(asked) == FLOAT_BITS else _SMALL_LEAF_BITS
+    return jnp.where(jnp.asarray(asked) >= FLOAT_BITS, FLOAT_BITS, _SMALL_LEAF_BITS)
+
+
+def fake_quantize_params(params: Tree, bits: Bits | BitsRule) -> Tree:
+    """``fake_quantize`` every floating leaf of a parameter tree, for quantisation-aware training.
+
+    Axes follow ``channel_axis``, bits ``leaf_bits``. The leaves of a layer whose ``parallel`` leaf
+    is positive (aRes-BP's parallel stage, where u holds the core and not U) pass as they are:
+    quantisation begins at that layer's stage switch.
+
+    Args:
+        params: nested dicts, an nnx.State, or any other pytree of arrays.
+        bits: 2, 3, 4, 8, 16 or 32, an integer scalar array (may be traced), or a function from a
+            leaf's path, a tuple of strings, to one of these.
+
+    Returns:
+        A tree of the same structure, shapes and dtypes.
+
+    Raises:
+        ValueError: an int bits is unknown.
+
+    Example:
+        >>> params = {"fc": {"kernel": jnp.array([[0.9], [-0.2]]), "bias": jnp.zeros(1)}}
+        >>> jax.tree.map(jnp.shape, fake_quantize_params(params, 4))
+        {'fc': {'bias': (1,), 'kernel': (2, 1)}}
+    """
+    leaves, structure = tree_util.tree_flatten_with_path(params)
+    paths = [_names(keys) for keys, _ in leaves]
+    stages = {
+        path[:-1]: leaf
+        for path, (_, leaf) in zip(paths, leaves, strict=True)
+        if path[-1:] == (_STAGE_LEAF,)
+    }
+    out = []
+    for path, (_, leaf) in zip(paths, leaves, strict=True):
+        if not _is_quantizable(path, leaf):
+            out.append(leaf)
+            continue
+        width = leaf_bits(path, leaf.shape, bits)
+        value = fake_quantize(leaf, width, channel_axis(path, leaf.shape))
+        parallel = stages.get(path[:-1])
+        out.append(value if parallel is None else jnp.where(parallel > 0, leaf, value))
+    return tree_util.tree_unflatten(structure, out)
+
+
+def quantize_params(
+    params: Any, bits: int | BitsRule
+) -> dict[str, QuantizedTensor | Integer[Array, "..."] | Float[Array, "..."]]:
+    """Quantise a parameter tree into the named tensors that a model file holds.
+
+    The deployed twin of ``fake_quantize_params``: ``dequantize_params`` of the result has the same
+    values.
+
+    Args:
+        params: nested dicts, an nnx.State, or any other pytree of arrays.
+        bits: 2, 3, 4, 8, 16 or 32, or a function from a leaf's path, a tuple of strings, to one.
+
+    Returns:
+        A flat dict from names ("fc1/c") to QuantizedTensors; scalars and leaves that are not
+        floating stay arrays. The ``parallel`` leaf of aRes-BP layers is left out.
+
+    Raises:
+        ValueError: bits is unknown, two leaves get one name, or a layer is still in aRes-BP's
+            parallel stage (its u is the core, not U).
+
+    Example:
+        >>> params = {"fc": {"kernel": jnp.array([[0.9], [-0.2]]), "bias": jnp.zeros(1)}}
+        >>> {name: t.bits for name, t in quantize_params(params, 4).items()}
+        {'fc/bias': 16, 'fc/kernel': 4}
+    """
+    out: dict[str, Any] = {}
+    for keys, leaf in tree_util.tree_flatten_with_path(params)[0]:
+        path, name = _names(keys), path_name(keys)
+        if path[-1:] == (_STAGE_LEAF,):
+            _require_successive(name, leaf)
+        elif name in out:
+            raise ValueError(f"two leaves are named {name!r}; rename one of the layers")
+        elif not _is_quantizable(path, leaf):
+            out[name] = leaf
+        else:
+            width = leaf_bits(path, leaf.shape, bits)
+            out[name] = quantize(leaf, width, channel_axis(path, leaf.shape))  # type: ignore[arg-type]
+    return out
+
+
+def dequantize_params(tensors: Mapping[str, Any], like: Tree) -> Tree:
+    """Put named tensors, from ``quantize_params`` or a model file, into a parameter tree.
+
+    Args:
+        tensors: names ("fc1/c") to QuantizedTensors or arrays.
+        like: a tree with the wanted structure, shapes and dtypes (jax.ShapeDtypeStruct leaves do).
+
+    Returns:
+        The tree, with ``like``'s dtypes; ``parallel`` leaves are zero (successive stage).
+
+    Raises:
+        ValueError: a name is missing or unknown, or a shape differs.
+
+    Example:
+        >>> params = {"fc": {"kernel": jnp.array([[0.9], [-0.2]])}}
+        >>> restored = dequantize_params(quantize_params(params, 16), like=params)
+        >>> bool(jnp.allclose(restored["fc"]["kernel"], params["fc"]["kernel"], atol=1e-4))
+        True
+    """
+    leaves, structure = tree_util.tree_flatten_with_path(like)
+    names = [path_name(keys) for keys, _ in leaves]
+    stages = {name for name in names if name.rsplit("/", 1)[-1] == _STAGE_LEAF}
+    missing, unknown = set(names) - stages - set(tensors), set(tensors) - set(names)
+    if missing or unknown:
+        raise ValueError(
+            f"the tensors do not fit the model: missing {sorted(missing)}, unknown "
+            f"{sorted(unknown)}; build the model from the same specification as the tensors"
+        )
+    out = []
+    for name, (_, leaf) in zip(names, leaves, strict=True):
+        if name not in tensors:
+            out.append(jnp.zeros(leaf.shape, leaf.dtype))
+            continue
+        tensor = tensors[name]
+        if tuple(tensor.shape) != tuple(leaf.shape):
+            raise ValueError(
+                f"tensor {name!r} has shape {tuple(tensor.shape)}, the model expects "
+                f"{tuple(leaf.shape)}"
+            )
+        is_quantized = isinstance(tensor, QuantizedTensor)
+        out.append(
+            dequantize(tensor, leaf.dtype) if is_quantized else jnp.asarray(tensor, leaf.dtype)
+        )
+    return tree_util.tree_unflatten(structure, out)
+
+
+def path_name(keys: Sequence[Any]) -> str:
+    """A leaf's name, "layers/0/c", from the key path that ``jax.tree_util`` gives.
+
+    Example:
+        >>> [(keys, _)] = jax.tree_util.tree_flatten_with_path({"layers": {0: {"c": 1.0}}})[0]
+        >>> path_name(keys)
+        'layers/0/c'
+    """
+    return "/".join(_names(keys))
+
+
+def _names(keys: Sequence[Any]) -> Path:
+    # An nnx.Variable is a node of its own with the one attribute "value": not part of the name.
+    if keys and isinstance(keys[-1], tree_util.GetAttrKey) and keys[-1].name == "value":
+        keys = keys[:-1]
+    return tuple(tree_util.keystr((key,), simple=True) for key in keys)
+
+
+def _is_static(bits: Any) -> TypeGuard[int]:
+    return isinstance(bits, int | np.integer)
+
+
+def _checked_bits(bits: Any) -> int:
+    if not _is_static(bits) or bits not in (*INTEGER_BITS, FLOAT_BITS):
+        raise ValueError(f"bits {bits!r} is not supported; pass one of 2, 3, 4, 8, 16, 32")
+    return int(bits)
+
+
+def _checked_axis(axis: int | None, ndim: int) -> int | None:
+    if axis is None:
+        return None
+    if not -ndim <= axis < ndim:
+        raise ValueError(
+            f"axis {axis} is outside an array of {ndim} dimensions; pass one of its axes, or None "
+            f"for one scale"
+        )
+    return axis % ndim
+
+
+def _is_quantizable(path: Path, leaf: Any) -> bool:
+    return (
+        hasattr(leaf, "dtype")
+        and bool(leaf.shape)
+        and path[-1:] != (_STAGE_LEAF,)
+        and jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
+
+
+def _require_successive(name: str, parallel: Any) -> None:
+    if not isinstance(parallel, jax.core.Tracer) and np.any(np.asarray(parallel) > 0):
+        raise ValueError(
+            f"{name} is positive: the layer is still in aRes-BP's parallel stage, where u holds "
+            f"the core and not U; train past the stage switch, or fold, before quantising"
+        )
+
+
+@partial(jax.jit, static_argnames=("axis",))
+def _traced_bits(
+    x: Float[Array, "..."], bits: Integer[Array, ""], axis: int | None
+) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
+    # Bits of 17 and more are replaced by x in the caller; here they must only not overflow.
+    levels = (jnp.left_shift(1, jnp.minimum(jnp.asarray(bits, jnp.int32), 16) - 1) - 1).astype(
+        jnp.float32
+    )
+    largest = _largest_magnitude(x, axis)
+    searched = _searched_scale(x, largest, levels, axis)
+    scale = jnp.where(bits <= _SEARCHED_BITS, searched, _scale(largest, 1 / levels))
+    return _round_to_levels(x, scale, levels), scale
+
+
+@partial(jax.jit, static_argnames=("bits", "axis"))
+def _static_bits(
+    x: Float[Array, "..."], bits: int, axis: int | None
+) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
+    levels = np.float32(integer_levels(bits))
+    largest = _largest_magnitude(x, axis)
+    if bits <= _SEARCHED_BITS:
+        scale = _searched_scale(x, largest, levels, axis)
+    else:
+        scale = _scale(largest, 1 / levels)
+    return _round_to_levels(x, scale, levels), scale
+
+
+def _integers_and_scale(
+    x: Float[Array, "..."], bits: Bits, axis: int | None
+) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
+    """The integers (as float32) and the scales (x's dimensions kept), compiled as one program."""
+    x = x.astype(jnp.float32)
+    if isinstance(bits, int):
+        return _static_bits(x, bits, axis)
+    return _traced_bits(x, bits, axis)
+
+
+def _other_axes(x: Float[Array, "..."], axis: int | None) -> tuple[int, ...]:
+    return tuple(k for k in range(x.ndim) if k != axis)
+
+
+def _largest_magnitude(x: Float32[Array, "..."], axis: int | None) -> Float32[Array, "..."]:
+    return jnp.max(jnp.abs(x), axis=_other_axes(x, axis), keepdims=True, initial=0.0)
+
+
+def _scale(largest: Float32[Array, "..."], factor: Any) -> Float32[Array, "..."]:
+    """bfloat16, rounded up, of largest * factor; NaN where a magnitude is not finite."""
+    scale = jnp.clip(largest, _SMALLEST, _LARGEST) * factor
+    bits = jax.lax.bitcast_convert_type(scale, jnp.uint32)
+    # Sixteen units in the last place count as "already a bfloat16 number": largest = 7 s must give
+    # s / 1 back although largest * (1 / 7) may come out just above it.
+    rounded = jax.lax.bitcast_convert_type(
+        (bits + jnp.uint32(0xFFF0)) & jnp.uint32(0xFFFF0000), jnp.float32
+    )
+    return jnp.where(jnp.isfinite(largest), rounded, jnp.nan)
+
+
+def _round_to_levels(
+    x: Float32[Array, "..."], scale: Float32[Array, "..."], levels: Any
+) -> Float32[Array, "..."]:
+    # Times the reciprocal: a compiler may turn a division into that or not, and then the integers
+    # of training and of deployment would differ.
+    return jnp.clip(jnp.round(x * (1 / scale)), -levels, levels)
+
+
+def _searched_scale(
+    x: Float32[Array, "..."], largest: Float32[Array, "..."], levels: Any, axis: int | None
+) -> Float32[Array, "..."]:
+    """Per channel the scale f * largest / levels with the least squared error.
+
+    The errors are summed as integers, in units of largest / unit: an integer sum does not depend on
+    its order, so that the choice is the same inside any larger compiled program.
+    """
+    others = _other_axes(x, axis)
+    count = max(1, int(np.prod([x.shape[k] for k in others])))
+    unit = np.float32(np.floor(np.sqrt(0xFFFFFFFF / count)) - 1)
+    bound = jnp.clip(largest, _SMALLEST, _LARGEST)
+    bounded = jnp.minimum(jnp.abs(x), bound)
+
+    def total_error(factor: Float32[Array, ""]) -> tuple[Integer[Array, "..."], Any]:
+        scale = _scale(largest, factor)
+        error = jnp.abs(bounded - _round_to_levels(bounded, scale, levels) * scale)
+        steps = jnp.round(error * (unit / bound)).astype(jnp.uint32)
+        return jnp.sum(steps * steps, axis=others, keepdims=True, dtype=jnp.uint32), scale
+
+    factors = jnp.asarray(1 / levels * _SHRINK)
+    # All candidates at once are fastest; one after the other bound the memory to x's own size.
+    every = (
+        jax.vmap(total_error) if x.size <= _SEARCH_AT_ONCE else partial(jax.lax.map, total_error)
+    )
+    totals, scales = every(factors)
+    return jnp.take_along_axis(scales, jnp.argmin(totals, axis=0)[None], axis=0)[0]

@@ -1,0 +1,35 @@
+"""What every test shares: process settings, JAX's strict mode, and where real data may lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Several workers share one accelerator where there is one.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def strict_promotion() -> Iterator[None]:
+    """JAX raises on implicit promotion of ranks and dtypes.
+
+    A file of tests asks for it with `pytestmark = pytest.mark.usefixtures("strict_promotion")`. Not
+    for all: optax's bias correction raises a float to an integer power, and the hash broadcasts.
+    """
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real data sets; skips where it is absent (ROSLER_TEST_DATA names another)."""
+    folder = Path(os.environ.get("ROSLER_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; ROSLER_TEST_DATA may name a folder")
+    return folder
