@@ -7,6 +7,28 @@ edge computing", Nat. Comput. Sci. 1, 221-228 (2021), doi 10.1038/s43588-021-000
 
 from __future__ import annotations
 
+from rosler_jax import factors, initializers, nn, optim, quantization
 from rosler_jax._version import __version__
+from rosler_jax.factors import SeededFactors, SketchFactors, TwoFactors
+from rosler_jax.nn import SketchConv, SketchLinear, SketchParam, SketchSeed, TwoFactorLinear
+from rosler_jax.optim import ares_bp, extract_factors, restrict_rank
 
-__all__ = ["__version__"]
+__all__ = [
+    "SeededFactors",
+    "SketchConv",
+    "SketchFactors",
+    "SketchLinear",
+    "SketchParam",
+    "SketchSeed",
+    "TwoFactorLinear",
+    "TwoFactors",
+    "__version__",
+    "ares_bp",
+    "extract_factors",
+    "factors",
+    "initializers",
+    "nn",
+    "optim",
+    "quantization",
+    "restrict_rank",
+]

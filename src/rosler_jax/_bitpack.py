@@ -1,7 +1,8 @@
 """Integers of 2 to 16 bits as a little-endian bit stream, and bfloat16 scales as two bytes.
 
-Value i, in two's complement of b bits, lies in bits i*b ... i*b + b - 1 of the stream, lowest
-bit first; bit k of the stream is bit k % 8 of byte k // 8. The last byte is filled up with zeros. In C::
+Value i, in two's complement of b bits, lies in bits i*b ... i*b + b - 1 of the stream, the lowest
+bit first; bit k of the stream is bit k % 8 of byte k // 8. The last byte is filled with zeros.
+In C::
 
     int32_t get(const uint8_t *p, size_t i, int b) {
         uint32_t v = 0;

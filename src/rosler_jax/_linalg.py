@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+
 import rosler_kernels as rk
 
 if TYPE_CHECKING:

@@ -4,19 +4,20 @@ A weight x of channel j is stored as an integer q and read back as q * s_j, with
 
     q = clip(round(x / s_j), -L, L),    L = 2**(bits - 1) - 1,
 
-so 2 bits mean {-1, 0, 1}. At 16 and 8 bits s_j = max|x| / L. At 4 bits and below the largest
-weights are better clipped: s_j is the best in mean squared error of 16 scales f * max|x| / L,
-f = 1, 0.87, ..., 0.125 (a ratio of 2**(-1/5)).
+so 2 bits mean {-1, 0, 1}. At 16 and 8 bits s_j = max|x| / L. At 4 bits and below the
+largest weights are better clipped: s_j is the best in mean squared error of 16 scales
+f * max|x| / L, f = 1, 0.87, ..., 0.125 (a ratio of 2**(-1/5)).
 
 Every scale is rounded *up* to a bfloat16 number, and that number is the one which divides. So a
-scale takes two bytes, keeps nearly float32's whole range (float16 ends at 6e-8, which the scales of
-16-bit biases reach), and q * s, 15 bits times 8, is exact in float32: JAX, NumPy and C read the same
-weights. Channels whose largest magnitude lies below 2**-100 fade to zero, magnitudes above 2**100
-saturate, and a channel with a NaN or an infinity gets the scale NaN, so that it cannot pass unseen.
+scale takes two bytes, keeps nearly float32's whole range (float16 ends at 6e-8, which the scales
+of 16-bit biases reach), and q * s, 15 bits times 8, is exact in float32: JAX, NumPy and C read the
+same weights. Channels whose largest magnitude lies below 2**-100 fade to zero, magnitudes above
+2**100 saturate, and a channel with a NaN or an infinity gets the scale NaN, so that it cannot pass
+unseen.
 
-Quantisation-aware training calls ``fake_quantize`` on the weights in the forward pass. Its value is
-exactly ``dequantize(quantize(x))`` and its gradient is the identity (the straight-through estimator:
-Bengio, Leonard, Courville, arXiv:1308.3432).
+Quantisation-aware training calls ``fake_quantize`` on the weights in the forward pass. Its value
+is exactly ``dequantize(quantize(x))`` and its gradient is the identity (the straight-through
+estimator: Bengio, Leonard, Courville, arXiv:1308.3432).
 """
 
 from __future__ import annotations

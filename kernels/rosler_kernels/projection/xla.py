@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..sketches import family
-from ..sketches._base import inverse_sqrt
+from ..sketches._base import indices, inverse_sqrt
 from ..sketches.rows import samples
 from ..sketches.srht import columns, order_bits, ranks, signs
 
@@ -99,6 +100,20 @@ def _dense_transpose(y: Array, sketch: Sketch) -> Array:
     return out
 
 
+# Sparse rows: one-hot tiles forwards (XLA's scatter is serial on CPU), a gather backwards.
+
+
+def _sparse_transpose(y: Array, sketch: Sketch) -> Array:
+    pattern = family(sketch.kind).pattern
+    assert pattern is not None
+    column, value = _stored(functools.partial(pattern, sketch), sketch.rows)
+    terms = (
+        jnp.take(y, column[:, k], axis=1, mode="clip") * value[:, k].astype(y.dtype)
+        for k in range(column.shape[1])
+    )
+    return functools.reduce(jnp.add, terms)
+
+
 # SRHT: a Walsh-Hadamard transform as products with small Hadamard matrices.
 
 
@@ -127,49 +142,66 @@ def _hadamard_transform(x: Float[Array, "b n"], bits: int) -> Float[Array, "b n"
 
 def _hadamard_project(x: Array, sketch: Sketch) -> Array:
     bits = order_bits(sketch.rows)
-    sign, chosen = _once(
-        signs(sketch, 0, sketch.rows), columns(sketch, jnp.arange(sketch.cols, dtype=jnp.uint32))
-    )
+    sign = _stored(functools.partial(signs, sketch), sketch.rows)
+    chosen = _stored(_index_columns(sketch), sketch.cols)
     x = jnp.pad(x * sign.astype(x.dtype), ((0, 0), (0, (1 << bits) - sketch.rows)))
-    transformed = _hadamard_transform(x, bits)
-    out = jnp.take(transformed, chosen.astype(jnp.int32), axis=1, mode="clip")
+    out = jnp.take(_hadamard_transform(x, bits), chosen, axis=1, mode="clip")
     return out * inverse_sqrt(sketch.cols).astype(x.dtype)
 
 
 def _hadamard_transpose(y: Array, sketch: Sketch) -> Array:
     bits = order_bits(sketch.rows)
+    sign = _stored(functools.partial(signs, sketch), sketch.rows)
     # A gather through the inverse bijection: XLA's scatter is serial on CPU.
-    sign, rank = _once(
-        signs(sketch, 0, sketch.rows), ranks(sketch, jnp.arange(1 << bits, dtype=jnp.uint32))
-    )
-    index = jnp.minimum(rank, sketch.cols).astype(jnp.int32)
-    padded = jnp.pad(y * inverse_sqrt(sketch.cols).astype(y.dtype), ((0, 0), (0, 1)))
-    spread = jnp.take(padded, index, axis=1, mode="clip")
-    return _hadamard_transform(spread, bits)[:, : sketch.rows] * sign.astype(y.dtype)
+    rank = _stored(_index_ranks(sketch), 1 << bits)
+    y = jnp.pad(y * inverse_sqrt(sketch.cols).astype(y.dtype), ((0, 0), (0, 1)))
+    out = _hadamard_transform(jnp.take(y, rank, axis=1, mode="clip"), bits)
+    return out[:, : sketch.rows] * sign.astype(y.dtype)
 
 
-def _once(*vectors: Array) -> tuple[Array, ...]:
-    """Keeps XLA from fusing the hashes of a vector into a loop over a whole batch."""
-    return jax.lax.optimization_barrier(vectors)
+def _index_columns(sketch: Sketch) -> Callable[[Array, int], Array]:
+    return lambda start, size: columns(sketch, indices(start, size)).astype(jnp.int32)
+
+
+def _index_ranks(sketch: Sketch) -> Callable[[Array, int], Array]:
+    def generate(start: Array, size: int) -> Array:
+        rank = ranks(sketch, indices(start, size))
+        return jnp.minimum(rank, jnp.uint32(sketch.cols)).astype(jnp.int32)  # cols: a column of zeros
+
+    return generate
+
+
+def _stored(generate: Callable[[Array, int], Any], size: int) -> Any:
+    """generate(0, size), made once.
+
+    XLA's CPU back end would fuse the hash of a vector into the loop over a whole batch, and repeat it for every example;
+    it drops optimization barriers before fusing. It does not fuse across a loop, so that this makes the vector in two trips.
+    """
+    if size == 1:
+        return generate(jnp.uint32(0), 1)
+    half = -(-size // 2)
+    starts = jnp.array([0, half], dtype=jnp.uint32)
+    parts = jax.lax.map(lambda start: generate(start, half), starts)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:size], parts)
 
 
 # Row sampling: gather and scatter-add.
 
 
 def _rows_project(x: Array, sketch: Sketch) -> Array:
-    index, scale = _once(*samples(sketch))
+    index, scale = samples(sketch)
     return jnp.take(x, index, axis=1, mode="clip") * scale.astype(x.dtype)
 
 
 def _rows_transpose(y: Array, sketch: Sketch) -> Array:
-    index, scale = _once(*samples(sketch))
+    index, scale = samples(sketch)
     out = jnp.zeros((y.shape[0], sketch.rows), y.dtype)
     return out.at[:, index].add(y * scale.astype(y.dtype), mode="promise_in_bounds")
 
 
 _ALGORITHMS = {
     "dense": (_dense_project, _dense_transpose),
-    "sparse": (_dense_project, _dense_transpose),
+    "sparse": (_dense_project, _sparse_transpose),
     "hadamard": (_hadamard_project, _hadamard_transpose),
     "rows": (_rows_project, _rows_transpose),
 }

@@ -80,7 +80,6 @@ def wiring(sketch: Sketch, row_blocks: UInt32[Array, "n"]) -> UInt32[Array, "n k
 def row_block(sketch: Sketch, rows: UInt32[Array, "n"]) -> UInt32[Array, "n"]:
     """The block that holds each row: the greatest b with floor(b m / blocks) <= row."""
     blocks = sketch.param("blocks")
-    # A guess from the shorter width is never too small and at most a few too large only for short blocks.
     starts = block_boundary(jnp.arange(blocks, dtype=jnp.uint32), sketch.rows, blocks)
     return (jnp.searchsorted(starts, rows, side="right") - 1).astype(jnp.uint32)
 

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     Where = Callable[[str], bool]
 
 
-def is_none(x: Any) -> bool:
-    """Leaf test that keeps ``None`` (optax's mark of a frozen parameter) in a flattened tree."""
-    return x is None
-
-
 def path_name(path: Sequence[Any]) -> str:
     """Names a leaf by its path, such as ``"hidden/kernel"``, the same for Linen and NNX parameters.
 
@@ -91,7 +86,7 @@ def select_matrices(params: Any, rank: int, where: Where | None = None) -> list[
         ``min(m, n) > rank``.
 
     Returns:
-      Pairs of name and position among the leaves of ``params`` (``None`` counted), in order.
+      Pairs of name and position among the leaves of ``params``, in order.
 
     Raises:
       ValueError: if ``where`` picks a leaf that is no matrix or too small for the rank, or picks
@@ -105,10 +100,7 @@ def select_matrices(params: Any, rank: int, where: Where | None = None) -> list[
     """
     named = [
         (path_name(path), index, leaf)
-        for index, (path, leaf) in enumerate(
-            jax.tree_util.tree_leaves_with_path(params, is_leaf=is_none)
-        )
-        if leaf is not None
+        for index, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params))
     ]
     if where is None:
         return [

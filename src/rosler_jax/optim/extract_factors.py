@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rosler_jax._linalg import low_rank_product, randomized_svd
 from rosler_jax.optim._checks import static_int
-from rosler_jax.optim._matrices import as_matrix, is_none, select_matrices
+from rosler_jax.optim._matrices import as_matrix, select_matrices
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key
@@ -98,7 +98,7 @@ def extract_factors(
     Source: Halko, Martinsson, Tropp (2011), algorithm 5.1.
     """
     rank = static_int("rank", rank, 1)
-    leaves, treedef = jax.tree.flatten(params, is_leaf=is_none)
+    leaves, treedef = jax.tree.flatten(params)
     key = jax.random.key(seed)
     errors = {}
     for name, index in select_matrices(params, rank, where):

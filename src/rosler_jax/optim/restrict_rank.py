@@ -10,12 +10,15 @@ import optax
 
 from rosler_jax._linalg import low_rank_product, randomized_svd
 from rosler_jax.optim._checks import static_int
-from rosler_jax.optim._matrices import as_matrix, is_none, select_matrices
+from rosler_jax.optim._matrices import as_matrix, select_matrices
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key, UInt32
 
     from rosler_jax.optim._matrices import Where
+
+    # Seed words, count, and (weight, update) of each chosen leaf.
+    _Operands = tuple[Array, Array, list[tuple[Array, Array]]]
 
 
 class RestrictRankState(NamedTuple):
@@ -146,6 +149,19 @@ def restrict_rank(
     oversampling = static_int("oversampling", oversampling, 0)
     inner = optax.with_extra_args_support(inner)
 
+    # Defined here and not in update_fn: JAX caches branches by identity, so that updates outside jit
+    # compile the condition once.
+    def restricted(operands: _Operands) -> list[Array]:
+        words, count, pairs = operands
+        key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), count)
+        return [
+            _restrict(w, u, jax.random.fold_in(key, i), rank, power_iterations, oversampling)
+            for i, (w, u) in enumerate(pairs)
+        ]
+
+    def unrestricted(operands: _Operands) -> list[Array]:
+        return [u.astype(_wide(w, u)) for w, u in operands[2]]
+
     def init_fn(params: optax.Params) -> RestrictRankState:
         select_matrices(params, rank, where)  # a wrong `where` is an error here, not at step one
         return RestrictRankState(
@@ -162,30 +178,19 @@ def restrict_rank(
             raise ValueError("restrict_rank needs params: call update(updates, state, params)")
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         count = optax.safe_increment(state.count)
-        leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
-        weights = jax.tree.leaves(params, is_leaf=is_none)
+        leaves, treedef = jax.tree.flatten(updates)
+        weights = jax.tree.leaves(params)
         if len(weights) != len(leaves):
             raise ValueError(
                 f"params have {len(weights)} leaves, updates {len(leaves)}; "
                 "expected trees of the same structure"
             )
-        # An update of None freezes its parameter.
-        chosen = [i for _, i in select_matrices(params, rank, where) if leaves[i] is not None]
-
-        def restricted(pairs: list[tuple[Array, Array]]) -> list[Array]:
-            key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-            key = jax.random.fold_in(key, count)
-            return [
-                _restrict(w, u, jax.random.fold_in(key, i), rank, power_iterations, oversampling)
-                for i, (w, u) in enumerate(pairs)
-            ]
-
-        def unrestricted(pairs: list[tuple[Array, Array]]) -> list[Array]:
-            return [u.astype(_wide(w, u)) for w, u in pairs]
-
+        chosen = [index for _, index in select_matrices(params, rank, where)]
         if chosen:
             pairs = [(weights[i], leaves[i]) for i in chosen]
-            emitted = jax.lax.cond(count % every == 0, restricted, unrestricted, pairs)
+            emitted = jax.lax.cond(
+                count % every == 0, restricted, unrestricted, (state.key, count, pairs)
+            )
             for i, update in zip(chosen, emitted, strict=True):
                 leaves[i] = update
         new_state = RestrictRankState(count=count, key=state.key, inner_state=inner_state)

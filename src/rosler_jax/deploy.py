@@ -1,0 +1,172 @@
+"""From a trained network to the one that ships, and back from its file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rosler_jax import modelfile
+from rosler_jax.factors import SketchFactors, fold
+from rosler_jax.modelfile import ModelFile, ModelFileError
+from rosler_jax.network import Network, Spec
+from rosler_jax.quantization import dequantize_params, quantize_params
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
+
+class Trained(NamedTuple):
+    """A network as data: descriptions of its layers, parameters, and all other state."""
+
+    specs: list[dict[str, Any]]
+    params: Any
+    buffers: Any
+
+
+class LoadedNetwork(NamedTuple):
+    """A network read from a model file."""
+
+    specs: list[dict[str, Any]]
+    network: Network
+    file: ModelFile
+
+
+def deploy(trained: Trained) -> Trained:
+    """Rewrites the layers in the form that takes the fewest numbers and the least work to apply.
+
+    A learnt ``C U R`` linear layer becomes two factors: ``U`` is folded into its smaller neighbour.
+    Seeded and dense layers, and convolutions, stay as they are.
+
+    Args:
+      trained: specs, ``params["layers"][i]`` and buffers of a :class:`rosler_jax.network.Network`.
+
+    Returns:
+      The same network, to float rounding.
+
+    Raises:
+      ValueError: if a layer is still in the parallel stage of aRes-BP.
+
+    Example:
+      >>> specs = [{"kind": "sketch_linear", "in_features": 9, "out_features": 7, "rank": 2}]
+      >>> _, params, buffers = nnx.split(Network(specs, rngs=nnx.Rngs(0)), nnx.Param, ...)
+      >>> small = deploy(Trained(specs, nnx.to_pure_dict(params), nnx.to_pure_dict(buffers)))
+      >>> small.specs[0]["kind"], sorted(small.params["layers"][0])
+      ('two_factor', ['bias', 'c', 'r'])
+    """
+    layers = dict(trained.params.get("layers", {}))
+    buffers = dict(trained.buffers.get("layers", {}))
+    specs = [dict(spec) for spec in trained.specs]
+    for i, spec in enumerate(specs):
+        if spec["kind"] != "sketch_linear" or spec.get("mode", "chain") == "seeded":
+            continue
+        p = layers[i]
+        if float(p.get("parallel", 0.0)) > 0.5:
+            raise ValueError(
+                f"layer {i} is still in the parallel stage of aRes-BP; train past its switch_step"
+            )
+        two = fold(SketchFactors(c=p["c"], u=p["u"], r=p["r"]))
+        rank = two.c.shape[1]
+        layers[i] = {"c": two.c, "r": two.r, **{k: p[k] for k in ("bias",) if k in p}}
+        buffers.pop(i, None)
+        kept = {k: spec[k] for k in ("in_features", "out_features", "use_bias") if k in spec}
+        specs[i] = {"kind": "two_factor", **kept, "rank": rank}
+    return Trained(specs, {"layers": layers}, {"layers": buffers} if buffers else {})
+
+
+def pack(trained: Trained, bits: int) -> dict[str, Any]:
+    """The named tensors of a model file: quantised parameters, seeds and statistics as they are."""
+    tensors = quantize_params(trained.params, bits)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(trained.buffers)[0]:
+        tensors["/".join(str(getattr(k, "key", k)) for k in path)] = leaf
+    return {name.removeprefix("layers/"): tensor for name, tensor in tensors.items()}
+
+
+def save_network(
+    path: str | os.PathLike[str],
+    trained: Trained,
+    *,
+    bits: int,
+    metadata: Mapping[str, Any] | None = None,
+) -> int:
+    """Quantises a network and writes its model file.
+
+    Args:
+      path: where to.
+      trained: the network; see :func:`deploy` to make it small first.
+      bits: bits of the weights.
+      metadata: JSON types, kept in the file and counted in its size.
+
+    Returns:
+      Bytes of the file.
+
+    Raises:
+      ValueError: for unknown bits, or a layer still in the parallel stage.
+      OSError: if the file cannot be written.
+    """
+    return modelfile.save(path, pack(trained, bits), {"layers": trained.specs}, metadata or {})
+
+
+def load_network(path: str | os.PathLike[str]) -> LoadedNetwork:
+    """Reads a model file back into a network that can be called.
+
+    Nothing is allocated for a layer before its tensors in the file have been seen to have its shapes.
+
+    Args:
+      path: file that :func:`save_network` wrote.
+
+    Returns:
+      The network, its layers' descriptions and the file's contents.
+
+    Raises:
+      ModelFileError: if the file is damaged, or its tensors do not fit its layers.
+      OSError: if it cannot be read.
+    """
+    file = modelfile.load(path)
+    specs = file.spec.get("layers")
+    if not isinstance(specs, list) or not all(isinstance(s, dict) for s in specs):
+        raise ModelFileError(f"{path}: its spec has no list of layers; save it with save_network")
+    try:
+        return LoadedNetwork(specs, _rebuild(specs, file.tensors), file)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise ModelFileError(f"{path}: tensors and layers do not fit: {error}") from error
+
+
+def _rebuild(specs: Sequence[Spec], tensors: Mapping[str, Any]) -> Network:
+    abstract = nnx.eval_shape(lambda: Network(specs, rngs=nnx.Rngs(0)))
+    graphdef, params, buffers = nnx.split(abstract, nnx.Param, ...)
+    state: PyTree = (nnx.to_pure_dict(params), nnx.to_pure_dict(buffers))
+    names = {f"layers/{name}": tensor for name, tensor in tensors.items()}
+    buffer_names = {
+        "/".join(str(getattr(k, "key", k)) for k in path)
+        for path, _ in jax.tree_util.tree_flatten_with_path(state[1])[0]
+    }
+    values = dequantize_params({k: v for k, v in names.items() if k not in buffer_names}, state[0])
+    rest = dequantize_params({k: v for k, v in names.items() if k in buffer_names}, state[1])
+    return nnx.merge(graphdef, values, rest)
+
+
+def from_restricted(specs: Sequence[Spec], params: PyTree, extracted: PyTree) -> Trained:
+    """Rebuilds a rank-restricted dense network with two-factor layers.
+
+    Args:
+      specs: layers of the dense network.
+      params: its parameters.
+      extracted: :func:`rosler_jax.extract_factors`'s tree of the parameters.
+    """
+    layers: dict[int, Any] = {}
+    out: list[dict[str, Any]] = []
+    for i, spec in enumerate(map(dict, specs)):
+        kernel = extracted["layers"].get(i, {}).get("kernel") if i in params["layers"] else None
+        if kernel is not None and hasattr(kernel, "c"):
+            bias = {k: v for k, v in params["layers"][i].items() if k == "bias"}
+            layers[i] = {"c": jnp.asarray(kernel.c), "r": jnp.asarray(kernel.r), **bias}
+            spec = {**spec, "kind": "two_factor", "rank": int(kernel.c.shape[-1])}
+        elif i in params["layers"]:
+            layers[i] = params["layers"][i]
+        out.append(spec)
+    return Trained(out, {"layers": layers}, {})

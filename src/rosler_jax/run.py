@@ -1,0 +1,363 @@
+"""A training run in a folder: data in, checkpoints on the way, model file and results out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rosler_jax import checkpoint, config as configs
+from rosler_jax import data as datasets
+from rosler_jax._files import replace_file, replace_text
+from rosler_jax.config import TrainConfig
+from rosler_jax.deploy import (
+    Trained,
+    deploy,
+    from_restricted,
+    load_network,
+    pack,
+    save_network,
+)
+from rosler_jax.fit import (
+    Arrays,
+    Fit,
+    TrainState,
+    evaluate,
+    is_hidden_kernel,
+    make_fit,
+    network_specs,
+)
+from rosler_jax.optim.extract_factors import extract_factors
+
+Report = Callable[[dict[str, float]], None]
+"""Called after every epoch with that epoch's row of the history."""
+
+CONFIG, RESULT, HISTORY, MODEL = "config.json", "result.json", "history.csv", "model.rosler"
+
+
+class RunError(RuntimeError):
+    """A run that cannot start, go on or finish; the message says why and what to do."""
+
+
+class Prepared(NamedTuple):
+    """A run ready to go: its data on the device, its functions compiled on first use."""
+
+    config: TrainConfig
+    dataset: Any
+    specs: list[dict[str, Any]]
+    arrays: Arrays
+    functions: Fit
+    epoch: Callable[[TrainState, Arrays], Any]
+
+
+def prepare(config: TrainConfig) -> Prepared:
+    """Loads the data and builds the functions of a run.
+
+    Raises:
+      RunError, ValueError, OSError: if the data cannot be had or does not fit the config.
+    """
+    dataset = datasets.load(config.data, validation=config.validation, seed=config.seed)
+    x = dataset.train_x
+    if (config.shift or config.flip) and x.ndim < 3:
+        raise RunError(
+            f"shift and flip augment images, but the inputs of {config.data} have shape "
+            f"{x.shape[1:]}; leave them out"
+        )
+    mean, std = float(np.mean(dataset.mean)), float(np.mean(dataset.std))
+    in_features = int(np.prod(x.shape[1:]))
+    specs = network_specs(config, in_features, dataset.num_classes, round(mean, 4), round(std, 4))
+    functions = make_fit(config, specs, x.shape[0], std)
+    arrays = Arrays(
+        *map(
+            jax.numpy.asarray,
+            (dataset.train_x, dataset.train_y, dataset.validation_x, dataset.validation_y),
+        )
+    )
+    return Prepared(config, dataset, specs, arrays, functions, jax.jit(functions.epoch))
+
+
+def train(
+    config: TrainConfig | None,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Trains, and writes model, result, config, history and curves into a folder.
+
+    Interrupted at any moment, the run can be resumed from the last finished epoch, and then ends
+    with the very parameters that it would have had undisturbed.
+
+    Args:
+      config: the run; None to take it from the folder when resuming.
+      out: folder to write into; made if it does not exist.
+      resume: go on with the run in the folder.
+      report: called after every epoch.
+
+    Returns:
+      What ``result.json`` holds: accuracies, sizes, seconds, versions.
+
+    Raises:
+      RunError: if the folder holds another run, there is nothing to resume, or the loss is no
+        longer finite (the folder then holds the last good state).
+      ValueError, OSError: for bad data or a folder that cannot be written.
+    """
+    folder = Path(out)
+    config = open_folder(folder, config, resume)
+    run = prepare(config)
+    state = jax.jit(run.functions.init)(jax.random.key(config.seed))
+    history: list[dict[str, float]] = []
+    manager = checkpoint.open_manager(folder / "checkpoints")
+    try:
+        if resume and (found := checkpoint.restore(manager, state)) is not None:
+            state, history = found
+        state, history = run_epochs(run, state, history, manager, report)
+    finally:
+        manager.close()
+    return finish(run, folder, state, history)
+
+
+def open_folder(folder: Path, config: TrainConfig | None, resume: bool) -> TrainConfig:
+    """Makes sure that the folder is this run's, and says which config it has."""
+    path = folder / CONFIG
+    if resume:
+        try:
+            stored = configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise RunError(f"{path}: no such file; there is no run to resume in {folder}") from None
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{path}: not a config of rosler train: {error}") from error
+        if config is not None and config != stored:
+            changed = [
+                f"{k}: {v!r} -> {configs.to_dict(config)[k]!r}"
+                for k, v in configs.to_dict(stored).items()
+                if configs.to_dict(config)[k] != v
+            ]
+            raise RunError(f"{folder} holds a run with another config ({'; '.join(changed)})")
+        return stored
+    if config is None:
+        raise RunError("a new run needs a config; pass one, or resume=True")
+    if path.exists():
+        raise RunError(f"{folder} already holds a run; resume it, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(configs.to_dict(config), indent=2) + "\n")
+    return config
+
+
+def run_epochs(
+    run: Prepared,
+    state: TrainState,
+    history: list[dict[str, float]],
+    manager: Any,
+    report: Report | None,
+) -> tuple[TrainState, list[dict[str, float]]]:
+    """Runs the epochs that are left, with a checkpoint after each; stops early if asked to."""
+    config = run.config
+    file_bytes = model_bytes(run, state)
+    while int(state.epoch) < config.epochs and not out_of_patience(config, state, history):
+        start = time.perf_counter()
+        new, metrics = jax.block_until_ready(run.epoch(state, run.arrays))
+        if not bool(metrics.finite):
+            raise RunError(
+                f"loss or parameters were no longer finite in epoch {int(state.epoch) + 1}; the state "
+                f"after epoch {int(state.epoch)} is kept in {manager.directory}. Lower the learning "
+                f"rate (now {config.peak_learning_rate}) or, in ares-bp's parallel stage, its own "
+                f"(now {config.parallel_learning_rate})"
+            )
+        state = new
+        row = {
+            "epoch": int(state.epoch),
+            "loss": float(metrics.loss),
+            "train_accuracy": float(metrics.train_accuracy),
+            "validation_loss": float(metrics.validation_loss),
+            "validation_accuracy": float(metrics.validation_accuracy),
+            "seconds": time.perf_counter() - start,
+            "bytes": file_bytes,
+        }
+        history = [*history, row]
+        checkpoint.save(manager, int(state.epoch), state, history)
+        if report is not None:
+            report(row)
+    return state, history
+
+
+def out_of_patience(
+    config: TrainConfig, state: TrainState, history: list[dict[str, float]]
+) -> bool:
+    """Whether validation has not improved for the epochs that the config allows."""
+    if config.patience is None or not history or float(state.best_accuracy) < 0:
+        return False
+    return int(state.epoch) - int(state.best_epoch) >= config.patience
+
+
+def to_ship(run: Prepared, params: Any, buffers: Any) -> Trained:
+    """The network of these parameters in the form that ships."""
+    if run.config.method == "restrict-rank":
+        where = is_hidden_kernel(run.specs)
+        return from_restricted(
+            run.specs, params, extract_factors(params, run.config.rank, where)[0]
+        )
+    trained = Trained(run.specs, params, buffers)
+    # What was trained through the quantiser must ship in the very form that the quantiser saw.
+    aware = run.config.quantization_aware and run.config.bits < 32
+    return unfolded(trained) if aware else deploy(trained)
+
+
+def unfolded(trained: Trained) -> Trained:
+    """The network as it is, with the aRes-BP layers as plain chains."""
+    layers = {
+        i: {k: v for k, v in p.items() if k != "parallel"}
+        for i, p in trained.params["layers"].items()
+    }
+    specs, buffers = [], dict(trained.buffers.get("layers", {}))
+    for i, spec in enumerate(trained.specs):
+        ares = spec.get("mode") == "ares"
+        if ares:
+            buffers.pop(i, None)
+            p = layers[i]  # without oversampling: the surplus rows and columns are zero
+            s = p["c"].shape[1]
+            layers[i] = {**p, "u": p["u"][:, :s], "r": p["r"][:s]}
+        kept = {k: v for k, v in spec.items() if k not in ("mode", "oversampling", "sketch")}
+        specs.append(kept if ares else dict(spec))
+    return Trained(specs, {"layers": layers}, {"layers": buffers} if buffers else {})
+
+
+def model_bytes(run: Prepared, state: TrainState) -> int:
+    """Bytes that the model file will have: known before training, since shapes decide."""
+    from rosler_jax import modelfile
+
+    params = jax.tree.map(np.zeros_like, jax.device_get(state.params))
+    trained = to_ship(run, params, state.buffers)
+    tensors = pack(trained, run.config.bits)
+    return len(modelfile.encode(tensors, {"layers": trained.specs}, {}))
+
+
+def finish(
+    run: Prepared, folder: Path, state: TrainState, history: list[dict[str, float]]
+) -> dict[str, Any]:
+    """Writes the model file and everything that is known about it."""
+    config = run.config
+    if float(state.best_accuracy) < 0:
+        raise RunError(
+            f"no epoch ended with a model that can ship (epochs={config.epochs}, "
+            f"method={config.method}); train longer"
+        )
+    params, buffers = jax.device_get((state.best_params, state.best_buffers))
+    trained = to_ship(run, params, buffers)
+    save_network(folder / MODEL, trained, bits=config.bits)
+    shipped = load_network(folder / MODEL)
+    loss, accuracy = score(shipped.network, run.dataset.test_x, run.dataset.test_y)
+    _, validation = score(shipped.network, run.dataset.validation_x, run.dataset.validation_y)
+    dense = dense_parameters(run.specs)
+    result = {
+        "test_accuracy": accuracy,
+        "validation_accuracy": validation,
+        "test_loss": loss,
+        "parameters": sum(int(np.size(x)) for x in jax.tree.leaves(trained.params)),
+        "file_bytes": shipped.file.file_bytes,
+        "dense_parameters": dense,
+        "dense_bytes": 4 * dense,
+        "compression": 4 * dense / shipped.file.file_bytes,
+        "bits": config.bits,
+        "best_epoch": int(state.best_epoch),
+        "epochs": int(state.epoch),
+        "train_seconds": sum(row["seconds"] for row in history),
+        "jax_version": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "method": config.method,
+        "seed": config.seed,
+    }
+    write_history(folder / HISTORY, history)
+    draw_curves(folder / "curves.png", history, config)
+    replace_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def dense_parameters(specs: list[dict[str, Any]]) -> int:
+    """Weights and biases of the dense network with the same layer sizes."""
+    return sum(
+        (spec["in_features"] + 1) * spec["out_features"] for spec in specs if "in_features" in spec
+    )
+
+
+def score(network: Callable[[Any], Any], x: Any, y: Any) -> tuple[float, float]:
+    """Cross-entropy and accuracy of a network on data.
+
+    Accuracy is counted exactly, so that it is the same number wherever it is computed again.
+    """
+    loss, accuracy = jax.jit(lambda a, b: evaluate(network, a, b))(x, y)
+    return float(loss), round(float(accuracy) * len(y)) / len(y)
+
+
+def evaluate_folder(path: str | os.PathLike[str], data: str | None = None) -> dict[str, Any]:
+    """Scores the model of a run's folder (or a model file) on the test split of a data set.
+
+    Args:
+      path: folder of a run, or a model file.
+      data: name or path of the data; None for what the run was trained on.
+
+    Raises:
+      RunError: if there is no model, or no data is named and none is known.
+      ModelFileError, ValueError, OSError: if model or data cannot be read.
+    """
+    folder = Path(path)
+    model = folder / MODEL if folder.is_dir() else folder
+    stored = model.parent / CONFIG
+    config = TrainConfig()
+    if stored.exists():
+        config = configs.from_dict(json.loads(stored.read_text(encoding="utf-8")))
+    elif data is None:
+        raise RunError(f"{stored}: no such file, so the data is not known; name it")
+    if not model.exists():
+        raise RunError(f"{model}: no such file; finish the run first, or resume it")
+    name = data or config.data
+    dataset = datasets.load(name, validation=config.validation, seed=config.seed)
+    shipped = load_network(model)
+    loss, accuracy = score(shipped.network, dataset.test_x, dataset.test_y)
+    return {
+        "data": name,
+        "examples": len(dataset.test_y),
+        "test_accuracy": accuracy,
+        "test_loss": loss,
+        "file_bytes": shipped.file.file_bytes,
+    }
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """Writes one row an epoch as CSV."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(history[0]))
+            writer.writeheader()
+            writer.writerows(history)
+
+    replace_file(path, write)
+
+
+def draw_curves(path: Path, history: list[dict[str, float]], config: TrainConfig) -> None:
+    """Draws loss and accuracy over the epochs; the end of the parallel stage is marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    epochs = [row["epoch"] for row in history]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        train_name = "loss" if name == "loss" else "train_accuracy"
+        axes.plot(epochs, [row[train_name] for row in history], label="training")
+        axes.plot(epochs, [row[f"validation_{name}"] for row in history], label="validation")
+        if config.method == "ares-bp":
+            axes.axvline(config.parallel_epochs, color="0.7", ls="--", label="switch")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+        axes.legend()
+    figure.suptitle(f"{config.data}: {config.method}, rank {config.rank}, {config.bits} bits")
+    replace_file(path, lambda p: figure.savefig(p, dpi=120, format="png"))
