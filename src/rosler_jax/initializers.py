@@ -8,6 +8,7 @@ never exists.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import chex
@@ -107,6 +108,8 @@ def _range_finder_pair(
     return q, gain * math.sqrt(m / rank) * virtual_rmatmul(w0, q)
 
 
+# One program a shape: run op by op, the many small compilations take longer than the work.
+@partial(jax.jit, static_argnames=("m", "n", "rank", "init"))
 def range_finder(
     key: Key[Array, ""],
     m: int,
@@ -148,6 +151,7 @@ def range_finder(
     return balance(SketchFactors(c=q, u=jnp.eye(rank, dtype=q.dtype), r=b))
 
 
+@partial(jax.jit, static_argnames="init")
 def ares_sketches(
     key: Key[Array, ""],
     psi: rk.Sketch,
@@ -182,6 +186,7 @@ def ares_sketches(
     return nystrom_sketches(q, b, psi, omega)
 
 
+@partial(jax.jit, static_argnames="init")
 def seeded(
     key: Key[Array, ""],
     psi: rk.Sketch,
@@ -201,6 +206,7 @@ def seeded(
     return SeededFactors(u=u, psi=psi, omega=omega)
 
 
+@partial(jax.jit, static_argnames=("rank", "method"))
 def from_dense(
     w: Float[Array, "m n"],
     rank: int,
@@ -254,3 +260,61 @@ def from_dense(
     u = core_from_sketch(rk.project(r, omega))
     even = balance(SketchFactors(c=c, u=u, r=r))
     return SketchFactors(c=even.c, u=even.u[:, :rank], r=even.r[:rank])
+
+
+@jax.jit
+def ares_from_dense(
+    w: Float[Array, "m n"], psi: rk.Sketch, omega: rk.Sketch, key: Key[Array, ""]
+) -> SketchFactors:
+    """Starts aRes-BP's parallel stage from an existing matrix: sketches of its best rank-s part.
+
+    Args:
+      w: dense matrix, shape ``(m, n)``.
+      psi: co-range sketch, ``m -> l``.
+      omega: range sketch, ``n -> s``.
+      key: typed PRNG key of the randomised SVD that cuts ``w`` to rank ``s``.
+
+    Returns:
+      ``C (m, s)``, ``A^T (s, l)`` in the place of ``u``, ``R (l, n)``, float32 or wider.
+
+    Example:
+      >>> import jax, rosler_kernels as rk
+      >>> w = jnp.ones((20, 30))
+      >>> f = ares_from_dense(w, rk.gaussian(1, 20, 8), rk.gaussian(2, 30, 4), jax.random.key(0))
+      >>> f.c.shape, f.u.shape, f.r.shape
+      ((20, 4), (4, 8), (8, 30))
+
+    Source: our reading of Li et al. (2021), doi 10.1038/s43588-021-00039-6, "initialisation".
+    """
+    check_rank(omega.cols, psi.rows, omega.rows)
+    left, sigma, right = randomized_svd(w, omega.cols, key, power_iterations=2)
+    return nystrom_sketches(left * sigma[None, :], right, psi, omega)
+
+
+@jax.jit
+def seeded_from_dense(
+    w: Float[Array, "m n"], psi: rk.Sketch, omega: rk.Sketch
+) -> SeededFactors:
+    r"""Finds the core that brings a seeded layer closest to an existing matrix.
+
+    ``U = argmin_U ||a Psi U Omega^T - W||_F = a^{-1} Psi^+ W (Omega^T)^+`` with
+    ``a = sqrt(s_in / m)``; of several minimisers the one of least norm.
+
+    Args:
+      w: dense matrix, shape ``(m, n)``.
+      psi: input sketch, ``m -> s_in``.
+      omega: output sketch, ``n -> s_out``.
+
+    Returns:
+      Factors with ``U (s_in, s_out)``, float32 or wider.
+
+    Example:
+      >>> import rosler_kernels as rk
+      >>> seeded_from_dense(jnp.ones((20, 30)), rk.srht(1, 20, 8), rk.srht(2, 30, 4)).u.shape
+      (8, 4)
+    """
+    w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    a = math.sqrt(psi.cols / psi.rows)
+    left = jnp.linalg.lstsq(rk.materialize(psi, w.dtype), w)[0]
+    u = jnp.linalg.lstsq(rk.materialize(omega, w.dtype), left.T)[0].T
+    return SeededFactors(u=u / a, psi=psi, omega=omega)

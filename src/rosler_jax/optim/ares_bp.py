@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from rosler_jax.factors import core_from_sketch
-from rosler_jax.optim._groups import balance_leaves, map_groups
+from rosler_jax.optim._groups import ares_groups, balance_leaves, map_groups
 from rosler_jax.optim._linearity import check_keeps_sketches
 
 if TYPE_CHECKING:
@@ -138,6 +138,13 @@ def ares_bp(
 
 
 def _like(updates: PyTree, params: PyTree) -> PyTree:
-    """Gives updates the dtypes of the parameters, so that both stages agree under ``cond``."""
+    """Gives updates the dtypes of the parameters, so that both stages agree under ``cond``.
+
+    The ``parallel`` flags stay where they are: weight decay or gradient noise would move them.
+    """
     chex.assert_trees_all_equal_structs(updates, params)
-    return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params)
+    steps = jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params)
+    leaves, treedef = jax.tree.flatten(steps)
+    for group in ares_groups(params).values():
+        leaves[group["parallel"]] = jnp.zeros_like(leaves[group["parallel"]])
+    return jax.tree.unflatten(treedef, leaves)

@@ -149,7 +149,7 @@ def restrict_rank(
     oversampling = static_int("oversampling", oversampling, 0)
     inner = optax.with_extra_args_support(inner)
 
-    # Defined here and not in update_fn: JAX caches branches by identity, so that updates outside jit
+    # Defined here, not in update_fn: JAX caches branches by identity, so that updates outside jit
     # compile the condition once.
     def restricted(operands: _Operands) -> list[Array]:
         words, count, pairs = operands

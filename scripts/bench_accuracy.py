@@ -1,0 +1,163 @@
+"""Accuracy, bytes and time of every method on MNIST and Fashion-MNIST; writes tables and a plot.
+
+    python scripts/bench_accuracy.py --mnist DIR --fashion-mnist DIR --out runs/accuracy
+
+DIR is a folder of the four idx files, or a name that `rosler train --data` takes. For each method
+and size the candidates of `CANDIDATES` are trained with the first seed, the best by *validation*
+accuracy of the packed file is kept and trained with the other seeds, and only then is the test
+split looked at. Runs that are already in the output folder are not run again, so that the script
+can be stopped and started at will.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SEEDS = (0, 1, 2)
+HIDDEN = (1024, 1024)
+
+# Per data set, what is common to all methods, the dense baseline included.
+COMMON: dict[str, dict[str, Any]] = {
+    "mnist": {"shift": 2, "weight_decay": 0.02},
+    "fashion-mnist": {"flip": True, "weight_decay": 0.02},
+}
+
+# Rows of the table: method and size -> settings, and the candidates that validation chooses from.
+Row = tuple[str, dict[str, Any], list[dict[str, Any]]]
+
+
+def rows() -> Iterator[Row]:
+    """The rows of each data set's table."""
+    yield "dense", {"method": "dense", "bits": 32, "epochs": 15}, [
+        {"learning_rate": rate} for rate in (1e-3, 5e-4)
+    ]
+    for rank in (8, 16):
+        learnt = [{"learning_rate": rate} for rate in (3e-3, 6e-3)]
+        long = {"rank": rank, "epochs": 40}
+        yield f"low-rank, rank {rank}", {"method": "low-rank", **long}, learnt
+        yield f"chain, rank {rank}", {"method": "chain", **long}, learnt
+        yield f"aRes-BP, rank {rank}", {"method": "ares-bp", **long}, learnt
+        restricted = {"method": "restrict-rank", "rank": rank, "epochs": 10}
+        yield f"restrict-rank, rank {rank}", restricted, [{}]
+    seeded = {"method": "seeded", "epochs": 40}
+    yield "seeded, 39 k", {**seeded, "rank": 32}, [
+        {"in_sketch": 512, "learning_rate": rate} for rate in (3e-3, 6e-3)
+    ]
+    yield "seeded, 70 k", {**seeded, "rank": 64}, [
+        {"in_sketch": 448, "learning_rate": rate} for rate in (3e-3, 6e-3)
+    ]
+
+
+def trained(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The result of one run: read if it is there, trained (or resumed) if not."""
+    from rosler_jax import run
+    from rosler_jax.config import TrainConfig
+
+    if (folder / run.RESULT).exists():
+        return dict(json.loads((folder / run.RESULT).read_text(encoding="utf-8")))
+    config = TrainConfig(hidden=HIDDEN, **settings)
+    result = run.train(config, folder, resume=(folder / run.CONFIG).exists())
+    print(
+        f"  {folder}: validation {result['validation_accuracy']:.2%}, "
+        f"{result['file_bytes']:,} bytes, {result['train_seconds']:.0f} s",
+        flush=True,
+    )
+    return result
+
+
+def measure(out: Path, data: str, common: dict[str, Any], row: Row) -> dict[str, Any]:
+    """One row: candidates by validation with the first seed, then the winner with all seeds."""
+    name, settings, candidates = row
+    slug = name.replace(", ", "-").replace(" ", "")
+    first = []
+    for i, candidate in enumerate(candidates):
+        chosen = {"data": data, **common, **settings, **candidate}
+        first.append(trained(out / f"{slug}-{i}-seed{SEEDS[0]}", {**chosen, "seed": SEEDS[0]}))
+    best = max(range(len(first)), key=lambda i: first[i]["validation_accuracy"])
+    chosen = {"data": data, **common, **settings, **candidates[best]}
+    results = [first[best]] + [
+        trained(out / f"{slug}-{best}-seed{s}", {**chosen, "seed": s}) for s in SEEDS[1:]
+    ]
+    accuracies = [100 * r["test_accuracy"] for r in results]
+    return {
+        "name": name,
+        "settings": {**settings, **candidates[best]},
+        "test_mean": statistics.mean(accuracies),
+        "test_std": statistics.stdev(accuracies),
+        "validation_mean": statistics.mean(100 * r["validation_accuracy"] for r in results),
+        "parameters": results[0]["parameters"],
+        "file_bytes": results[0]["file_bytes"],
+        "compression": results[0]["compression"],
+        "train_seconds": statistics.median(r["train_seconds"] for r in results),
+        "epochs": settings["epochs"],
+    }
+
+
+def markdown(table: list[dict[str, Any]]) -> str:
+    """The table as Markdown, best first column is the test accuracy."""
+    lines = [
+        "| method | test accuracy, % | validation, % | stored numbers | file bytes | compression "
+        "| epochs | training, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in table:
+        lines.append(
+            f"| {r['name']} | {r['test_mean']:.2f} ± {r['test_std']:.2f} | "
+            f"{r['validation_mean']:.2f} | {r['parameters']:,} | {r['file_bytes']:,} | "
+            f"{r['compression']:.1f}x | {r['epochs']} | {r['train_seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(path: Path, title: str, table: list[dict[str, Any]]) -> None:
+    """Accuracy against bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for r in table:
+        axes.errorbar(r["file_bytes"], r["test_mean"], r["test_std"], fmt="o", capsize=3)
+        axes.annotate(r["name"], (r["file_bytes"], r["test_mean"]), fontsize=7)
+    axes.set(xscale="log", xlabel="bytes of the model file", ylabel="test accuracy, %", title=title)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    """Runs what is not there yet and writes the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mnist", help="folder or name of the MNIST data")
+    parser.add_argument("--fashion-mnist", help="folder or name of the Fashion-MNIST data")
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs and tables")
+    parser.add_argument("--only", default="", help="only rows whose name contains this")
+    options = parser.parse_args()
+    sources = {"mnist": options.mnist, "fashion-mnist": options.fashion_mnist}
+    if not any(sources.values()):
+        parser.error("name at least one of --mnist, --fashion-mnist")
+    for name, data in sources.items():
+        if not data:
+            continue
+        table = []
+        for row in rows():
+            if options.only in row[0]:
+                print(f"{name}: {row[0]}", flush=True)
+                table.append(measure(options.out / name, data, COMMON[name], row))
+        text = markdown(table)
+        (options.out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+        (options.out / f"{name}.json").write_text(json.dumps(table, indent=2), encoding="utf-8")
+        draw(options.out / f"{name}.png", name, table)
+        print(f"\n{text}\n\nwritten to {options.out / name}.md, .json, .png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

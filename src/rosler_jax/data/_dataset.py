@@ -1,0 +1,131 @@
+"""Data sets as NumPy splits, with a validation split that is never taken from the test data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Int, Num
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file and the reason."""
+
+
+class Raw(NamedTuple):
+    """What a source reads: splits as they are stored; validation is None where there is none."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Splits of a classification data set.
+
+    Attributes:
+      name: what was loaded.
+      train_x, validation_x, test_x: inputs as stored (uint8 stays uint8, else float32), shape
+        ``(examples, *features)``.
+      train_y, validation_y, test_y: labels, int32, ``0 .. num_classes - 1``.
+      num_classes: number of classes.
+      mean, std: of all values of the training inputs, in their own units.
+    """
+
+    name: str
+    train_x: Num[np.ndarray, "train *features"]
+    train_y: Int[np.ndarray, " train"]
+    validation_x: Num[np.ndarray, "validation *features"]
+    validation_y: Int[np.ndarray, " validation"]
+    test_x: Num[np.ndarray, "test *features"]
+    test_y: Int[np.ndarray, " test"]
+    num_classes: int
+    mean: float
+    std: float
+
+
+def as_inputs(x: np.ndarray, where: str) -> np.ndarray:
+    """Inputs as uint8 or finite float32; refuses what is neither."""
+    if x.ndim < 2 or x.shape[0] == 0:
+        raise DataError(f"{where}: inputs have shape {x.shape}; expected (examples, *features)")
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype.kind not in "fiu":
+        raise DataError(f"{where}: inputs have dtype {x.dtype}; expected numbers")
+    x = x.astype(np.float32)
+    bad = ~np.isfinite(x)
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise DataError(f"{where}: {int(bad.sum())} values are NaN or infinite, the first at {first}")
+    return x
+
+
+def as_labels(y: np.ndarray, examples: int, where: str) -> np.ndarray:
+    """Labels as int32, one for each example."""
+    if y.shape == (examples, 1):
+        y = y[:, 0]
+    if y.shape != (examples,):
+        raise DataError(f"{where}: {examples} inputs but labels of shape {y.shape}; expected ({examples},)")
+    if y.dtype.kind not in "iu" and not (y == np.round(y)).all():
+        raise DataError(f"{where}: labels have dtype {y.dtype} and are not whole numbers")
+    y = y.astype(np.int64)
+    if y.min() < 0 or y.max() > 10**6:
+        raise DataError(f"{where}: labels run from {y.min()} to {y.max()}; expected 0..classes-1")
+    return y.astype(np.int32)
+
+
+def stratified(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of a kept and a held-out part; each class gives the same fraction of its examples.
+
+    Example:
+      >>> kept, held = stratified(np.array([0, 0, 0, 0, 1, 1, 1, 1]), 0.25, seed=0)
+      >>> len(kept), len(held)
+      (6, 2)
+    """
+    rng = np.random.default_rng(seed)
+    held = np.zeros(len(y), bool)
+    for label in np.unique(y):
+        members = rng.permutation(np.flatnonzero(y == label))
+        held[members[: max(1, round(fraction * len(members)))]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def make_dataset(name: str, raw: Raw, *, validation: float, seed: int) -> Dataset:
+    """Checks the splits of a source and holds out a validation split if it has none.
+
+    Raises:
+      DataError: for shapes, labels or values that cannot be used.
+    """
+    splits = {}
+    for split, pair in (("train", raw.train), ("validation", raw.validation), ("test", raw.test)):
+        if pair is not None:
+            x = as_inputs(np.asarray(pair[0]), f"{name}, {split} split")
+            splits[split] = (x, as_labels(np.asarray(pair[1]), len(x), f"{name}, {split} split"))
+    if "validation" not in splits:
+        if not 0 < validation < 1:
+            raise DataError(f"validation={validation} is no fraction between 0 and 1")
+        x, y = splits["train"]
+        kept, held = stratified(y, validation, seed)
+        if not len(kept):
+            raise DataError(f"{name}: nothing left to train on with validation={validation}")
+        splits["train"], splits["validation"] = (x[kept], y[kept]), (x[held], y[held])
+    shapes = {split: x.shape[1:] for split, (x, _) in splits.items()}
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"{name}: the splits' inputs differ in shape: {shapes}")
+    x, _ = splits["train"]
+    return Dataset(
+        name=name,
+        train_x=x,
+        train_y=splits["train"][1],
+        validation_x=splits["validation"][0],
+        validation_y=splits["validation"][1],
+        test_x=splits["test"][0],
+        test_y=splits["test"][1],
+        num_classes=int(max(y.max() for _, y in splits.values())) + 1,
+        mean=float(x.mean(dtype=np.float64)),
+        std=max(float(x.std(dtype=np.float64)), 1e-12),
+    )

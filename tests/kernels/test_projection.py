@@ -1,0 +1,188 @@
+"""project and project_transpose: against float64, under every transformation."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rosler_kernels as rk
+from rosler_kernels.projection import xla
+
+KINDS = list(rk.FAMILIES)
+SIZES = [(64, 16), (100, 24), (37, 37), (1, 1), (7, 2), (129, 65)]
+
+
+def new(kind, seed, rows, cols):
+    if rk.FAMILIES[kind].weighted:
+        return rk.make(kind, seed, rows, cols, w=jax.random.normal(jax.random.key(99), (rows, 3)))
+    return rk.make(kind, seed, rows, cols)
+
+
+def normal(seed, shape, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def exact(sketch):
+    return np.asarray(rk.materialize(sketch), np.float64)
+
+
+@pytest.mark.parametrize("implementation", list(rk.IMPLEMENTATIONS))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("rows", "cols"), SIZES)
+def test_matches_float64(kind, rows, cols, implementation):
+    sketch = new(kind, 3, rows, cols)
+    omega = exact(sketch)
+    x, y = normal(0, (5, rows)), normal(1, (5, cols))
+    got = rk.project(x, sketch, implementation=implementation)
+    back = rk.project_transpose(y, sketch, implementation=implementation)
+    # Sums of at most 129 float32 products of size about 1: rounding below 129 * 6e-8.
+    scale = max(1.0, np.abs(omega).max())
+    np.testing.assert_allclose(got, np.asarray(x, np.float64) @ omega, atol=1e-5 * scale)
+    np.testing.assert_allclose(back, np.asarray(y, np.float64) @ omega.T, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_tiles_match_one(kind, monkeypatch):
+    sketch = new(kind, 3, 1000, 30)
+    x, y = normal(0, (3, 1000)), normal(1, (3, 30))
+    monkeypatch.setattr(xla, "TILE_ENTRIES", 128 * 30)  # 7 tiles of 128 rows and one of 104
+    got, back = jax.jit(xla.project)(x, sketch), jax.jit(xla.project_transpose)(y, sketch)
+    np.testing.assert_allclose(got, np.asarray(x, np.float64) @ exact(sketch), atol=1e-4)
+    np.testing.assert_allclose(back, np.asarray(y, np.float64) @ exact(sketch).T, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if not rk.FAMILIES[k].weighted])
+def test_a_large_omega_is_never_formed(kind):
+    # 8192 x 512 float32 entries would be 16.8 MB; a tile is 1 MB (and a few for its words).
+    sketch = new(kind, 0, 8192, 512)
+    x, y = jnp.zeros((2, 8192)), jnp.zeros((2, 512))
+    for function, argument in ((rk.project, x), (rk.project_transpose, y)):
+        compiled = jax.jit(function).lower(argument, sketch).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 6e6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.float16, 2e-3), (jnp.bfloat16, 2e-2)]
+)
+def test_dtypes_and_leading_dimensions(kind, dtype, tolerance):
+    sketch = new(kind, 3, 50, 20)
+    omega = exact(sketch)
+    for lead in ((), (4,), (2, 3), (0,), (2, 1, 3)):
+        x, y = normal(0, (*lead, 50), dtype), normal(1, (*lead, 20), dtype)
+        got, back = rk.project(x, sketch), rk.project_transpose(y, sketch)
+        assert got.dtype == back.dtype == dtype
+        # float32 inside: what is left is one rounding of the result.
+        for result, want in (
+            (got, np.asarray(x, np.float64) @ omega),
+            (back, np.asarray(y, np.float64) @ omega.T),
+        ):
+            assert result.shape == want.shape
+            result = np.asarray(result, np.float64)
+            np.testing.assert_allclose(result, want, rtol=tolerance, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_match_float64(kind):
+    sketch = new(kind, 3, 40, 12)
+    omega = exact(sketch)
+    x, y = normal(0, (5, 40)), normal(1, (5, 12))
+    weights, weights_t = normal(2, (5, 12)), normal(3, (5, 40))
+
+    def loss(x):
+        return jnp.sum(jnp.sin(rk.project(x, sketch)) * weights)
+
+    def loss_t(y):
+        return jnp.sum(jnp.sin(rk.project_transpose(y, sketch)) * weights_t)
+
+    x64, y64 = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    want = (np.cos(x64 @ omega) * np.asarray(weights)) @ omega.T
+    want_t = (np.cos(y64 @ omega.T) * np.asarray(weights_t)) @ omega
+    for transform in (lambda f: f, jax.jit):
+        np.testing.assert_allclose(transform(jax.grad(loss))(x), want, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(transform(jax.grad(loss_t))(y), want_t, rtol=1e-4, atol=1e-4)
+    per_example = jax.vmap(jax.grad(lambda x, w: jnp.sum(jnp.sin(rk.project(x, sketch)) * w)))
+    np.testing.assert_allclose(per_example(x, weights), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_derivatives(kind):
+    # f(x) = sum sin(x Omega): grad of <grad f, v> is -(sin(x Omega) * (v Omega)) Omega^T.
+    sketch = new(kind, 3, 16, 6)
+    omega = exact(sketch)
+    x, v = normal(0, (16,)), normal(1, (16,))
+    f = lambda x: jnp.sum(jnp.sin(rk.project(x, sketch)))  # noqa: E731
+    got = jax.grad(lambda x: jnp.vdot(jax.grad(f)(x), v))(x)
+    x64, v64 = np.asarray(x, np.float64), np.asarray(v, np.float64)
+    np.testing.assert_allclose(got, -(np.sin(x64 @ omega) * (v64 @ omega)) @ omega.T, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transpose_is_the_adjoint(kind):
+    sketch = new(kind, 3, 90, 31)
+    x, y = normal(0, (90,)), normal(1, (31,))
+    forward = jnp.vdot(rk.project(x, sketch), y)
+    backward = jnp.vdot(x, rk.project_transpose(y, sketch))
+    np.testing.assert_allclose(forward, backward, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vmap_over_seeds_equals_a_loop(kind):
+    x, seeds = normal(0, (3, 50)), jnp.arange(4)
+    mapped = jax.vmap(lambda seed: rk.project(x, new(kind, seed, 50, 20)))
+    looped = jnp.stack([rk.project(x, new(kind, seed, 50, 20)) for seed in range(4)])
+    for transform in (lambda f: f, jax.jit):
+        np.testing.assert_allclose(transform(mapped)(seeds), looped, atol=1e-5)
+    assert (np.asarray(looped[0]) != np.asarray(looped[1])).any()
+    # Gradients with everything mapped: seeds and inputs.
+    xs = normal(1, (4, 3, 50))
+
+    def loss(x, seed):
+        return jnp.sum(jnp.square(rk.project(x, new(kind, seed, 50, 20))))
+
+    got = jax.jit(jax.vmap(jax.grad(loss)))(xs, seeds)
+    for k in range(4):
+        np.testing.assert_allclose(got[k], jax.grad(loss)(xs[k], k), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stacked_sketches_can_be_mapped_and_scanned(kind):
+    stacked = jax.vmap(lambda seed: new(kind, seed, 30, 10))(jnp.arange(3))
+    x = normal(0, (2, 30))
+    mapped = jax.vmap(rk.project, (None, 0))(x, stacked)
+    _, scanned = jax.lax.scan(lambda c, sketch: (c, rk.project(x, sketch)), 0, stacked)
+    np.testing.assert_allclose(mapped, scanned, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_seed_does_not_retrace(kind):
+    chex.clear_trace_counter()
+    step = jax.jit(
+        chex.assert_max_traces(lambda x, sketch: jax.grad(lambda x: rk.project(x, sketch).sum())(x), 1)
+    )
+    x = normal(0, (3, 40))
+    a, b = step(x, new(kind, 1, 40, 8)), step(x, new(kind, 2, 40, 8))
+    assert (np.asarray(a) != np.asarray(b)).any()
+
+
+def test_no_gradient_reaches_weighted_scales():
+    w = normal(0, (20, 3))
+    loss = lambda w: rk.project(jnp.ones(20), rk.rows_norm(0, w, 6)).sum()  # noqa: E731
+    np.testing.assert_array_equal(jax.grad(loss)(w), np.zeros((20, 3)))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda s: rk.project(jnp.ones((2, 9)), s), ValueError, "rows=10"),
+        (lambda s: rk.project_transpose(jnp.ones((2, 9)), s), ValueError, "cols=4"),
+        (lambda s: rk.project(jnp.ones(()), s), ValueError, "rows=10"),
+        (lambda s: rk.project(jnp.ones((2, 10), jnp.int32), s), TypeError, "int32"),
+        (lambda s: rk.project(jnp.ones(10), s, implementation="cuda"), ValueError, "cuda"),
+    ],
+)
+def test_bad_arguments_say_what_is_wrong(call, error, message):
+    with pytest.raises(error, match=message):
+        call(rk.gaussian(0, 10, 4))
