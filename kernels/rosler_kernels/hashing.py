@@ -1,9 +1,10 @@
 """The integer hash behind every sketch: (seed, row, column) -> uint32 words.
 
-Specification, complete enough to be repeated in C. All arithmetic is on unsigned 32-bit integers and wraps.
+Specification, complete enough to be repeated in C. All arithmetic is on unsigned 32-bit integers
+and wraps.
 
-``threefry_2x32((k0, k1), (c0, c1), rounds=13)`` is Threefry-2x32 (Salmon, Moraes, Dror, Shaw, "Parallel
-random numbers: as easy as 1, 2, 3", SC 2011)::
+``threefry_2x32((k0, k1), (c0, c1), rounds=13)`` is Threefry-2x32 (Salmon, Moraes, Dror, Shaw,
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011)::
 
     k2 = k0 ^ k1 ^ 0x1BD11BDA;  x0 = c0 + k0;  x1 = c1 + k1
     for i in 0 .. rounds - 1:
@@ -11,16 +12,18 @@ random numbers: as easy as 1, 2, 3", SC 2011)::
         if i % 4 == 3:                       # key injection number n = i // 4 + 1
             n = i // 4 + 1;  x0 += k[n % 3];  x1 += k[(n + 1) % 3] + n
 
-Thirteen rounds are the fewest for which that paper reports a pass of the whole of BigCrush; with twenty it
-is the generator of ``jax.random``.
+Thirteen rounds are the fewest for which that paper reports a pass of the whole of BigCrush; with
+twenty it is the generator of ``jax.random``.
 
-``domain_key(seed, tag) = threefry_2x32(seed, (tag, 0x524F534C))`` gives each use of a seed a key of its own, so
-that two uses never read the same stream. Tags below 256 belong to this package (the ``Tag`` enumeration).
+``domain_key(seed, tag) = threefry_2x32(seed, (tag, 0x524F534C))`` gives each use of a seed a key of
+its own, so that two uses never read the same stream. Tags below 256 belong to this package (the
+``Tag`` enumeration).
 
 ``bounded(w, n) = floor(w n / 2^32)`` maps a word to ``0 .. n - 1``.
 
-``bijection(key, x, bits)`` permutes ``0 .. 2^bits - 1``: with ``(a_r, b_r) = threefry_2x32(key, (r, 0))``,
-``h = ceil(bits / 2)``, for r = 0 .. 7: ``x = (x + a_r) (b_r | 1) mod 2^bits;  x = x ^ (x >> h)``.
+``bijection(key, x, bits)`` permutes ``0 .. 2^bits - 1``: with ``(a_r, b_r) = threefry_2x32(key, (r,
+0))``, ``h = ceil(bits / 2)``, for r = 0 .. 7: ``x = (x + a_r) (b_r | 1) mod 2^bits;  x = x ^ (x >>
+h)``.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt32
 
     Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
+    Counter = tuple[UInt32[Array, "..."] | int, UInt32[Array, "..."] | int]
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
@@ -65,7 +69,8 @@ def as_seed(seed: object) -> UInt32[Array, "2"]:
     An integer s gives (s >> 32, s mod 2^32), as ``jax.random.key(s)`` does.
 
     Args:
-      seed: an int in [0, 2^64), an integer scalar array, a uint32 array of shape (2,), or a typed JAX key.
+      seed: an int in [0, 2^64), an integer scalar array, a uint32 array of shape (2,), or a typed
+        JAX key.
 
     Returns:
       uint32 array of shape (2,).
@@ -80,9 +85,11 @@ def as_seed(seed: object) -> UInt32[Array, "2"]:
     if isinstance(seed, int | np.integer):
         value = int(seed)
         if not 0 <= value < 2**64:
-            raise ValueError(f"seed {value} is outside [0, 2^64); pass a non-negative 64-bit integer")
+            raise ValueError(
+                f"seed {value} is outside [0, 2^64); pass a non-negative 64-bit integer"
+            )
         return jnp.array([value >> 32, value & 0xFFFFFFFF], dtype=jnp.uint32)
-    if isinstance(seed, jax.Array) and jax.dtypes.issubdtype(seed.dtype, jax.dtypes.prng_key):
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         seed = jax.random.key_data(seed)
     words = jnp.asarray(seed)
     if not jnp.issubdtype(words.dtype, jnp.integer):
@@ -91,12 +98,13 @@ def as_seed(seed: object) -> UInt32[Array, "2"]:
         return jnp.stack([jnp.zeros((), jnp.uint32), words.astype(jnp.uint32)])
     if words.shape != (2,):
         raise ValueError(
-            f"seed has shape {words.shape}; expected an int, uint32[2] or a threefry key (for many seeds use jax.vmap)"
+            f"seed has shape {words.shape}; expected an int, uint32[2] or a threefry key "
+            "(for many seeds use jax.vmap)"
         )
     return words.astype(jnp.uint32)
 
 
-def threefry_2x32(key: Words | UInt32[Array, "2"], counter: Words, rounds: int = 13) -> Words:
+def threefry_2x32(key: Counter | UInt32[Array, "2"], counter: Counter, rounds: int = 13) -> Words:
     """Threefry-2x32 of a counter under a key.
 
     Args:
@@ -145,8 +153,8 @@ def domain_key(seed: UInt32[Array, "2"], tag: int) -> Words:
 def bounded(word: UInt32[Array, "..."], n: int | UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """floor(word n / 2^32): a number in 0 .. n - 1 from a uniform word.
 
-    Written with 16-bit limbs: the GPU back ends have no high multiply. Each value's probability is off 1/n by
-    at most 2^-32.
+    Written with 16-bit limbs: the GPU back ends have no high multiply. Each value's probability is
+    off 1/n by at most 2^-32.
 
     >>> int(bounded(jnp.uint32(0xFFFFFFFF), 10))
     9

@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import rosler_kernels as rk
 from flax import nnx
 
+import rosler_kernels as rk
 from rosler_jax.nn import SketchConv, SketchLinear, TwoFactorLinear
 
 SIGNED = ("rademacher",)

@@ -8,7 +8,6 @@ never exists.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import chex
@@ -108,8 +107,6 @@ def _range_finder_pair(
     return q, gain * math.sqrt(m / rank) * virtual_rmatmul(w0, q)
 
 
-# One program a shape: run op by op, the many small compilations take longer than the work.
-@partial(jax.jit, static_argnames=("m", "n", "rank", "init"))
 def range_finder(
     key: Key[Array, ""],
     m: int,
@@ -151,7 +148,6 @@ def range_finder(
     return balance(SketchFactors(c=q, u=jnp.eye(rank, dtype=q.dtype), r=b))
 
 
-@partial(jax.jit, static_argnames="init")
 def ares_sketches(
     key: Key[Array, ""],
     psi: rk.Sketch,
@@ -186,7 +182,6 @@ def ares_sketches(
     return nystrom_sketches(q, b, psi, omega)
 
 
-@partial(jax.jit, static_argnames="init")
 def seeded(
     key: Key[Array, ""],
     psi: rk.Sketch,
@@ -206,7 +201,6 @@ def seeded(
     return SeededFactors(u=u, psi=psi, omega=omega)
 
 
-@partial(jax.jit, static_argnames=("rank", "method"))
 def from_dense(
     w: Float[Array, "m n"],
     rank: int,
@@ -262,7 +256,6 @@ def from_dense(
     return SketchFactors(c=even.c, u=even.u[:, :rank], r=even.r[:rank])
 
 
-@jax.jit
 def ares_from_dense(
     w: Float[Array, "m n"], psi: rk.Sketch, omega: rk.Sketch, key: Key[Array, ""]
 ) -> SketchFactors:
@@ -291,7 +284,6 @@ def ares_from_dense(
     return nystrom_sketches(left * sigma[None, :], right, psi, omega)
 
 
-@jax.jit
 def seeded_from_dense(
     w: Float[Array, "m n"], psi: rk.Sketch, omega: rk.Sketch
 ) -> SeededFactors:

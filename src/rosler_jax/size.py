@@ -145,13 +145,13 @@ def size_report(
     are the same in both networks and not counted. Nothing is computed: shapes suffice.
 
     Args:
-      source: a model file, the folder of a run, a :class:`rosler_jax.modelfile.ModelFile`, a network
-        that was loaded from one, a pair ``(specs, params)`` or triple ``(specs, params, buffers)``
+      source: a model file, the folder of a run, a :class:`rosler_jax.modelfile.ModelFile`, a
+        network that was loaded from one, a pair ``(specs, params)`` or triple ``(specs, params, buffers)``
         as :class:`rosler_jax.network.Network` has them, or any NNX model.
       bits: in which a model that is no file would be stored: for its weights, or a function from a
         leaf's path; None for 32.
-      input_shape: of one input, without the batch. Without it a linear layer counts as applied once,
-        and the work of a convolution is not known, unless the file's spec has an ``input_shape``.
+      input_shape: of one input, without the batch. Without it a linear layer counts as applied
+        once, and the work of a convolution is not known, unless the file's spec has an ``input_shape``.
 
     Returns:
       The report. For a file its rows, the header's included, add up to the bytes of the file.
@@ -210,8 +210,8 @@ def _read(source: Any, bits: Any) -> _Source:
     if isinstance(source, tuple) and len(source) in (2, 3):
         return _from_parts(*source, bits=bits)
     raise TypeError(
-        f"size_report cannot read a {type(source).__name__}; pass a path, a ModelFile, an NNX model, "
-        f"or (specs, params) of a Network"
+        f"size_report cannot read a {type(source).__name__}; pass a path, a ModelFile, an NNX "
+        f"model, or (specs, params) of a Network"
     )
 
 
@@ -234,7 +234,8 @@ def _from_file(file: ModelFile, name: str, bits: Any) -> _Source:
 
 
 def _from_model(model: Any, bits: Any) -> _Source:
-    _, params, _, buffers = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    _, *states = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    params, _, buffers = states
     tensors = _stored(nnx.to_pure_dict(params), nnx.to_pure_dict(buffers), bits)
     return _Source(model, tensors, None, None)
 

@@ -7,6 +7,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from rosler_kernels import hashing
 
 ONES = 0xFFFFFFFF
@@ -118,8 +119,9 @@ def test_bijection_on_31_bits_inverts():
 
 
 def test_bijection_pairs_are_uniform_over_keys():
-    # SRHT's variance needs the images of two inputs to be a uniform pair of distinct values. Chi-square of the
-    # 8 x 7 pairs over n keys has 55 degrees of freedom: mean 55, variance 110; six deviations above is 118.
+    # SRHT's variance needs the images of two inputs to be a uniform pair of distinct values.
+    # Chi-square of the 8 x 7 pairs over n keys has 55 degrees of freedom: mean 55, variance 110;
+    # six deviations above is 118.
     bits, n = 3, 20000
     keys = jnp.asarray(np.random.default_rng(4).integers(0, 2**32, (n, 2)), jnp.uint32)
     x = jnp.arange(8, dtype=jnp.uint32)

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 import rosler_kernels as rk
 from rosler_kernels.projection import xla
 
 KINDS = list(rk.FAMILIES)
-SIZES = [(64, 16), (100, 24), (37, 37), (1, 1), (7, 2), (129, 65)]
+SIZES = [(100, 24), (1, 1), (129, 65)]
 
 
 def new(kind, seed, rows, cols):
@@ -28,9 +29,11 @@ def exact(sketch):
     return np.asarray(rk.materialize(sketch), np.float64)
 
 
-@pytest.mark.parametrize("implementation", list(rk.IMPLEMENTATIONS))
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("rows", "cols"), SIZES)
+@pytest.mark.parametrize(
+    ("implementation", "rows", "cols"),
+    [("xla", *size) for size in SIZES] + [("reference", 37, 13)],
+)
 def test_matches_float64(kind, rows, cols, implementation):
     sketch = new(kind, 3, rows, cols)
     omega = exact(sketch)
@@ -65,23 +68,29 @@ def test_a_large_omega_is_never_formed(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.float16, 2e-3), (jnp.bfloat16, 2e-2)]
+    ("dtype", "tolerance", "lead"),
+    [
+        (jnp.float32, 1e-5, ()),
+        (jnp.float32, 1e-5, (0,)),
+        (jnp.float16, 1e-3, (2, 1, 3)),
+        (jnp.bfloat16, 8e-3, (2, 3)),
+    ],
 )
-def test_dtypes_and_leading_dimensions(kind, dtype, tolerance):
+def test_dtypes_and_leading_dimensions(kind, dtype, tolerance, lead):
     sketch = new(kind, 3, 50, 20)
     omega = exact(sketch)
-    for lead in ((), (4,), (2, 3), (0,), (2, 1, 3)):
-        x, y = normal(0, (*lead, 50), dtype), normal(1, (*lead, 20), dtype)
-        got, back = rk.project(x, sketch), rk.project_transpose(y, sketch)
-        assert got.dtype == back.dtype == dtype
-        # float32 inside: what is left is one rounding of the result.
-        for result, want in (
-            (got, np.asarray(x, np.float64) @ omega),
-            (back, np.asarray(y, np.float64) @ omega.T),
-        ):
-            assert result.shape == want.shape
-            result = np.asarray(result, np.float64)
-            np.testing.assert_allclose(result, want, rtol=tolerance, atol=1e-5)
+    x, y = normal(0, (*lead, 50), dtype), normal(1, (*lead, 20), dtype)
+    got, back = rk.project(x, sketch), rk.project_transpose(y, sketch)
+    assert got.dtype == back.dtype == dtype
+    # float32 inside: what is left is one rounding of the result (2^-11 for float16, 2^-8 for
+    # bfloat16).
+    for result, want in (
+        (got, np.asarray(x, np.float64) @ omega),
+        (back, np.asarray(y, np.float64) @ omega.T),
+    ):
+        assert result.shape == want.shape
+        result = np.asarray(result, np.float64)
+        np.testing.assert_allclose(result, want, rtol=tolerance, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,10 +109,11 @@ def test_gradients_match_float64(kind):
     x64, y64 = np.asarray(x, np.float64), np.asarray(y, np.float64)
     want = (np.cos(x64 @ omega) * np.asarray(weights)) @ omega.T
     want_t = (np.cos(y64 @ omega.T) * np.asarray(weights_t)) @ omega
-    for transform in (lambda f: f, jax.jit):
-        np.testing.assert_allclose(transform(jax.grad(loss))(x), want, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(transform(jax.grad(loss_t))(y), want_t, rtol=1e-4, atol=1e-4)
-    per_example = jax.vmap(jax.grad(lambda x, w: jnp.sum(jnp.sin(rk.project(x, sketch)) * w)))
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(x), want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.grad(loss_t)(y), want_t, rtol=1e-4, atol=1e-4)
+    per_example = jax.jit(
+        jax.vmap(jax.grad(lambda x, w: jnp.sum(jnp.sin(rk.project(x, sketch)) * w)))
+    )
     np.testing.assert_allclose(per_example(x, weights), want, rtol=1e-4, atol=1e-4)
 
 
@@ -113,7 +123,7 @@ def test_second_derivatives(kind):
     sketch = new(kind, 3, 16, 6)
     omega = exact(sketch)
     x, v = normal(0, (16,)), normal(1, (16,))
-    f = lambda x: jnp.sum(jnp.sin(rk.project(x, sketch)))  # noqa: E731
+    f = lambda x: jnp.sum(jnp.sin(rk.project(x, sketch)))
     got = jax.grad(lambda x: jnp.vdot(jax.grad(f)(x), v))(x)
     x64, v64 = np.asarray(x, np.float64), np.asarray(v, np.float64)
     np.testing.assert_allclose(got, -(np.sin(x64 @ omega) * (v64 @ omega)) @ omega.T, atol=1e-3)
@@ -131,20 +141,22 @@ def test_transpose_is_the_adjoint(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_vmap_over_seeds_equals_a_loop(kind):
     x, seeds = normal(0, (3, 50)), jnp.arange(4)
-    mapped = jax.vmap(lambda seed: rk.project(x, new(kind, seed, 50, 20)))
-    looped = jnp.stack([rk.project(x, new(kind, seed, 50, 20)) for seed in range(4)])
-    for transform in (lambda f: f, jax.jit):
-        np.testing.assert_allclose(transform(mapped)(seeds), looped, atol=1e-5)
-    assert (np.asarray(looped[0]) != np.asarray(looped[1])).any()
-    # Gradients with everything mapped: seeds and inputs.
+    sketch = jax.jit(lambda seed: new(kind, seed, 50, 20))
+    mapped = jax.jit(jax.vmap(lambda seed: rk.project(x, new(kind, seed, 50, 20))))(seeds)
+    omegas = [exact(sketch(seed)) for seed in range(4)]
+    for got, omega in zip(mapped, omegas, strict=True):
+        np.testing.assert_allclose(got, np.asarray(x, np.float64) @ omega, atol=1e-4)
+    assert (omegas[0] != omegas[1]).any()
+    # Gradients with everything mapped: seeds and inputs. d ||x Omega||^2 = 2 x Omega Omega^T.
     xs = normal(1, (4, 3, 50))
 
     def loss(x, seed):
         return jnp.sum(jnp.square(rk.project(x, new(kind, seed, 50, 20))))
 
     got = jax.jit(jax.vmap(jax.grad(loss)))(xs, seeds)
-    for k in range(4):
-        np.testing.assert_allclose(got[k], jax.grad(loss)(xs[k], k), rtol=1e-4, atol=1e-4)
+    for k, omega in enumerate(omegas):
+        want = 2 * np.asarray(xs[k], np.float64) @ omega @ omega.T
+        np.testing.assert_allclose(got[k], want, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -160,7 +172,9 @@ def test_stacked_sketches_can_be_mapped_and_scanned(kind):
 def test_a_new_seed_does_not_retrace(kind):
     chex.clear_trace_counter()
     step = jax.jit(
-        chex.assert_max_traces(lambda x, sketch: jax.grad(lambda x: rk.project(x, sketch).sum())(x), 1)
+        chex.assert_max_traces(
+            lambda x, sketch: jax.grad(lambda x: rk.project(x, sketch).sum())(x), 1
+        )
     )
     x = normal(0, (3, 40))
     a, b = step(x, new(kind, 1, 40, 8)), step(x, new(kind, 2, 40, 8))
@@ -169,7 +183,7 @@ def test_a_new_seed_does_not_retrace(kind):
 
 def test_no_gradient_reaches_weighted_scales():
     w = normal(0, (20, 3))
-    loss = lambda w: rk.project(jnp.ones(20), rk.rows_norm(0, w, 6)).sum()  # noqa: E731
+    loss = lambda w: rk.project(jnp.ones(20), rk.rows_norm(0, w, 6)).sum()
     np.testing.assert_array_equal(jax.grad(loss)(w), np.zeros((20, 3)))
 
 

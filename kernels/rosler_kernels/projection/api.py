@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -24,7 +25,8 @@ def project(
     """x Omega along the last axis.
 
     E[Omega Omega^T] = I, so that inner products of projected rows are unbiased. The cotangent is
-    ``project_transpose`` of the output's: exact, and Omega is regenerated for it, not kept.
+    ``project_transpose`` of the output's: exact, and Omega is regenerated for it, not kept. Reverse
+    mode only; nothing is differentiated through the sketch.
 
     Args:
       x: floating array (..., rows).
@@ -71,9 +73,7 @@ def project_transpose(
     return _project(implementation, True, y, sketch)
 
 
-def _checked(
-    name: str, x: Any, size: int, what: str, sketch: Sketch, implementation: str
-) -> Array:
+def _checked(name: str, x: Any, size: int, what: str, sketch: Sketch, implementation: str) -> Array:
     if implementation not in IMPLEMENTATIONS:
         known = ", ".join(IMPLEMENTATIONS)
         raise ValueError(f"{name}: implementation {implementation!r}; expected one of {known}")
@@ -82,7 +82,7 @@ def _checked(
         raise TypeError(f"{name}: dtype {x.dtype}; expected a floating array, e.g. float32")
     if x.ndim < 1 or x.shape[-1] != size:
         raise ValueError(
-            f"{name}: shape {x.shape}; expected the last axis to be the {sketch.kind} sketch's {what}"
+            f"{name}: shape {x.shape}; expected a last axis of the {sketch.kind} sketch's {what}"
         )
     return x
 
@@ -92,7 +92,7 @@ def _checked(
 def _project(implementation: str, transpose: bool, x: Array, sketch: Sketch) -> Array:
     module = IMPLEMENTATIONS[implementation]
     function = module.project_transpose if transpose else module.project
-    flat = function(x.reshape(-1, x.shape[-1]), sketch)
+    flat = function(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), sketch)
     return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""X Omega and Y Omega^T with Omega formed whole: what every other implementation is tested against."""
+"""X Omega and Y Omega^T with Omega formed whole: what other implementations are tested against."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""X Omega and Y Omega^T through XLA, one algorithm for each structure; a large Omega is never formed whole."""
+"""X Omega and Y Omega^T through XLA: one algorithm a structure, no large Omega formed whole."""
 
 from __future__ import annotations
 
@@ -125,18 +125,18 @@ def _hadamard_matrix(bits: int) -> np.ndarray:
 
 
 def _hadamard_transform(x: Float[Array, "b n"], bits: int) -> Float[Array, "b n"]:
-    """x H_n, n = 2^bits, by H_n = H_a (x) H_b (x) ...: n times the sum of the small orders, not n^2.
+    """x H_n, n = 2^bits, by H_n = H_a (x) H_b (x) ...: n (a + b + ...) products, not n^2.
 
-    Each step transforms the lowest bits of the index and moves them to the top; after the last all are back in place.
-    Plain matrix products and transposes: XLA's CPU back end is fastest at these.
+    Each step transforms the lowest bits of the index and moves them to the top; after the last all
+    are back in place. Plain matrix products and transposes: XLA's CPU back end is fastest at these.
     """
     count = max(1, -(-bits // _HADAMARD_BITS))
     for k in range(count):
         part = (bits + k) // count
+        rest, order = 1 << (bits - part), 1 << part
         h = jnp.asarray(_hadamard_matrix(part), x.dtype)
-        folded = _dot(x.reshape(-1, h.shape[0]), h)
-        folded = folded.reshape(x.shape[0], -1, h.shape[0])
-        x = jnp.swapaxes(folded, 1, 2).reshape(x.shape)
+        folded = _dot(x.reshape(x.shape[0] * rest, order), h)
+        x = jnp.swapaxes(folded.reshape(x.shape[0], rest, order), 1, 2).reshape(x.shape)
     return x
 
 
@@ -166,7 +166,9 @@ def _index_columns(sketch: Sketch) -> Callable[[Array, int], Array]:
 def _index_ranks(sketch: Sketch) -> Callable[[Array, int], Array]:
     def generate(start: Array, size: int) -> Array:
         rank = ranks(sketch, indices(start, size))
-        return jnp.minimum(rank, jnp.uint32(sketch.cols)).astype(jnp.int32)  # cols: a column of zeros
+        return jnp.minimum(rank, jnp.uint32(sketch.cols)).astype(
+            jnp.int32
+        )  # cols: a column of zeros
 
     return generate
 
@@ -174,8 +176,9 @@ def _index_ranks(sketch: Sketch) -> Callable[[Array, int], Array]:
 def _stored(generate: Callable[[Array, int], Any], size: int) -> Any:
     """generate(0, size), made once.
 
-    XLA's CPU back end would fuse the hash of a vector into the loop over a whole batch, and repeat it for every example;
-    it drops optimization barriers before fusing. It does not fuse across a loop, so that this makes the vector in two trips.
+    XLA's CPU back end would fuse the hash of a vector into the loop over a whole batch, and repeat
+    it for every example; it drops optimization barriers before fusing. It does not fuse across a
+    loop, so that this makes the vector in two trips.
     """
     if size == 1:
         return generate(jnp.uint32(0), 1)

@@ -27,8 +27,8 @@ _MAX_DIMENSION = 2**31 - 1
 class Sketch:
     """A random matrix Omega (rows x cols), held as a seed and a shape.
 
-    Made by the family constructors (``gaussian``, ``srht``, ...), which check the arguments. Everything but
-    ``seed`` and ``data`` is static under ``jit``; a new seed does not retrace.
+    Made by the family constructors (``gaussian``, ``srht``, ...), which check the arguments.
+    Everything but ``seed`` and ``data`` is static under ``jit``; a new seed does not retrace.
 
     Attributes:
       kind: name of the family, a key of ``FAMILIES``.
@@ -36,7 +36,8 @@ class Sketch:
       cols: the embedding dimension, s.
       seed: uint32 array of shape (2,).
       params: the family's integers, as sorted (name, value) pairs.
-      data: arrays that cannot be regenerated from the seed (weighted row sampling alone), else None.
+      data: arrays that cannot be regenerated from the seed (weighted row sampling alone), else
+        None.
     """
 
     kind: str = dataclasses.field(metadata={"static": True})
@@ -112,7 +113,9 @@ def block_boundary(t: Array, size: int, blocks: int) -> Array:
     t = jnp.asarray(t, dtype=jnp.uint32)
     quotient, remainder = divmod(size, blocks)
     if remainder * blocks >= 2**32:
-        raise ValueError(f"{blocks} blocks of a dimension of {size} overflow 32 bits; use fewer blocks")
+        raise ValueError(
+            f"{blocks} blocks of a dimension of {size} overflow 32 bits; use fewer blocks"
+        )
     return t * jnp.uint32(quotient) + (t * jnp.uint32(remainder)) // jnp.uint32(blocks)
 
 
@@ -121,8 +124,8 @@ def aligned_rows(
 ) -> Array:
     """Rows row_start .. row_start + n_rows - 1 from a generator of whole blocks of rows.
 
-    ``generate(first, n)`` returns the rows of blocks first .. first + n - 1. Hashes serve a whole block of rows, so that
-    whole blocks are made and the ends cut off.
+    ``generate(first, n)`` returns the rows of blocks first .. first + n - 1. Hashes serve a whole
+    block of rows, so that whole blocks are made and the ends cut off.
     """
     if isinstance(row_start, int):
         first, offset = divmod(row_start, block)
@@ -140,13 +143,13 @@ def sign_rows(
 ) -> Float[Array, "n_rows c"]:
     """Random signs, 64 rows of a column from one hash.
 
-    With (w0, w1) = threefry_2x32(key, (row // 64, column)), the sign of a row is -1 when bit row % 32 of w0 (row % 64 <
-    32) or of w1 (otherwise) is set, and +1 when it is not.
+    With (w0, w1) = threefry_2x32(key, (row // 64, column)), the sign of a row is -1 when bit row %
+    32 of w0 (row % 64 < 32) or of w1 (otherwise) is set, and +1 when it is not.
     """
 
     def generate(first: int | Array, n_blocks: int) -> Array:
-        words = threefry_2x32(key, (indices(first, n_blocks)[:, None], columns[None, :]))
-        words = jnp.stack(words, axis=1)[:, :, None, :]  # block, word, bit, column
+        pair = threefry_2x32(key, (indices(first, n_blocks)[:, None], columns[None, :]))
+        words = jnp.stack(pair, axis=1)[:, :, None, :]  # block, word, bit, column
         shift = jnp.arange(32, dtype=jnp.uint32)[:, None]
         bits = ((words >> shift) & jnp.uint32(1)).astype(jnp.int32)
         return (1 - 2 * bits).astype(jnp.float32).reshape(n_blocks * SIGN_BLOCK, columns.size)

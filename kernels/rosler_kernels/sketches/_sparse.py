@@ -17,9 +17,7 @@ class Pattern(NamedTuple):
     values: Float[Array, "n k"]
 
 
-def dense_tile(
-    pattern: Pattern, col_start: int | Array, n_cols: int
-) -> Float[Array, "n n_cols"]:
+def dense_tile(pattern: Pattern, col_start: int | Array, n_cols: int) -> Float[Array, "n n_cols"]:
     """The rows of a pattern as a dense tile, float32."""
     columns = jnp.asarray(col_start, jnp.int32) + jnp.arange(n_cols, dtype=jnp.int32)
     out = jnp.zeros((pattern.columns.shape[0], n_cols), jnp.float32)

@@ -55,7 +55,8 @@ def make(kind: str, seed: object, rows: int, cols: int, **options: Any) -> Sketc
       seed: int, uint32[2] or JAX key.
       rows: dimension projected away.
       cols: embedding dimension.
-      **options: the family's own (nnz, blocks, kappa; w, of shape (rows, k), for rows_norm and rows_leverage).
+      **options: the family's own (nnz, blocks, kappa; w, of shape (rows, k), for rows_norm and
+        rows_leverage).
 
     Returns:
       Sketch.

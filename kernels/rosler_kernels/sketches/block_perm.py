@@ -24,20 +24,21 @@ def block_perm(
 ) -> Sketch:
     """Omega of blocks x blocks blocks, kappa of them nonzero in each block row and column.
 
-    After BlockPerm-SJLT (Dwaraknath, Kim and Pilanci, arXiv 2602.06071, 2026). Rows and columns are cut into equally many
-    blocks, block b from floor(b n / blocks). Row block g meets column blocks
+    After BlockPerm-SJLT (Dwaraknath, Kim and Pilanci, arXiv 2602.06071, 2026). Rows and columns are
+    cut into equally many blocks, block b from floor(b n / blocks). Row block g meets column blocks
 
         pi_l(g) = out((in(g) + shift(l)) mod blocks),   l = 0 .. kappa - 1,
 
-    where in, out and shift are keyed bijections of 0 .. blocks - 1: since the shifts are distinct, the kappa
-    permutations share no edge. In each of its kappa column blocks a row has nnz entries +-1/sqrt(kappa nnz), placed as
-    in ``sparse_sign`` with the counter (row, l nnz + t).
+    where in, out and shift are keyed bijections of 0 .. blocks - 1: since the shifts are distinct,
+    the kappa permutations share no edge. In each of its kappa column blocks a row has nnz entries
+    +-1/sqrt(kappa nnz), placed as in ``sparse_sign`` with the counter (row, l nnz + t).
 
     Args:
       seed: int, uint32[2] or JAX key.
       rows: dimension projected away.
       cols: embedding dimension.
-      blocks: a power of two, at most min(rows, cols); by default the largest that leaves 32 columns a block.
+      blocks: a power of two, at most min(rows, cols); by default the largest that leaves 32 columns
+        a block.
       kappa: column blocks met by a row, 1 to blocks; by default min(4, blocks).
       nnz: nonzeros in each, 1 to floor(cols / blocks); by default min(2, cols // blocks).
 

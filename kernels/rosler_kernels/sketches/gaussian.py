@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 def gaussian(seed: object, rows: int, cols: int) -> Sketch:
     """Omega with independent N(0, 1/cols) entries.
 
-    With (w0, w1) = threefry_2x32(key, (row // 2, column)), u = (floor(w0 / 2^8) + 1) / 2^24 and v = floor(w1 / 2^8) / 2^24
-    (Box and Muller, Ann. Math. Stat. 29, 1958): entries 2k and 2k + 1 of a column are
-    sqrt(-2 log u) cos(2 pi v) and sqrt(-2 log u) sin(2 pi v), over sqrt(cols). So |entry| sqrt(cols) < 5.8.
-    The words are the same on every platform, the entries to the last places of log, cos and sin.
+    With (w0, w1) = threefry_2x32(key, (row // 2, column)), u = (floor(w0 / 2^8) + 1) / 2^24 and v =
+    floor(w1 / 2^8) / 2^24 (Box and Muller, Ann. Math. Stat. 29, 1958): entries 2k and 2k + 1 of a
+    column are sqrt(-2 log u) cos(2 pi v) and sqrt(-2 log u) sin(2 pi v), over sqrt(cols). So
+    |entry| sqrt(cols) < 5.8. The words are the same on every platform, the entries to the last
+    places of log, cos and sin.
 
     Args:
       seed: int, uint32[2] or JAX key.

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def rademacher(seed: object, rows: int, cols: int) -> Sketch:
     """Omega with independent entries +-1/sqrt(cols) (Achlioptas, J. Comput. Syst. Sci. 66, 2003).
 
-    The signs of rows 64 k .. 64 k + 63 of a column are the 64 bits of threefry_2x32(key, (k, column)); a set bit is -1.
+    The signs of rows 64 k .. 64 k + 63 of a column are the 64 bits of threefry_2x32(key, (k,
+    column)); a set bit is -1.
 
     Args:
       seed: int, uint32[2] or JAX key.

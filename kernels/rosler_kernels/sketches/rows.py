@@ -40,8 +40,9 @@ def rows_uniform(seed: object, rows: int, cols: int) -> Sketch:
 def rows_norm(seed: object, w: Float[Array, "rows k"], cols: int) -> Sketch:
     """Omega whose column j is e_i / sqrt(cols p_i), i drawn with p_i ~ ||w_i||^2.
 
-    E[Omega Omega^T] = I on the rows of w that are not zero (Drineas, Kannan and Mahoney, SIAM J. Comput. 36, 2006).
-    Indices and scales depend on w and are held as data; no gradient passes through them.
+    E[Omega Omega^T] = I on the rows of w that are not zero (Drineas, Kannan and Mahoney, SIAM J.
+    Comput. 36, 2006). Indices and scales depend on w and are held as data; no gradient passes
+    through them.
 
     Args:
       seed: int, uint32[2] or JAX key.
@@ -64,8 +65,8 @@ def rows_norm(seed: object, w: Float[Array, "rows k"], cols: int) -> Sketch:
 def rows_leverage(seed: object, w: Float[Array, "rows k"], cols: int) -> Sketch:
     """Omega whose column j is e_i / sqrt(cols p_i), i drawn with p_i ~ the leverage score of row i.
 
-    The score is ||Q_i||^2 for w = Q R (Drineas, Mahoney and Muthukrishnan, SIAM J. Matrix Anal. Appl. 30, 2008). With k >= rows
-    all scores are 1 and the sampling is uniform.
+    The score is ||Q_i||^2 for w = Q R (Drineas, Mahoney and Muthukrishnan, SIAM J. Matrix Anal.
+    Appl. 30, 2008). With k >= rows all scores are 1 and the sampling is uniform.
 
     Args:
       seed: int, uint32[2] or JAX key.
@@ -116,7 +117,8 @@ def _weighted(kind: str, seed: object, weights: Float[Array, "rows"], cols: int)
     cumulative = jnp.cumsum(weights)
     key = domain_key(as_seed(seed), Tag.ROWS_WEIGHTED)
     w0, _ = threefry_2x32(key, (0, jnp.arange(cols, dtype=jnp.uint32)))
-    # uniform() < 1 - 2^-25, so that the product stays below the total, and side="right" skips rows of no weight.
+    # uniform() < 1 - 2^-25, so that the product stays below the total, and side="right" skips rows
+    # of no weight.
     index = jnp.searchsorted(cumulative, uniform(w0) * cumulative[-1], side="right")
     scales = jnp.sqrt(cumulative[-1] / (weights[index] * cols))
     data = {"indices": index.astype(jnp.int32), "scales": scales}

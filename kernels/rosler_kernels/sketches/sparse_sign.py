@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 def sparse_sign(seed: object, rows: int, cols: int, nnz: int | None = None) -> Sketch:
     """Omega with nnz entries +-1/sqrt(nnz) in each row, one in each of nnz blocks of columns.
 
-    OSNAP's block construction (Nelson and Nguyen, FOCS 2013; Kane and Nelson, J. ACM 61, 2014). Block t holds the columns
-    from floor(t cols / nnz) to floor((t + 1) cols / nnz) - 1. With (w0, w1) = threefry_2x32(key, (row, t)) the entry lies at
-    the block's column bounded(w0, size of block) and is negative when bit 0 of w1 is set. nnz = 1 is CountSketch.
+    OSNAP's block construction (Nelson and Nguyen, FOCS 2013; Kane and Nelson, J. ACM 61, 2014).
+    Block t holds the columns from floor(t cols / nnz) to floor((t + 1) cols / nnz) - 1. With (w0,
+    w1) = threefry_2x32(key, (row, t)) the entry lies at the block's column bounded(w0, size of
+    block) and is negative when bit 0 of w1 is set. nnz = 1 is CountSketch.
 
     Args:
       seed: int, uint32[2] or JAX key.

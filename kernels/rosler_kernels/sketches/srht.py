@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 def srht(seed: object, rows: int, cols: int) -> Sketch:
     """Omega = D H P / sqrt(cols): subsampled randomised Hadamard transform.
 
-    D is a diagonal of random signs, H the Walsh-Hadamard matrix of order n2 = the least power of two >= rows (its first rows
-    rows), H[i, c] = (-1)^popcount(i & c), and P keeps the distinct columns c_j = bijection(key, j, log2 n2), j < cols
-    (Ailon and Chazelle, SIAM J. Comput. 39, 2009; Tropp, Adv. Adapt. Data Anal. 3, 2011). The sign of row i is bit i % 64 of
+    D is a diagonal of random signs, H the Walsh-Hadamard matrix of order n2 = the least power of
+    two >= rows (its first rows rows), H[i, c] = (-1)^popcount(i & c), and P keeps the distinct
+    columns c_j = bijection(key, j, log2 n2), j < cols (Ailon and Chazelle, SIAM J. Comput. 39,
+    2009; Tropp, Adv. Adapt. Data Anal. 3, 2011). The sign of row i is bit i % 64 of
     threefry_2x32(key', (i // 64, 0)), as for ``rademacher``.
 
     Args:

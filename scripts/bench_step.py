@@ -1,0 +1,193 @@
+"""Time and memory of one training step against the dense network, from small widths to large.
+
+    python scripts/bench_step.py --out runs/step
+    python scripts/bench_step.py --out runs/step --widths 1024,4096 --repeats 5
+
+A step is loss, gradients and Adam (aRes-BP's parallel stage: momentum SGD) of a network
+784-w-w-10 on one batch, as the library's own training loop runs it: inside a compiled scan. All
+kinds of a width take turns in one process, after a warm-up each; the table has medians, spreads
+and the ratio to dense, and the bytes that XLA's memory analysis gives for the compiled program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from rosler_jax.network import Network, mlp_specs
+from rosler_jax.optim import ares_bp
+
+INPUTS, CLASSES = 784, 10
+SMALL = (32, 64, 128, 256, 512)
+LARGE = (1024, 2048, 4096, 8192, 16384)
+SECONDS = 0.5  # about how long one timed call should take
+
+KINDS: dict[str, dict[str, Any] | None] = {
+    "dense": None,
+    "chain": {"kind": "sketch_linear"},
+    "aRes-BP, parallel": {"kind": "sketch_linear", "mode": "ares"},
+    "aRes-BP, successive": {"kind": "sketch_linear", "mode": "ares"},
+    "seeded, SRHT": {"kind": "sketch_linear", "mode": "seeded", "sketch": "srht"},
+    "seeded, row sampling": {"kind": "sketch_linear", "mode": "seeded", "sketch": "rows_uniform"},
+}
+
+
+def make_steps(kind: str, width: int, rank: int, batch: int) -> tuple[Any, Callable[..., Any]]:
+    """The initial state of training, and ``many(state, count)``: so many steps in one program."""
+    template = KINDS[kind]
+    sketch = None if template is None else {**template, "rank": rank}
+    specs = mlp_specs(INPUTS, (width, width), CLASSES, sketch)
+    network = Network(specs, rngs=nnx.Rngs(0))
+    graphdef, params, buffers = nnx.split(network, nnx.Param, ...)
+    params, buffers = nnx.to_pure_dict(params), nnx.to_pure_dict(buffers)
+    tx = optax.with_extra_args_support(optax.adam(1e-3))
+    if kind.startswith("aRes"):
+        tx = ares_bp(optax.adam(1e-3), switch_step=10**9 if kind.endswith("parallel") else 1)
+    x = jax.random.normal(jax.random.key(0), (batch, INPUTS))
+    y = jax.random.randint(jax.random.key(1), (batch,), 0, CLASSES)
+
+    def loss(p: Any, x: Any, y: Any) -> Any:
+        out = nnx.merge(graphdef, p, buffers)(x)
+        return optax.softmax_cross_entropy_with_integer_labels(out, y).mean()
+
+    def step(carry: Any, _: None, x: Any, y: Any) -> tuple[Any, None]:
+        p, s = carry
+        updates, s = tx.update(jax.grad(loss)(p, x, y), s, p)
+        return (optax.apply_updates(p, updates), s), None
+
+    def many(state: Any, x: Any, y: Any, count: int) -> Any:
+        return jax.lax.scan(lambda c, n: step(c, n, x, y), state, None, length=count)[0]
+
+    compiled = jax.jit(many, static_argnames="count", donate_argnums=0)
+    return (params, tx.init(params)), lambda state, count: compiled.lower(
+        state, x, y, count=count
+    ).compile()
+
+
+def program_bytes(compiled: Any) -> int:
+    """Arguments, results and temporaries of a compiled program, aliased buffers counted once."""
+    m = compiled.memory_analysis()
+    total = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
+    return int(total - m.alias_size_in_bytes)
+
+
+def measure_width(width: int, rank: int, batch: int, repeats: int) -> list[dict[str, Any]]:
+    """Rows of one width: all kinds in turn, ``repeats`` times."""
+    x = jax.random.normal(jax.random.key(0), (batch, INPUTS))
+    y = jax.random.randint(jax.random.key(1), (batch,), 0, CLASSES)
+    states, programs, counts, memory = {}, {}, {}, {}
+    for kind in KINDS:
+        state, build = make_steps(kind, width, rank, batch)
+        parameters = sum(p.size for p in jax.tree.leaves(state[0]))
+        one = build(state, 1)
+        memory[kind] = (program_bytes(one), parameters)
+        state = jax.block_until_ready(one(state, x, y))  # warm-up; also takes aRes-BP past its switch
+        start = time.perf_counter()
+        state = jax.block_until_ready(one(state, x, y))
+        counts[kind] = max(1, min(200, int(SECONDS / (time.perf_counter() - start))))
+        programs[kind] = build(state, counts[kind])
+        states[kind] = jax.block_until_ready(programs[kind](state, x, y))
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for _ in range(repeats):
+        for kind in KINDS:
+            start = time.perf_counter()
+            states[kind] = jax.block_until_ready(programs[kind](states[kind], x, y))
+            times[kind].append((time.perf_counter() - start) / counts[kind])
+    dense = statistics.median(times["dense"])
+    return [
+        {
+            "width": width,
+            "kind": kind,
+            "parameters": memory[kind][1],
+            "milliseconds": 1e3 * statistics.median(t),
+            "fastest": 1e3 * min(t),
+            "slowest": 1e3 * max(t),
+            "speedup": dense / statistics.median(t),
+            "program_bytes": memory[kind][0],
+            "memory_ratio": memory["dense"][0] / memory[kind][0],
+        }
+        for kind, t in times.items()
+    ]
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "| width | kind | parameters | step, ms (fastest to slowest) | faster than dense "
+        "| program memory, MB | less memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['width']} | {r['kind']} | {r['parameters']:,} | {r['milliseconds']:.3g} "
+            f"({r['fastest']:.3g} to {r['slowest']:.3g}) | {r['speedup']:.2f}x | "
+            f"{r['program_bytes'] / 1e6:.1f} | {r['memory_ratio']:.1f}x |"
+        )
+    return "\n".join(lines)
+
+
+def draw(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Step time and memory over the width, one line a kind."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    names = (("milliseconds", "one training step, ms"), ("program_bytes", "program memory, bytes"))
+    for axes, (key, label) in zip(figure.subplots(1, 2), names, strict=True):
+        for kind in KINDS:
+            mine = [r for r in rows if r["kind"] == kind]
+            axes.loglog([r["width"] for r in mine], [r[key] for r in mine], "o-", label=kind)
+        axes.set(xlabel="width", ylabel=label)
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    """Measures and writes step.md, step.json and step.png."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    widths = ",".join(map(str, SMALL + LARGE))
+    parser.add_argument("--out", type=Path, required=True, help="folder for tables and plot")
+    parser.add_argument("--widths", default=widths, help=f"widths of both layers (default {widths})")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for width in map(int, options.widths.split(",")):
+        rows += measure_width(width, options.rank, options.batch, options.repeats)
+        print(f"width {width} done", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = markdown(rows)
+    about = {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "rank": options.rank,
+        "batch": options.batch,
+        "repeats": options.repeats,
+    }
+    (options.out / "step.md").write_text(text + "\n", encoding="utf-8")
+    content = json.dumps({"about": about, "rows": rows}, indent=2)
+    (options.out / "step.json").write_text(content, encoding="utf-8")
+    draw(options.out / "step.png", rows)
+    print(f"\n{about}\n\n{text}\n\nwritten to {options.out}/step.md, step.json, step.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

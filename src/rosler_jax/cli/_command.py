@@ -1,0 +1,99 @@
+"""What every command is made of: how it ends, how it refuses, how it draws a table."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+
+class UsageError(ValueError):
+    """Arguments that make no sense: exit code 2."""
+
+
+class Outcome(NamedTuple):
+    """What a command found: for people, and the same for machines (JSON types)."""
+
+    text: str
+    data: dict[str, Any]
+
+
+class Command(NamedTuple):
+    """One line of the table of commands.
+
+    Attributes:
+      summary: one line for the list of commands.
+      description: what it does.
+      examples: whole command lines.
+      add_arguments: adds its own arguments to its parser.
+      run: does the work; imports what is heavy.
+      interrupted: what to tell who interrupted it.
+    """
+
+    summary: str
+    description: str
+    examples: Sequence[str]
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Outcome]
+    interrupted: Callable[[argparse.Namespace], str] = lambda args: "interrupted"
+
+
+def table(rows: Sequence[tuple[str, object]]) -> str:
+    """Names and values in two columns.
+
+    Example:
+      >>> print(table([("file bytes", 1234), ("device", "cpu")]))
+      file bytes  1,234
+      device      cpu
+    """
+    width = max(len(name) for name, _ in rows)
+    shown = ((name, f"{v:,}" if isinstance(v, int) else str(v)) for name, v in rows)
+    return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in shown)
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas; none at all for "none".
+
+    Example:
+      >>> integers("1024,1024"), integers("none")
+      ((1024, 1024), ())
+    """
+    if text == "none":
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list like 1024,1024 (or none)"
+        ) from None
+
+
+def _number(kind: type[int] | type[float], noun: str, optional: bool) -> Callable[[str], Any]:
+    def parse(text: str) -> int | float | None:
+        if optional and text == "none":
+            return None
+        try:
+            return kind(text)
+        except ValueError:
+            choice = " (or none)" if optional else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun}{choice}") from None
+
+    return parse
+
+
+PARSERS: dict[Any, Callable[[str], Any]] = {
+    str: str,
+    str | None: lambda text: None if text == "none" else text,
+    int: _number(int, "a whole number", False),
+    int | None: _number(int, "a whole number", True),
+    float: _number(float, "a number", False),
+    float | None: _number(float, "a number", True),
+    tuple[int, ...]: integers,
+}
+"""How the text of an argument becomes a value of that type."""
+
+
+def field_types(dataclass: type) -> dict[str, Any]:
+    """The type of every field, as a key of :data:`PARSERS` or bool."""
+    return typing.get_type_hints(dataclass)

@@ -1,0 +1,113 @@
+"""One option for every field of :class:`rosler_jax.config.TrainConfig`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any, NamedTuple
+
+from rosler_jax.cli._command import PARSERS, UsageError, field_types
+from rosler_jax.config import BITS, METHODS, PRECISIONS, SCHEDULES, TrainConfig
+
+
+class Option(NamedTuple):
+    """One line of :data:`OPTIONS`."""
+
+    group: str
+    help: str
+    metavar: str = "N"
+    choices: tuple[Any, ...] | None = None
+
+
+_DATA, _MODEL, _TRAINING = "data", "model", "training"
+_ARES, _RESTRICT, _AUGMENT = "method ares-bp", "method restrict-rank", "augmentation"
+
+OPTIONS: dict[str, Option] = {
+    "data": Option(_DATA, "name of a data set, folder of idx files, or .npz file", "DATA"),
+    "validation": Option(_DATA, "fraction of the training data held out for validation", "F"),
+    "hidden": Option(_MODEL, "widths of the hidden layers, or none", "N,N,..."),
+    "method": Option(_MODEL, "how hidden layers are held and trained", "METHOD", METHODS),
+    "rank": Option(_MODEL, "rank of the hidden layers; not used by dense"),
+    "in_sketch": Option(_MODEL, "width of seeded layers' input sketch; none: 8 times the rank"),
+    "sketch": Option(_MODEL, "sketch family; none: what suits the method", "FAMILY"),
+    "bits": Option(_MODEL, "bits of a weight in the model file", "BITS", BITS),
+    "quantization_aware": Option(_MODEL, "train through the quantiser"),
+    "quantize_from": Option(_MODEL, "fraction of the epochs after which that begins", "F"),
+    "epochs": Option(_TRAINING, "passes over the training data"),
+    "batch_size": Option(_TRAINING, "examples an update"),
+    "learning_rate": Option(_TRAINING, "peak of the schedule; none: what suits the method", "RATE"),
+    "schedule": Option(_TRAINING, "of the learning rate", "NAME", SCHEDULES),
+    "weight_decay": Option(_TRAINING, "decoupled, of AdamW", "RATE"),
+    "label_smoothing": Option(_TRAINING, "share of a label given to all classes", "F"),
+    "precision": Option(_TRAINING, "dtype of the computation", "DTYPE", PRECISIONS),
+    "patience": Option(_TRAINING, "stop after N epochs without a better validation; none: never"),
+    "seed": Option(_TRAINING, "of initialisation, order, augmentation and split"),
+    "oversampling": Option(_ARES, "extra dimensions of the co-range; none: the rank"),
+    "parallel_epochs": Option(_ARES, "length of the parallel stage, in epochs", "F"),
+    "parallel_learning_rate": Option(_ARES, "of SGD in that stage", "RATE"),
+    "momentum": Option(_ARES, "of SGD in that stage", "F"),
+    "clip_norm": Option(_ARES, "largest norm of the gradient in that stage", "NORM"),
+    "restrict_every": Option(_RESTRICT, "updates between restrictions of the rank"),
+    "shift": Option(_AUGMENT, "shift images by up to N pixels"),
+    "flip": Option(_AUGMENT, "mirror images left to right at random"),
+    "noise": Option(_AUGMENT, "Gaussian noise, in standard deviations of the data", "F"),
+}
+"""The option of every field of the config: a new field is one line here."""
+
+
+def flag(name: str) -> str:
+    """The option of a field.
+
+    Example:
+      >>> flag("batch_size")
+      '--batch-size'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options; one that is not given leaves no trace in the parsed arguments."""
+    types, groups = field_types(TrainConfig), {}
+    for field in dataclasses.fields(TrainConfig):
+        option = OPTIONS[field.name]
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        kind = types[field.name]
+        settings: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if kind is not bool:
+            settings = {"type": PARSERS[kind], "metavar": option.metavar, "choices": option.choices}
+        groups[option.group].add_argument(
+            flag(field.name),
+            dest=field.name,
+            default=argparse.SUPPRESS,
+            help=_help(option, field.default),
+            **settings,
+        )
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The config fields whose options were given."""
+    return {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
+
+
+def build_config(given: dict[str, Any]) -> TrainConfig:
+    """The config of these fields, all others at their defaults.
+
+    Raises:
+      UsageError: for values that no run can have.
+    """
+    try:
+        return TrainConfig(**given)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _help(option: Option, default: Any) -> str:
+    choices = f"; one of {', '.join(map(str, option.choices))}" if option.choices else ""
+    if isinstance(default, tuple):
+        shown = ",".join(map(str, default)) or "none"
+    elif default is None or isinstance(default, bool):
+        shown = {None: "none", True: "yes", False: "no"}[default]
+    else:
+        shown = str(default)
+    return f"{option.help}{choices} (default: {shown})".replace("%", "%%")

@@ -1,0 +1,113 @@
+"""``rosler train``: a compact network from data, in one folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rosler_jax.cli._command import Command, Outcome, UsageError, table
+from rosler_jax.cli._config_options import (
+    add_config_options,
+    build_config,
+    flag,
+    given_options,
+)
+from rosler_jax.cli._progress import progress
+
+FILES = ("model.rosler", "result.json", "config.json", "history.csv", "curves.png")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to write, what to resume, and every field of the config."""
+    parser.add_argument("--out", metavar="DIR", help="folder of a new run; made if there is none")
+    parser.add_argument(
+        "--resume", metavar="DIR", help="go on with the run in this folder, with its own config"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_config_options(parser)
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Trains, or goes on."""
+    given = given_options(args)
+    folder = _folder(args, given)
+    config = None if args.resume is not None else build_config(given)
+    _check_sketch(given.get("sketch"))
+
+    from rosler_jax import run as runs
+
+    resume = config is None
+    epochs = (config or runs.open_folder(folder, None, True)).epochs
+    with progress(epochs, args.quiet) as report:
+        result = runs.train(config, folder, resume=resume, report=report)
+    files = [name for name in FILES if (folder / name).exists()]
+    text = f"{_table(result)}\n\nwrote {', '.join(files)} into\n{folder}"
+    return Outcome(text, {**result, "out": str(folder), "files": files})
+
+
+def interrupted(args: argparse.Namespace) -> str:
+    """How to resume, if there is anything to resume."""
+    folder = Path(args.resume or args.out or ".")
+    if not (folder / "config.json").exists():
+        return "interrupted before the run began; nothing was written"
+    return f"interrupted; go on with: rosler train --resume {folder}"
+
+
+def _folder(args: argparse.Namespace, given: dict[str, Any]) -> Path:
+    if args.resume is None:
+        if args.out is None:
+            raise UsageError("name a folder for the run: --out DIR (or --resume DIR)")
+        return Path(args.out)
+    extra = [flag(name) for name in given] + (["--out"] if args.out is not None else [])
+    if extra:
+        raise UsageError(
+            f"--resume goes on with the run's own config; leave out {', '.join(extra)}"
+        )
+    return Path(args.resume)
+
+
+def _check_sketch(sketch: str | None) -> None:
+    if sketch is None:
+        return
+    from rosler_kernels import FAMILIES
+
+    known = [name for name, family in FAMILIES.items() if not family.weighted]
+    if sketch not in known:
+        raise UsageError(f"sketch {sketch!r} is unknown; pass one of {', '.join(known)}")
+
+
+def _table(result: dict[str, Any]) -> str:
+    return table(
+        [
+            ("test accuracy", f"{result['test_accuracy']:.2%}"),
+            ("validation accuracy", f"{result['validation_accuracy']:.2%}"),
+            ("parameters", result["parameters"]),
+            ("file bytes", result["file_bytes"]),
+            ("dense parameters", result["dense_parameters"]),
+            ("dense bytes (float32)", result["dense_bytes"]),
+            ("compression", f"{result['compression']:.1f}x"),
+            ("training", f"{result['train_seconds']:.1f} s"),
+            ("device", f"{result['device']}, jax {result['jax_version']}"),
+            ("seed", result["seed"]),
+        ]
+    )
+
+
+COMMAND = Command(
+    summary="train a network and write its packed file and results into a folder",
+    description=(
+        "Trains a multi-layer perceptron whose hidden layers are held compactly, keeps the best "
+        f"epoch by validation, and writes into DIR: {', '.join(FILES)}."
+    ),
+    examples=(
+        "rosler train --data mnist5k --hidden 1024,1024 --rank 16 --method ares-bp --bits 16 "
+        "--epochs 20 --seed 0 --out runs/compact",
+        "rosler train --data images.npz --method seeded --rank 32 --bits 4 --quantization-aware "
+        "--out runs/seeded",
+        "rosler train --resume runs/compact",
+    ),
+    add_arguments=add_arguments,
+    run=run,
+    interrupted=interrupted,
+)

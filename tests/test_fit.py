@@ -1,0 +1,177 @@
+"""One training run as pure functions: it learns, is pure, vmaps, stops well."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rosler_jax import augment
+from rosler_jax.config import METHODS, TrainConfig, from_dict, to_dict
+from rosler_jax.fit import Arrays, evaluate, fit, make_fit, network_specs
+
+FEATURES, CLASSES = 24, 3
+
+
+def blobs(n: int = 256, seed: int = 0) -> Arrays:
+    """Three well separated clouds: what any method must learn."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(CLASSES, FEATURES))
+    y = rng.integers(0, CLASSES, n)
+    x = (centres[y] + 0.3 * rng.normal(size=(n, FEATURES))).astype(np.float32)
+    x, y = jnp.asarray(x), jnp.asarray(y, jnp.int32)
+    return Arrays(x, y, x[:64], y[:64])
+
+
+def tiny(**settings: object) -> TrainConfig:
+    defaults: dict[str, object] = {"hidden": (32, 16), "rank": 4, "epochs": 4, "batch_size": 32}
+    return TrainConfig(**{**defaults, **settings})  # type: ignore[arg-type]
+
+
+def run_tiny(config: TrainConfig, arrays: Arrays, seed: int = 0):
+    specs = network_specs(config, FEATURES, CLASSES)
+    return jax.jit(lambda key: fit(config, specs, arrays, key))(jax.random.key(seed))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns(method: str) -> None:
+    state, metrics = run_tiny(tiny(method=method, epochs=12), blobs())
+    assert bool(metrics.finite.all())
+    assert float(state.best_accuracy) > 0.95  # chance is 1/3
+    assert float(metrics.loss[-1]) < 0.8 * float(metrics.loss[0])
+
+
+def test_an_epoch_compiles_once() -> None:
+    config, arrays = tiny(method="ares-bp", epochs=3, parallel_epochs=1.5), blobs()
+    functions = make_fit(config, network_specs(config, FEATURES, CLASSES), len(arrays.train_x))
+    epoch = jax.jit(chex.assert_max_traces(functions.epoch, n=1))
+    state = functions.init(jax.random.key(0))
+    for _ in range(3):
+        state, _ = epoch(state, arrays)
+    flags = [layer["parallel"] for layer in state.params["layers"].values() if "parallel" in layer]
+    assert len(flags) == 2
+    assert all(float(flag) == 0.0 for flag in flags)  # past the switch, in mid-epoch
+
+
+def test_members_under_vmap_equal_single_runs() -> None:
+    config, arrays = tiny(method="chain", epochs=2), blobs()
+    specs = network_specs(config, FEATURES, CLASSES)
+    keys = jax.random.split(jax.random.key(3), 3)
+    many = jax.jit(jax.vmap(lambda key: fit(config, specs, arrays, key)))(keys)
+    one = jax.jit(lambda key: fit(config, specs, arrays, key))(keys[1])
+    # The same arithmetic in another order: float32 rounding grown over 16 steps of Adam.
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x[1], many[1].loss), one[1].loss, rtol=2e-3
+    )
+
+
+def test_a_diverging_epoch_is_undone() -> None:
+    config, arrays = tiny(method="chain"), blobs()
+    functions = make_fit(config, network_specs(config, FEATURES, CLASSES), len(arrays.train_x))
+    epoch = jax.jit(functions.epoch)
+    state, _ = epoch(functions.init(jax.random.key(0)), arrays)
+    bad = arrays._replace(train_x=arrays.train_x.at[0, 0].set(jnp.nan))
+    after, metrics = epoch(state, bad)
+    assert not bool(metrics.finite)
+    chex.assert_trees_all_equal(after, state)
+
+
+def test_best_parameters_are_those_of_the_best_epoch() -> None:
+    config, arrays = tiny(method="dense", epochs=5), blobs()
+    functions = make_fit(config, network_specs(config, FEATURES, CLASSES), len(arrays.train_x))
+    state = functions.init(jax.random.key(0))
+    epoch = jax.jit(functions.epoch)
+    seen = []
+    for _ in range(5):
+        state, metrics = epoch(state, arrays)
+        seen.append((float(metrics.validation_accuracy), state.params))
+    best = max(range(5), key=lambda i: (seen[i][0], i))
+    assert int(state.best_epoch) == best + 1
+    chex.assert_trees_all_equal(state.best_params, seen[best][1])
+
+
+def test_nothing_from_the_parallel_stage_can_become_the_best_model() -> None:
+    config, arrays = tiny(method="ares-bp", epochs=4, parallel_epochs=2.5), blobs()
+    functions = make_fit(config, network_specs(config, FEATURES, CLASSES), len(arrays.train_x))
+    state = functions.init(jax.random.key(0))
+    epoch = jax.jit(functions.epoch)
+    eligible = []
+    for _ in range(4):
+        state, _ = epoch(state, arrays)
+        eligible.append(float(state.best_accuracy) >= 0)
+    assert eligible == [False, False, True, True]  # the switch lies inside the third epoch
+
+
+def test_quantisation_aware_training_reports_the_quantised_net() -> None:
+    config, arrays = tiny(method="seeded", bits=3, quantization_aware=True, epochs=12), blobs()
+    specs = network_specs(config, FEATURES, CLASSES)
+    state, metrics = run_tiny(config, arrays)
+    from rosler_jax.quantization import fake_quantize_params
+
+    functions = make_fit(config, specs, len(arrays.train_x))
+    params = fake_quantize_params(state.best_params, 3)
+    predict = lambda x: functions.logits(params, state.best_buffers, x)  # noqa: E731
+    _, accuracy = evaluate(predict, arrays.validation_x, arrays.validation_y)
+    assert float(accuracy) == pytest.approx(float(state.best_accuracy), abs=1 / 64)
+    assert int(state.best_epoch) > 6  # not before quantisation began
+    assert float(accuracy) > 0.9
+    assert bool(metrics.finite.all())
+
+
+def test_mixed_precision_keeps_float32_parameters() -> None:
+    state, metrics = run_tiny(tiny(method="chain", precision="bfloat16", epochs=6), blobs())
+    assert {str(x.dtype) for x in jax.tree.leaves(state.params)} == {"float32"}
+    assert float(metrics.validation_accuracy[-1]) > 0.9
+
+
+@pytest.mark.parametrize("n", [1, 7, 1000, 1001])
+def test_evaluate_counts_every_example_once(n: int) -> None:
+    rng = np.random.default_rng(n)
+    logits, y = rng.normal(size=(n, 5)).astype(np.float32), rng.integers(0, 5, n)
+    loss, accuracy = evaluate(lambda x: x, jnp.asarray(logits), jnp.asarray(y))
+    assert float(accuracy) == pytest.approx((logits.argmax(-1) == y).mean(), abs=1e-6)
+    reference = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), jnp.asarray(y))
+    assert float(loss) == pytest.approx(float(reference.mean()), rel=1e-5)
+
+
+def test_shift_moves_and_pads() -> None:
+    x = jnp.arange(1.0, 17.0).reshape(1, 4, 4, 1).repeat(50, 0)
+    out = np.asarray(augment.shift(jax.random.key(0), x, 1))[..., 0]
+    padded = np.pad(np.asarray(x[0, ..., 0]), 1)
+    windows = {padded[i : i + 4, j : j + 4].tobytes() for i in range(3) for j in range(3)}
+    assert {image.tobytes() for image in out} == windows  # 50 draws of 9: each seen, but for 2.5 %
+
+
+def test_flip_mirrors_about_half() -> None:
+    x = jnp.arange(6.0).reshape(1, 2, 3).repeat(400, 0)
+    out = np.asarray(augment.flip(jax.random.key(1), x))
+    mirrored = (out == np.asarray(x)[:, :, ::-1]).all((1, 2))
+    assert ((out == np.asarray(x)).all((1, 2)) ^ mirrored).all()
+    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / 20  # five standard deviations of 400 coins
+
+
+def test_noise_has_the_asked_deviation() -> None:
+    out = augment.noise(jax.random.key(2), jnp.zeros((100, 100), jnp.uint8), 3.0)
+    assert float(out.std()) == pytest.approx(3.0, rel=5 / np.sqrt(2 * 10_000))
+
+
+def test_config_round_trip_and_refusals() -> None:
+    config = tiny(method="seeded", in_sketch=12)
+    assert from_dict(to_dict(config)) == config
+    with pytest.raises(ValueError, match="rank=0"):
+        tiny(rank=0)
+    with pytest.raises(ValueError, match="method 'magic' is unknown"):
+        tiny(method="magic")
+    with pytest.raises(ValueError, match="parallel_epochs"):
+        tiny(method="ares-bp", epochs=1, parallel_epochs=1.0)
+    with pytest.raises(ValueError, match="unknown config field"):
+        from_dict({"ranks": 3})
+
+
+def test_batch_larger_than_the_data_is_refused() -> None:
+    config = tiny(batch_size=1000)
+    with pytest.raises(ValueError, match="batch_size 1000 exceeds the 256"):
+        make_fit(config, network_specs(config, FEATURES, CLASSES), 256)
