@@ -63,9 +63,7 @@ def trained(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def measure(
-    out: Path, data: str, candidates: list[dict[str, Any]], row: Row
-) -> dict[str, Any]:
+def measure(out: Path, data: str, candidates: list[dict[str, Any]], row: Row) -> dict[str, Any]:
     """One row: candidates by validation with the first seed, then the winner with all seeds."""
     name, settings = row
     slug = name.replace(", ", "-").replace(" ", "")

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from rosler_jax.network import Network, mlp_specs
+from rosler_jax.network import Network, mlp_specs, split_state
 from rosler_jax.optim import ares_bp
 
 INPUTS, CLASSES = 784, 10
@@ -50,8 +49,7 @@ def make_steps(kind: str, width: int, rank: int, batch: int) -> tuple[Any, Calla
     sketch = None if template is None else {**template, "rank": rank}
     specs = mlp_specs(INPUTS, (width, width), CLASSES, sketch)
     network = Network(specs, rngs=nnx.Rngs(0))
-    graphdef, params, buffers = nnx.split(network, nnx.Param, ...)
-    params, buffers = nnx.to_pure_dict(params), nnx.to_pure_dict(buffers)
+    graphdef, params, buffers = split_state(network)
     tx = optax.with_extra_args_support(optax.adam(1e-3))
     if kind.startswith("aRes"):
         tx = ares_bp(optax.adam(1e-3), switch_step=10**9 if kind.endswith("parallel") else 1)
@@ -93,7 +91,9 @@ def measure_width(width: int, rank: int, batch: int, repeats: int) -> list[dict[
         parameters = sum(p.size for p in jax.tree.leaves(state[0]))
         one = build(state, 1)
         memory[kind] = (program_bytes(one), parameters)
-        state = jax.block_until_ready(one(state, x, y))  # warm-up; also takes aRes-BP past its switch
+        state = jax.block_until_ready(
+            one(state, x, y)
+        )  # warm-up; also takes aRes-BP past its switch
         start = time.perf_counter()
         state = jax.block_until_ready(one(state, x, y))
         counts[kind] = max(1, min(200, int(SECONDS / (time.perf_counter() - start))))
@@ -162,7 +162,9 @@ def main() -> int:
     )
     widths = ",".join(map(str, SMALL + LARGE))
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and plot")
-    parser.add_argument("--widths", default=widths, help=f"widths of both layers (default {widths})")
+    parser.add_argument(
+        "--widths", default=widths, help=f"widths of both layers (default {widths})"
+    )
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 
@@ -74,7 +75,7 @@ def test_seeded_factors_agree_with_float64(kind):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_balance_keeps_the_matrix_and_splits_the_singular_values(shape):
     f = _random(shape)
-    m, n, s, l = shape
+    s, l = shape[2:]
     b = balance(f)
     chex.assert_trees_all_equal_shapes_and_dtypes(f, b)
     w = _dense(f)
@@ -136,7 +137,7 @@ def test_ranks_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("size", [(1, 1), (6, 3), (8, 8), (13, 5)])
 def test_core_is_the_pseudo_inverse(size):
-    """Ridge lam moves a singular value's inverse by lam / sigma^2 at most, relatively: cond^2 1e-6."""
+    """The ridge lam moves the inverse of a singular value by lam / sigma^2 at most, relatively."""
     a = np.random.default_rng(3).normal(size=size)
     sigma = np.linalg.svd(a, compute_uv=False)
     lam = 1e-6 * (sigma**2).sum() / size[1]
@@ -174,7 +175,7 @@ def test_jit_and_vmap_do_as_a_loop_does(function):
     stacked = jax.tree.map(lambda *v: jnp.stack(v), *f)
     batch = jax.jit(jax.vmap(function))(stacked)
     for i, one in enumerate(f):
-        one, member = function(one), jax.tree.map(lambda v: v[i], batch)
+        one, member = function(one), jax.tree.map(lambda v, i=i: v[i], batch)
         if isinstance(one, SketchFactors):  # the signs of singular vectors are free
             one, member = reconstruct(one), reconstruct(member)
         np.testing.assert_allclose(member, one, atol=1e-4)
@@ -200,11 +201,13 @@ def test_gradients_are_those_of_the_dense_product(form):
         f = SeededFactors(u=jnp.asarray(rng.normal(size=(6, 4)), jnp.float32),
                           psi=rk.gaussian(1, m, 6), omega=rk.gaussian(2, n, 4))  # fmt: skip
 
-    def loss(x, thin):
-        named = ("c", "u", "r") if form == "three" else ("c", "r") if form == "two" else ("u",)
-        return ((apply(f.replace(**dict(zip(named, thin, strict=True))) if form != "seeded"
-                       else SeededFactors(u=thin[0], psi=f.psi, omega=f.omega), x) - t) ** 2).sum()  # fmt: skip
+    def rebuilt(thin):
+        if form == "seeded":
+            return SeededFactors(u=thin[0], psi=f.psi, omega=f.omega)
+        kind, names = (SketchFactors, "cur") if form == "three" else (TwoFactors, "cr")
+        return kind(**dict(zip(names, thin, strict=True)))
 
+    loss = lambda x, thin: ((apply(rebuilt(thin), x) - t) ** 2).sum()
     thin = {"three": lambda: (f.c, f.u, f.r), "two": lambda: (f.c, f.r), "seeded": lambda: (f.u,)}
     dx, d_thin = jax.grad(loss, (0, 1))(jnp.asarray(x, jnp.float32), thin[form]())
     w = np.asarray(reconstruct(f), np.float64)
@@ -227,6 +230,7 @@ def test_gradients_are_those_of_the_dense_product(form):
 
 def test_the_core_solve_has_the_gradient_of_finite_differences():
     a = jnp.asarray(np.random.default_rng(5).normal(size=(5, 3)), jnp.float32)
-    jax.test_util.check_grads(lambda a: core_from_sketch(a, ridge=1e-2), (a,), 1, ["rev"], rtol=5e-2)
+    solve = lambda a: core_from_sketch(a, ridge=1e-2)
+    jax.test_util.check_grads(solve, (a,), 1, ["rev"], rtol=5e-2)
     per_member = jax.vmap(jax.grad(lambda a: core_from_sketch(a).sum()))(jnp.stack([a, 2 * a]))
     assert bool(jnp.isfinite(per_member).all())

@@ -63,9 +63,7 @@ def test_members_under_vmap_equal_single_runs() -> None:
     many = jax.jit(jax.vmap(lambda key: fit(config, specs, arrays, key)))(keys)
     one = jax.jit(lambda key: fit(config, specs, arrays, key))(keys[1])
     # The same arithmetic in another order: float32 rounding grown over 16 steps of Adam.
-    chex.assert_trees_all_close(
-        jax.tree.map(lambda x: x[1], many[1].loss), one[1].loss, rtol=2e-3
-    )
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], many[1].loss), one[1].loss, rtol=2e-3)
 
 
 def test_a_diverging_epoch_is_undone() -> None:
@@ -113,7 +111,7 @@ def test_quantisation_aware_training_reports_the_quantised_net() -> None:
 
     functions = make_fit(config, specs, len(arrays.train_x))
     params = fake_quantize_params(state.best_params, 3)
-    predict = lambda x: functions.logits(params, state.best_buffers, x)  # noqa: E731
+    predict = lambda x: functions.logits(params, state.best_buffers, x)
     _, accuracy = evaluate(predict, arrays.validation_x, arrays.validation_y)
     assert float(accuracy) == pytest.approx(float(state.best_accuracy), abs=1 / 64)
     assert int(state.best_epoch) > 6  # not before quantisation began

@@ -92,7 +92,7 @@ def test_a_folder_belongs_to_one_run(data: str, tmp_path: Path) -> None:
     run.train(config(data, method="dense", epochs=2), out)
     with pytest.raises(run.RunError, match="already holds a run"):
         run.train(config(data, method="dense", epochs=2), out)
-    with pytest.raises(run.RunError, match="another config.*rank: 3 -> 2"):
+    with pytest.raises(run.RunError, match=r"another config.*rank: 3 -> 2"):
         run.train(config(data, method="dense", epochs=2, rank=2), out, resume=True)
 
 

@@ -274,7 +274,8 @@ def test_the_report_prints_a_plain_table():
     model = nnx.Sequential(nnx.Conv(3, 64, (3, 3), rngs=rngs), nnx.Linear(2000, 500, rngs=rngs))
     _, report = sketchify(model, [Rule("*", rank=4)], rngs=rngs, from_weights=True)
     lines = str(report).splitlines()
-    assert lines[0].split() == "path kind in out rank before after error note".split()
+    head = ["path", "kind", "in", "out", "rank", "before", "after", "error", "note"]
+    assert lines[0].split() == head
     assert lines[2].split()[:8] == ["layers.0", "Conv", "->", "chain", "27", "64", "4", "1,792"]
     after = 4 * (2000 + 500) + 16 + 500
     assert lines[3].split()[7:9] == ["1,000,500", f"{after:,}"]

@@ -76,8 +76,8 @@ def convert(
     if isinstance(layer, nnx.Conv):
         names = "strides padding input_dilation kernel_dilation feature_group_count precision"
         options |= {name: getattr(layer, name) for name in names.split()}
-        sizes = (layer.in_features, layer.out_features, layer.kernel_size, rank)
-        new = SketchConv(*sizes, **options, **given)
+        options["kernel_size"] = layer.kernel_size
+        new = SketchConv(layer.in_features, layer.out_features, rank=rank, **options, **given)
     else:
         new = SketchLinear(layer.in_features, layer.out_features, rank, **options, **given)
     if layer.bias is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Calls ``write`` with a temporary name beside ``path`` and renames what it wrote over ``path``.
+    """Calls ``write`` with a temporary name beside ``path``, and renames the result over it.
 
     Raises:
       OSError: if the file cannot be written; ``path`` is then as it was.

@@ -60,7 +60,9 @@ def restore(manager: Any, like: TrainState) -> tuple[TrainState, list[dict[str, 
         found = manager.restore(epoch, args=items)
         values = [jax.numpy.asarray(found.state[str(i)]) for i in range(len(leaves))]
     except Exception as error:  # Orbax raises many kinds, all meaning that this cannot be resumed
-        raise ValueError(f"checkpoint {epoch} in {manager.directory} cannot be read: {error}") from error
+        raise ValueError(
+            f"checkpoint {epoch} in {manager.directory} cannot be read: {error}"
+        ) from error
     for value, leaf in zip(values, leaves, strict=True):
         if value.shape != leaf.shape or value.dtype != leaf.dtype:
             raise ValueError(

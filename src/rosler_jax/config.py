@@ -132,7 +132,9 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ValueError(f"unknown config field(s) {', '.join(unknown)}; expected some of {sorted(known)}")
+        raise ValueError(
+            f"unknown config field(s) {', '.join(unknown)}; expected some of {sorted(known)}"
+        )
     return TrainConfig(**values)
 
 

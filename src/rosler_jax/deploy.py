@@ -13,7 +13,7 @@ from flax import nnx
 from rosler_jax import modelfile
 from rosler_jax.factors import SketchFactors, fold
 from rosler_jax.modelfile import ModelFile, ModelFileError
-from rosler_jax.network import Network, Spec
+from rosler_jax.network import Network, Spec, split_state
 from rosler_jax.quantization import dequantize_params, quantize_params
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def deploy(trained: Trained) -> Trained:
 
     Example:
       >>> specs = [{"kind": "sketch_linear", "in_features": 9, "out_features": 7, "rank": 2}]
-      >>> _, params, buffers = nnx.split(Network(specs, rngs=nnx.Rngs(0)), nnx.Param, ...)
-      >>> small = deploy(Trained(specs, nnx.to_pure_dict(params), nnx.to_pure_dict(buffers)))
+      >>> _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(0)))
+      >>> small = deploy(Trained(specs, params, buffers))
       >>> small.specs[0]["kind"], sorted(small.params["layers"][0])
       ('two_factor', ['bias', 'c', 'r'])
     """
@@ -71,11 +71,15 @@ def deploy(trained: Trained) -> Trained:
             )
         two = fold(SketchFactors(c=p["c"], u=p["u"], r=p["r"]))
         rank = two.c.shape[1]
-        layers[i] = {"c": two.c, "r": two.r, **{k: p[k] for k in ("bias",) if k in p}}
+        layers[i] = {"c": two.c, "r": two.r, **_only(p, "bias")}
         buffers.pop(i, None)
-        kept = {k: spec[k] for k in ("in_features", "out_features", "use_bias") if k in spec}
+        kept = _only(spec, "in_features", "out_features", "use_bias")
         specs[i] = {"kind": "two_factor", **kept, "rank": rank}
     return Trained(specs, {"layers": layers}, {"layers": buffers} if buffers else {})
+
+
+def _only(mapping: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: mapping[name] for name in names if name in mapping}
 
 
 def pack(trained: Trained, bits: int) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def save_network(
 def load_network(path: str | os.PathLike[str]) -> LoadedNetwork:
     """Reads a model file back into a network that can be called.
 
-    Nothing is allocated for a layer before its tensors in the file have been seen to have its shapes.
+    Nothing is allocated for a layer before its tensors in the file are seen to have its shapes.
 
     Args:
       path: file that :func:`save_network` wrote.
@@ -138,8 +142,7 @@ def load_network(path: str | os.PathLike[str]) -> LoadedNetwork:
 
 def _rebuild(specs: Sequence[Spec], tensors: Mapping[str, Any]) -> Network:
     abstract = nnx.eval_shape(lambda: Network(specs, rngs=nnx.Rngs(0)))
-    graphdef, params, buffers = nnx.split(abstract, nnx.Param, ...)
-    state: PyTree = (nnx.to_pure_dict(params), nnx.to_pure_dict(buffers))
+    graphdef, *state = split_state(abstract)
     names = {f"layers/{name}": tensor for name, tensor in tensors.items()}
     buffer_names = {
         "/".join(str(getattr(k, "key", k)) for k in path)
@@ -163,7 +166,7 @@ def from_restricted(specs: Sequence[Spec], params: PyTree, extracted: PyTree) ->
     for i, spec in enumerate(map(dict, specs)):
         kernel = extracted["layers"].get(i, {}).get("kernel") if i in params["layers"] else None
         if kernel is not None and hasattr(kernel, "c"):
-            bias = {k: v for k, v in params["layers"][i].items() if k == "bias"}
+            bias = _only(params["layers"][i], "bias")
             layers[i] = {"c": jnp.asarray(kernel.c), "r": jnp.asarray(kernel.r), **bias}
             spec = {**spec, "kind": "two_factor", "rank": int(kernel.c.shape[-1])}
         elif i in params["layers"]:

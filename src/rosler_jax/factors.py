@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import chex
 import jax
 import jax.numpy as jnp
+
 import rosler_kernels as rk
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 RIDGE = 1e-6
-"""Default relative ridge of the core solve, in units of the mean squared column norm of the core."""
+"""Default ridge of the core solve, relative to the core's mean squared column norm."""
 
 
 @chex.dataclass(frozen=True)
@@ -76,8 +77,7 @@ def check_rank(rank: int, m: int, n: int) -> None:
     """
     if not 1 <= rank <= min(m, n):
         raise ValueError(
-            f"rank {rank} is outside 1..min(in={m}, out={n})={min(m, n)}; "
-            f"pass 1<=rank<={min(m, n)}"
+            f"rank {rank} is outside 1..min(in={m}, out={n})={min(m, n)}; pass 1<=rank<={min(m, n)}"
         )
 
 
@@ -101,7 +101,7 @@ def core_from_sketch(a: Float[Array, "l s"], ridge: float = RIDGE) -> Float[Arra
       >>> core_from_sketch(2.0 * jnp.eye(3)).round(3).diagonal().tolist()
       [0.5, 0.5, 0.5]
 
-    Source: Nakatsukasa, "Fast and stable randomized low-rank matrix approximation", 2020, eq. (1.2).
+    Source: Nakatsukasa, "Fast and stable randomized low-rank matrix approximation" (2020).
     """
     a = a.astype(jnp.promote_types(a.dtype, jnp.float32))
     rows, cols = a.shape
@@ -115,7 +115,7 @@ def balance(factors: SketchFactors) -> SketchFactors:
     r"""Rewrites ``C U R`` so that the three factors share its singular values evenly.
 
     With ``C = Q_c T_c``, ``R^T = Q_r T_r`` and ``T_c U T_r^T = P S V^T`` the balanced factors are
-    ``Q_c P S^{1/3}``, ``S^{1/3}`` and ``S^{1/3} V^T Q_r^T``: the same matrix, without ever forming it.
+    ``Q_c P S^{1/3}``, ``S^{1/3}`` and ``S^{1/3} V^T Q_r^T``: the same matrix, never formed.
     Shapes are kept; where ``l > s`` the surplus rows of R and columns of U become zero, and stay
     zero under gradient descent, since each gets its gradient through the other.
 
@@ -144,9 +144,7 @@ def balance(factors: SketchFactors) -> SketchFactors:
     wide = jnp.promote_types(factors.c.dtype, jnp.float32)
     q_c, t_c = jnp.linalg.qr(factors.c.astype(wide))
     q_r, t_r = jnp.linalg.qr(factors.r.astype(wide).T)
-    left, sigma, right = jnp.linalg.svd(
-        t_c @ factors.u.astype(wide) @ t_r.T, full_matrices=False
-    )
+    left, sigma, right = jnp.linalg.svd(t_c @ factors.u.astype(wide) @ t_r.T, full_matrices=False)
     root = jnp.cbrt(sigma)
     k = root.shape[0]  # min(s, l)
     c = jnp.zeros((m, s), wide).at[:, :k].set(q_c @ (left * root[None, :]))
@@ -184,7 +182,7 @@ def truncate(factors: SketchFactors, rank: int) -> SketchFactors:
 
 
 def fold(factors: SketchFactors) -> TwoFactors:
-    """Folds the core into the neighbour that leaves the fewest numbers: ``m k + k n``, ``k = min(s, l)``.
+    """Folds the core into a neighbour, leaving ``k (m + n)`` numbers, ``k = min(s, l)``.
 
     Example:
       >>> import jax.numpy as jnp

@@ -18,7 +18,7 @@ from flax import nnx
 
 from rosler_jax import augment
 from rosler_jax.config import TrainConfig
-from rosler_jax.network import Network, mlp_specs
+from rosler_jax.network import Network, mlp_specs, split_state
 from rosler_jax.optim.ares_bp import ares_bp, default_parallel
 from rosler_jax.optim.extract_factors import extract_factors, merge_factors
 from rosler_jax.optim.restrict_rank import restrict_rank
@@ -74,7 +74,7 @@ class Fit(NamedTuple):
 
 def layer_template(config: TrainConfig) -> dict[str, Any] | None:
     """Description of a hidden layer for the config's method, without its sizes; None for dense."""
-    options = {"sketch": config.sketch} if config.sketch else {}
+    options: dict[str, Any] = {"sketch": config.sketch} if config.sketch else {}
     if config.method == "chain":
         return {"kind": "sketch_linear", "rank": config.rank}
     if config.method == "ares-bp":
@@ -179,7 +179,7 @@ def make_fit(
     def build(key: Key[Array, ""]) -> Network:
         return Network(specs, dtype=dtype, rngs=nnx.Rngs(params=key))
 
-    graphdef = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))), nnx.Param, ...)[0]
+    graphdef = split_state(nnx.eval_shape(lambda: build(jax.random.key(0))))[0]
     quantize_epoch = math.ceil(config.quantize_from * config.epochs)
 
     def quantized(params: PyTree, epoch: Array) -> PyTree:
@@ -197,8 +197,7 @@ def make_fit(
 
     def init(key: Key[Array, ""]) -> TrainState:
         key_model, key_run = jax.random.split(key)
-        _, params, buffers = nnx.split(build(key_model), nnx.Param, ...)
-        params, buffers = nnx.to_pure_dict(params), nnx.to_pure_dict(buffers)
+        _, params, buffers = split_state(build(key_model))
         return TrainState(
             epoch=jnp.zeros((), jnp.int32),
             key=jax.random.key_data(key_run),
@@ -217,7 +216,7 @@ def make_fit(
         model = nnx.merge(graphdef, quantized(params, epoch), buffers)
         out = model(x).astype(jnp.float32)
         targets = optax.smooth_labels(jax.nn.one_hot(y, out.shape[-1]), config.label_smoothing)
-        buffers = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
+        buffers = split_state(model)[2]
         return optax.softmax_cross_entropy(out, targets).mean(), (out, buffers)
 
     def train_step(carry: Any, batch: Any, arrays: Arrays, epoch: Array) -> tuple[Any, Any]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import chex
 import jax
 import jax.numpy as jnp
-import rosler_kernels as rk
 
+import rosler_kernels as rk
 from rosler_jax._linalg import randomized_svd
 from rosler_jax.factors import (
     SeededFactors,
@@ -284,9 +284,7 @@ def ares_from_dense(
     return nystrom_sketches(left * sigma[None, :], right, psi, omega)
 
 
-def seeded_from_dense(
-    w: Float[Array, "m n"], psi: rk.Sketch, omega: rk.Sketch
-) -> SeededFactors:
+def seeded_from_dense(w: Float[Array, "m n"], psi: rk.Sketch, omega: rk.Sketch) -> SeededFactors:
     r"""Finds the core that brings a seeded layer closest to an existing matrix.
 
     ``U = argmin_U ||a Psi U Omega^T - W||_F = a^{-1} Psi^+ W (Omega^T)^+`` with

@@ -1,4 +1,4 @@
-"""Networks described by plain data: a list of layers that trains, ships in a model file, and exports.
+"""Networks described by plain data: a list of layers that trains, ships in a file, and exports.
 
 A layer is a dict with a ``kind`` of :data:`LAYERS` and that kind's arguments. The same description
 builds the network for training and again from a model file, so that neither the file nor an
@@ -63,9 +63,7 @@ def _window(spec: Spec) -> dict[str, Any]:
 Builder = Callable[[Spec, Any, nnx.Rngs], Any]
 
 LAYERS: dict[str, Builder] = {
-    "standardize": lambda spec, dtype, rngs: Standardize(
-        **_drop(spec), dtype=dtype or jnp.float32
-    ),
+    "standardize": lambda spec, dtype, rngs: Standardize(**_drop(spec), dtype=dtype or jnp.float32),
     "flatten": lambda spec, dtype, rngs: flatten,
     "relu": lambda spec, dtype, rngs: jax.nn.relu,
     "gelu": lambda spec, dtype, rngs: jax.nn.gelu,
@@ -108,6 +106,22 @@ class Network(nnx.Module):
         return x
 
 
+def split_state(model: nnx.Module) -> tuple[Any, Any, Any]:
+    """Splits a model into its graph, its parameters and all other state, the latter two as dicts.
+
+    ``nnx.merge(graphdef, params, buffers)`` puts it together again.
+
+    Example:
+      >>> specs = [{"kind": "linear", "in_features": 4, "out_features": 2}]
+      >>> _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(0)))
+      >>> sorted(params["layers"][0]), buffers
+      (['bias', 'kernel'], {})
+    """
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    params, buffers = map(nnx.to_pure_dict, states)
+    return graphdef, params, buffers
+
+
 def build_layer(spec: Spec, dtype: Any, rngs: nnx.Rngs) -> Any:
     """Builds one layer from its description; refuses what :data:`LAYERS` does not know."""
     kind = spec.get("kind")
@@ -145,7 +159,10 @@ def mlp_specs(
       Descriptions for :class:`Network`.
 
     Example:
-      >>> [spec["kind"] for spec in mlp_specs(784, [1024], 10, {"kind": "sketch_linear", "rank": 8})]
+      >>> [
+      ...     spec["kind"]
+      ...     for spec in mlp_specs(784, [1024], 10, {"kind": "sketch_linear", "rank": 8})
+      ... ]
       ['standardize', 'flatten', 'sketch_linear', 'relu', 'linear']
     """
     specs: list[dict[str, Any]] = [
@@ -154,7 +171,7 @@ def mlp_specs(
     ]
     width = in_features
     for size in hidden:
-        layer = {"kind": "linear"} if sketch is None else dict(sketch)
+        layer: dict[str, Any] = {"kind": "linear"} if sketch is None else dict(sketch)
         sizes = {"in_features": width, "out_features": size}
         if "rank" in layer:
             layer["rank"] = min(layer["rank"], width, size)

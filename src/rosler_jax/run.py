@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rosler_jax import checkpoint, config as configs
+from rosler_jax import checkpoint
+from rosler_jax import config as configs
 from rosler_jax import data as datasets
 from rosler_jax._files import replace_file, replace_text
 from rosler_jax.config import TrainConfig
@@ -166,10 +167,10 @@ def run_epochs(
         new, metrics = jax.block_until_ready(run.epoch(state, run.arrays))
         if not bool(metrics.finite):
             raise RunError(
-                f"loss or parameters were no longer finite in epoch {int(state.epoch) + 1}; the state "
-                f"after epoch {int(state.epoch)} is kept in {manager.directory}. Lower the learning "
-                f"rate (now {config.peak_learning_rate}) or, in ares-bp's parallel stage, its own "
-                f"(now {config.parallel_learning_rate})"
+                f"loss or parameters were no longer finite in epoch {int(state.epoch) + 1}; the "
+                f"state after epoch {int(state.epoch)} is kept in {manager.directory}. Lower the "
+                f"learning rate (now {config.peak_learning_rate}) or, in ares-bp's parallel stage, "
+                f"its own (now {config.parallel_learning_rate})"
             )
         state = new
         row = {

@@ -25,7 +25,7 @@ def path_names(path: tuple[Any, ...]) -> Path:
 
 
 def ares_groups(params: PyTree) -> dict[Path, dict[str, int]]:
-    """The layers that have a ``parallel`` flag: path -> position of each factor among the leaves."""
+    """The layers that have a ``parallel`` flag: path to the position of each factor's leaf."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     groups: dict[Path, dict[str, int]] = {}
     for i, (path, _) in enumerate(leaves):
@@ -35,9 +35,7 @@ def ares_groups(params: PyTree) -> dict[Path, dict[str, int]]:
     return {path: group for path, group in groups.items() if set(group) == set(NAMES)}
 
 
-def map_groups(
-    fn: Callable[[Mapping[str, Array]], Mapping[str, Array]], params: PyTree
-) -> PyTree:
+def map_groups(fn: Callable[[Mapping[str, Array]], Mapping[str, Array]], params: PyTree) -> PyTree:
     """Applies ``fn`` to the factors of every aRes layer, and leaves the rest as it is."""
     leaves, treedef = jax.tree.flatten(params)
     for group in ares_groups(params).values():

@@ -1,4 +1,4 @@
-"""Does an optimiser keep the sketches of a matrix sketches of one matrix? Tried out, not guessed."""
+"""Does an optimiser keep the sketches of one matrix sketches of one matrix? Tried, not guessed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _M, _N, _S, _L = 7, 6, 2, 3
 def check_keeps_sketches(tx: optax.GradientTransformation, params: PyTree) -> None:
     """Runs ``tx`` on the sketches of one small matrix and sees whether they stay consistent.
 
-    ``C = W Omega``, ``A = Psi^T W Omega``, ``R = Psi^T W`` get gradients that are the same sketches of
-    random ``G_t``; afterwards ``Psi^T C = A = R Omega`` must still hold. Where hyperparameters are
-    traced there is nothing concrete to look at and the check passes.
+    ``C = W Omega``, ``A = Psi^T W Omega``, ``R = Psi^T W`` get gradients that are the same sketches
+    of random ``G_t``; afterwards ``Psi^T C = A = R Omega`` must still hold. Where hyperparameters
+    are traced there is nothing concrete to look at and the check passes.
 
     Raises:
       ValueError: if the sketches came apart.
@@ -38,9 +38,9 @@ def check_keeps_sketches(tx: optax.GradientTransformation, params: PyTree) -> No
         return
     if not violation < TOLERANCE:
         raise ValueError(
-            f"the parallel optimiser is not linear in the gradient: after {PROBE_STEPS} trial steps "
-            f"the sketches Psi^T C and R Omega differ from the core by {violation:.2g} (relative), "
-            f"more than {TOLERANCE}; pass SGD, momentum, weight decay or global-norm clipping as "
+            f"the parallel optimiser is not linear in the gradient: after {PROBE_STEPS} trial "
+            f"steps the sketches Psi^T C and R Omega differ from the core by {violation:.2g} "
+            f"(relative), more than {TOLERANCE}; pass SGD, momentum, weight decay or global-norm clipping as "
             "parallel=, and keep adaptive optimisers such as Adam for the successive stage"
         )
 
@@ -59,7 +59,7 @@ def _violation(tx: optax.GradientTransformation, params: PyTree, group: dict[str
             values[group[name]] = value.astype(np.float32)
         return jax.tree.unflatten(treedef, [jax.numpy.asarray(v) for v in values])
 
-    trial = tree(np.zeros((_M, _N)))  # from zero, so that every digit that ends there was moved there
+    trial = tree(np.zeros((_M, _N)))  # from zero: every digit was moved there
     state = tx.init(trial)
     for _ in range(PROBE_STEPS):
         grads = tree(10.0 ** rng.uniform(-2, 2) * rng.normal(size=(_M, _N)))

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class AresBpState(NamedTuple):
     """State of :func:`ares_bp`."""
 
-    count: Int[Array, ""]  # updates made so far
+    count: Int[Array, ""]  # type: ignore[assignment]  # updates made so far
     switch_step: Int[Array, ""]  # length of the parallel stage, in updates
     parallel: optax.OptState  # of the parallel stage's optimiser
-    successive: optax.OptState  # of the successive stage's optimiser; initialised anew at the switch
+    successive: optax.OptState  # of the successive stage's; initialised anew at the switch
 
 
 def default_parallel(
@@ -51,16 +51,16 @@ def ares_bp(
     switch_step: int | Int[Array, ""],
     parallel: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Approximate rank-restricted back-propagation: parallel training, a switch, successive training.
+    r"""Approximate rank-restricted back-propagation: parallel, then successive training.
 
     For the first ``switch_step`` updates the parameters of layers made with ``mode="ares"`` are the
-    sketches ``C = W Omega``, ``R = Psi^T W``, ``A = Psi^T W Omega`` of one virtual W, their gradients
-    are the same sketches of ``dL/dW``, and ``parallel`` updates them; since it acts linearly they
-    stay sketches of one matrix. With update number ``switch_step`` each layer's core ``U = A^+`` is
-    solved for and ``C U R`` balanced (QR of C and R^T, SVD of the small middle matrix, singular
+    sketches ``C = W Omega``, ``R = Psi^T W``, ``A = Psi^T W Omega`` of one virtual W, their
+    gradients are the same sketches of ``dL/dW``, and ``parallel`` updates them; since it acts
+    linearly they stay sketches of one matrix. With update number ``switch_step`` each layer's core
+    ``U = A^+`` is solved for and ``C U R`` balanced (QR of C and R^T, SVD of the small middle matrix, singular
     values split by cube roots), its ``parallel`` flag falls to 0, and from then on ``successive``
     trains all parameters through the chain. Shapes never change, so that all of it can sit in one
-    ``jit``, ``scan`` or ``vmap``. Layers of other kinds are trained by whichever optimiser is active.
+    ``jit``, ``scan`` or ``vmap``. Layers of other kinds are trained by the optimiser of the stage.
 
     Args:
       successive: any optimiser; its state starts at the switch.
@@ -91,8 +91,8 @@ def ares_bp(
     """
     if isinstance(switch_step, int) and switch_step < 1:
         raise ValueError(
-            f"switch_step {switch_step} leaves no parallel stage; pass switch_step>=1, or layers of "
-            "mode='chain' with the successive optimiser alone"
+            f"switch_step {switch_step} leaves no parallel stage; pass switch_step>=1, or layers "
+            "of mode='chain' with the successive optimiser alone"
         )
     first = optax.with_extra_args_support(default_parallel() if parallel is None else parallel)
     second = optax.with_extra_args_support(successive)

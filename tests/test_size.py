@@ -1,0 +1,395 @@
+"""Size reports: bytes against the file's own, operations against arithmetic that counts itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import rosler_kernels as rk
+from rosler_jax import modelfile
+from rosler_jax._operations import Operations, product, projection
+from rosler_jax.deploy import Trained, load_network, save_network
+from rosler_jax.modelfile import ModelFileError
+from rosler_jax.network import Network, mlp_specs
+from rosler_jax.nn import SketchConv, SketchLinear, TwoFactorLinear
+from rosler_jax.size import RATIOS, TOTALS, size_report
+
+SKETCHES = {
+    "two_factor": {"kind": "two_factor", "rank": 3},
+    "chain": {"kind": "sketch_linear", "rank": 3},
+    "seeded": {"kind": "sketch_linear", "rank": 3, "mode": "seeded", "in_sketch": 8},
+    "dense": None,
+}
+CONV = [
+    {"kind": "conv", "in_features": 2, "out_features": 4, "kernel_size": [3, 3], "strides": 2},
+    {"kind": "relu"},
+    {"kind": "sketch_conv", "in_features": 4, "out_features": 8, "kernel_size": [3, 2], "rank": 2,
+     "padding": "VALID", "feature_group_count": 2},
+    {"kind": "max_pool", "window": 2},
+    {"kind": "flatten"},
+    {"kind": "linear", "in_features": 32, "out_features": 3, "use_bias": False},
+]  # fmt: skip
+
+
+def trained(specs: list[dict[str, Any]]) -> Trained:
+    _, params, buffers = nnx.split(Network(specs, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    return Trained(specs, nnx.to_pure_dict(params), nnx.to_pure_dict(buffers))
+
+
+def mlp(name: str) -> list[dict[str, Any]]:
+    return mlp_specs(20, (17, 13), 5, SKETCHES[name])
+
+
+# --- bytes --------------------------------------------------------------------------------------
+
+
+def header_and_checksum(path: Path) -> int:
+    """Bytes outside the payload, from the file's own prefix."""
+    stored_header, _, _ = struct.unpack_from("<IIQ", path.read_bytes(), 8)
+    return 24 + stored_header + 4
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4, 3, 2])
+@pytest.mark.parametrize("name", SKETCHES)
+def test_rows_add_up_to_the_file(name: str, bits: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.rosler"
+    save_network(path, trained(mlp(name)), bits=bits, metadata={"note": "x" * 100})
+    report = size_report(tmp_path)
+    assert report.file_bytes == os.path.getsize(path)
+    assert report.header_bytes == header_and_checksum(path)
+    head = report.layers[-1]
+    assert (head.weights, head.biases, head.bits) == (13 * 5, 5, (bits,))
+    if bits == 32:
+        assert (head.scales, head.bytes) == (0, 4 * 70)
+    else:  # a bfloat16 scale a column and one for the bias, which has 16 bits
+        assert head.scales == 5 + 1
+        assert head.bytes == math.ceil(65 * bits / 8) + 5 * 2 + 6 * 2
+
+
+def test_layers_count_what_they_store() -> None:
+    kinds = {name: size_report(trained(mlp(name)), bits=8).layers[0] for name in SKETCHES}
+    counted = {name: (row.weights, row.biases, row.seeds) for name, row in kinds.items()}
+    assert counted == {
+        "two_factor": (20 * 3 + 3 * 17, 17, 0),
+        "chain": (20 * 3 + 3 * 3 + 3 * 17, 17, 0),
+        "seeded": (8 * 3, 17, 4),
+        "dense": (20 * 17, 17, 0),
+    }
+    assert kinds["seeded"].bytes == 8 * 3 + 3 * 2 + 17 * 2 + 2 + 2 * 8
+    assert {row.dense_parameters for row in kinds.values()} == {21 * 17}
+    assert {row.dense_bytes for row in kinds.values()} == {4 * 21 * 17}
+
+
+@pytest.mark.parametrize("name", [*SKETCHES, "conv"])
+def test_every_source_gives_the_same_rows(name: str, tmp_path: Path) -> None:
+    specs = CONV if name == "conv" else mlp(name)
+    parts = trained(specs)
+    path = tmp_path / "net.rosler"
+    save_network(path, parts, bits=4)
+    shape = (9, 8, 2) if name == "conv" else (20,)
+    expected = size_report(path, input_shape=shape)
+    for source in (str(path), modelfile.load(path), load_network(path)):
+        assert size_report(source, input_shape=shape) == expected
+    sources = [Network(specs, rngs=nnx.Rngs(1)), parts]
+    sources += [] if parts.buffers else [(specs, parts.params)]
+    for source in sources:
+        report = size_report(source, bits=4, input_shape=shape)
+        assert report.layers == expected.layers
+        assert report.header_bytes == 0 and not report.is_file
+
+
+def test_no_bits_means_float32() -> None:
+    network = Network(mlp("two_factor"), rngs=nnx.Rngs(0))
+    report = size_report(network)
+    assert {row.bits for row in report.layers} == {(32,)}
+    parameters = sum(x.size for x in jax.tree.leaves(nnx.state(network, nnx.Param)))
+    assert report.total("parameters") == parameters
+    assert report.total("bytes") == 4 * parameters == report.file_bytes
+
+
+def test_bits_may_differ_from_leaf_to_leaf() -> None:
+    rule = lambda path: 4 if path[-1] == "c" else 8
+    row, *_ = size_report(trained(mlp("two_factor")), bits=rule).layers
+    assert row.bits == (4, 8)
+    assert row.bytes == math.ceil(60 * 4 / 8) + 51 + 2 * 3 * 2 + 17 * 2 + 2
+
+
+# --- operations ---------------------------------------------------------------------------------
+
+
+class Counted:
+    """A number that counts the arithmetic done with it."""
+
+    multiplications = additions = 0
+
+    def __mul__(self, other: Any) -> Counted:
+        Counted.multiplications += 1
+        return self
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Any) -> Counted:
+        Counted.additions += 1
+        return self
+
+    __sub__ = __add__
+
+
+def counted(function: Any, n: int) -> Operations:
+    """The operations of `function` on a vector of length n."""
+    Counted.multiplications = Counted.additions = 0
+    function(np.array([Counted() for _ in range(n)], dtype=object))
+    return Operations(Counted.multiplications, Counted.additions)
+
+
+def times(m: int, n: int, use_bias: bool = False) -> Any:
+    """x W (+ b) by the schoolbook."""
+
+    def apply(x: np.ndarray) -> np.ndarray:
+        out = []
+        for j in range(n):
+            total = x[0] * Counted()
+            for i in range(1, m):
+                total = total + x[i] * Counted()
+            out.append(total + Counted() if use_bias else total)
+            assert j < n
+        return np.array(out, dtype=object)
+
+    return apply
+
+
+def signed_sums(omega: np.ndarray) -> Any:
+    """x Omega for entries of one magnitude: the nonzero ones of a column are added or subtracted."""
+
+    def apply(x: np.ndarray) -> None:
+        for column in omega.T:
+            used = x[np.flatnonzero(column)]
+            total = used[0]
+            for value in used[1:]:
+                total = total + value
+
+    return apply
+
+
+def butterflies(x: np.ndarray) -> np.ndarray:
+    """The fast Walsh-Hadamard transform, padded to a power of two."""
+    n = 1 << (len(x) - 1).bit_length()
+    x = np.concatenate([x, np.array([Counted() for _ in range(n - len(x))], dtype=object)])
+    half = 1
+    while half < n:
+        pairs = x.reshape(-1, 2, half)
+        x = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1).reshape(-1)
+        half *= 2
+    return x
+
+
+def in_turn(*functions: Any) -> Any:
+    def apply(x: np.ndarray) -> np.ndarray:
+        for function in functions:
+            x = function(x)
+        return x
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("layer", "work"),
+    [
+        (lambda r: nnx.Linear(20, 7, rngs=r), times(20, 7, True)),
+        (lambda r: nnx.Linear(20, 7, use_bias=False, rngs=r), times(20, 7)),
+        (lambda r: nnx.LinearGeneral(20, (7, 2), rngs=r), times(20, 14, True)),
+        (lambda r: TwoFactorLinear(20, 7, 3, rngs=r), in_turn(times(20, 3), times(3, 7, True))),
+        (
+            lambda r: SketchLinear(20, 7, 3, use_bias=False, rngs=r),
+            in_turn(times(20, 3), times(3, 3), times(3, 7)),
+        ),
+        (  # l = 3 + 2 while aRes-BP trains
+            lambda r: SketchLinear(20, 7, 3, mode="ares", oversampling=2, rngs=r),
+            in_turn(times(20, 3), times(3, 5), times(5, 7, True)),
+        ),
+        (  # a transform of order 32, the core, a transform of order 16 for 9 outputs
+            lambda r: SketchLinear(20, 9, 3, mode="seeded", in_sketch=8, use_bias=False, rngs=r),
+            in_turn(
+                lambda x: butterflies(x)[:8],
+                times(8, 3),
+                lambda x: butterflies(np.concatenate([x, x, x])),
+            ),
+        ),
+    ],
+)
+def test_operations_of_linear_layers(layer: Any, work: Any) -> None:
+    (row,) = size_report(nnx.Sequential(layer(nnx.Rngs(0)))).layers
+    expected = counted(work, 20)
+    assert (row.multiplications, row.additions) == (
+        expected.multiplications,
+        expected.additions,
+    )
+    assert expected.additions > 0
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "sparse_sign", "block_perm"])
+def test_operations_of_signed_projections(kind: str) -> None:
+    # So many rows that no column is without an entry: the count takes that for granted.
+    sketch = rk.make(kind, 0, 300, 16)
+    omega = np.asarray(rk.materialize(sketch))
+    assert (omega != 0).any(axis=0).all()
+    assert projection(kind, 300, 16) == counted(signed_sums(omega), 300)
+    transposed = projection(kind, 300, 16, transpose=True)
+    assert transposed == counted(signed_sums(omega.T), 16)
+    assert transposed.multiplications == 0 < transposed.additions
+
+
+def test_operations_of_other_projections() -> None:
+    assert projection("gaussian", 30, 4) == product(30, 4) == counted(times(30, 4), 30)
+    assert projection("gaussian", 30, 4, transpose=True) == counted(times(4, 30), 4)
+    assert projection("srht", 1024, 7) == counted(butterflies, 1024) == Operations(0, 10 * 1024)
+    assert projection("srht", 1, 1) == Operations(0, 0)
+    assert projection("rows_uniform", 30, 4) == Operations(0, 0)
+    with pytest.raises(ValueError, match="unknown sketch kind 'magic'"):
+        projection("magic", 3, 2)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"strides": 2}, {"padding": "VALID", "strides": (1, 3)}])
+def test_operations_of_convolutions(options: dict[str, Any], groups: int) -> None:
+    shape, rngs = (10, 9, 4), nnx.Rngs(0)
+    options = {**options, "feature_group_count": groups}
+    dense = nnx.Conv(4, 6, (3, 2), rngs=rngs, **options)
+    thin = SketchConv(4, 6, (3, 2), rank=2, rngs=rngs, **options)
+    positions = math.prod(dense(jnp.ones((1, *shape))).shape[1:-1])
+    window, out = 3 * 2 * 4 // groups, 6 // groups
+    dense_work = groups * counted(times(window, out, True), window)
+    thin_work = groups * counted(
+        in_turn(times(window, 2), times(2, 2), times(2, out, True)), window
+    )
+    for layer, work in ((dense, dense_work), (thin, thin_work)):
+        (row,) = size_report(nnx.Sequential(layer), input_shape=shape).layers
+        assert row.multiplications == positions * work.multiplications
+        assert row.additions == positions * work.additions
+        assert row.dense_multiplications == positions * dense_work.multiplications
+        assert row.dense_additions == positions * dense_work.additions
+
+
+def test_seeded_convolution_multiplies_in_its_core_alone() -> None:
+    layer = SketchConv(4, 8, (3, 3), rank=2, mode="seeded", in_sketch=16, rngs=nnx.Rngs(0))
+    (row,) = size_report(nnx.Sequential(layer), input_shape=(5, 5, 4)).layers
+    assert row.multiplications == 25 * 16 * 2
+    # filters of 36 signs, the core, a transform of order 8, the bias
+    assert row.additions == 25 * (35 * 16 + 15 * 2 + 3 * 8 + 8)
+
+
+def test_a_layer_counts_as_often_as_it_is_applied() -> None:
+    class Twice(nnx.Module):
+        def __init__(self) -> None:
+            self.inner = nnx.Linear(6, 6, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: Any) -> Any:
+            return self.inner(self.inner(x))
+
+    once = size_report(Twice()).total("multiplications")
+    assert once == 36
+    assert size_report(Twice(), input_shape=(5, 6)).total("multiplications") == 2 * 5 * once
+
+
+def test_unknown_work_is_not_guessed() -> None:
+    network = Network(CONV, rngs=nnx.Rngs(0))
+    report = size_report(network, bits=8)
+    assert report.layers[0].multiplications is None
+    assert report.total("multiplications") is None and report.ratio("multiplications") is None
+    assert "?" in str(report) and "input_shape" in str(report)
+    assert size_report(network, input_shape=(9, 8, 2)).ratio("multiplications") > 1
+
+    stacked = nnx.vmap(lambda key: nnx.Linear(4, 4, rngs=nnx.Rngs(key)))(
+        jax.random.split(jax.random.key(0), 3)
+    )
+    row, *_ = size_report(nnx.Sequential(stacked)).layers
+    assert (row.weights, row.multiplications) == (48, None)
+
+
+def test_layers_without_matrices_cost_nothing() -> None:
+    model = nnx.Sequential(
+        nnx.Linear(4, 4, rngs=nnx.Rngs(0)),
+        nnx.BatchNorm(4, rngs=nnx.Rngs(0)),
+        nnx.Dropout(0.5, rngs=nnx.Rngs(0)),
+    )
+    linear, norm = size_report(model, bits=16).layers
+    assert (norm.biases, norm.other, norm.multiplications) == (4, 12, 0)
+    assert norm.bytes == (4 * 2 + 2) * 2 + 8 * 4  # bias and scale at 16 bits, statistics float32
+    assert linear.multiplications == 16
+
+
+# --- what it prints, what it refuses ------------------------------------------------------------
+
+
+def test_table_and_dict_hold_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "model.rosler"
+    save_network(path, trained(mlp_specs(784, (1024,), 10, SKETCHES["two_factor"])), bits=16)
+    report = size_report(path)
+    lines = str(report).splitlines()
+    (total,) = [line for line in lines if line.startswith("total")]
+    assert f"{os.path.getsize(path):,}" in total
+    for row in report.layers:
+        (line,) = [line for line in lines if line.split()[:1] == [row.name]]
+        assert row.kind in line and f"{row.bytes:,}" in line
+    assert f"{report.ratio('bytes'):.1f}x" in lines[-1]
+
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["file_bytes"] == os.path.getsize(path)
+    assert set(data["total"]) == set(TOTALS) and set(data["ratio"]) == set(RATIOS)
+    assert [row["bytes"] for row in data["layers"]] == [row.bytes for row in report.layers]
+    dense = 785 * 1024 + 1025 * 10
+    assert data["ratio"]["bytes"] == 4 * dense / os.path.getsize(path)
+
+
+def test_a_layer_in_the_parallel_stage_is_no_error() -> None:
+    specs = mlp_specs(20, (17,), 5, {"kind": "sketch_linear", "rank": 3, "mode": "ares"})
+    row, *_ = size_report(trained(specs), bits=8).layers
+    assert (row.weights, row.seeds) == (20 * 3 + 3 * 6 + 6 * 17, 4)
+
+
+def test_wrong_sources_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.rosler"
+    parts = trained(mlp("dense"))
+    save_network(path, parts, bits=8)
+    with pytest.raises(ValueError, match="has its bits already"):
+        size_report(path, bits=8)
+    with pytest.raises(ValueError, match="bits 5 is not supported|unknown bits"):
+        size_report(parts, bits=5)
+    with pytest.raises(ValueError, match=r"does not take inputs of shape \(7,\)"):
+        size_report(parts, input_shape=(7,))
+    with pytest.raises(TypeError, match="cannot read a int"):
+        size_report(3)
+    with pytest.raises(FileNotFoundError):
+        size_report(tmp_path / "absent")
+    damaged = path.read_bytes()[:-9]
+    (tmp_path / "cut.rosler").write_bytes(damaged)
+    with pytest.raises(ModelFileError, match=r"cut\.rosler: truncated"):
+        size_report(tmp_path / "cut.rosler")
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({}, "no list of layers"),
+        ({"layers": [{"kind": "magic"}]}, "unknown layer kind 'magic'"),
+        ({"layers": [{"kind": "linear", "in_features": 4}]}, "cannot be built"),
+        ({"layers": mlp("dense")[:-1]}, "do not fit: 6/bias, 6/kernel"),
+        ({"layers": mlp("two_factor")}, "do not fit: 2/c, 2/kernel, 2/r, 4/c"),
+    ],
+)
+def test_files_whose_layers_do_not_fit(spec: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.rosler"
+    save_network(path, trained(mlp("dense")), bits=8)
+    modelfile.save(path, modelfile.load(path).tensors, spec, {})
+    with pytest.raises(ModelFileError, match=reason):
+        size_report(path)
