@@ -139,8 +139,8 @@ def test_cur_beats_the_additive_bound_over_seeds():
 
     Frieze, Kannan, Vempala (2004), theorem 2, with c columns, for every k <= c. With U = C^+ W R^+
     the errors of columns and rows add (Pythagoras), which bounds the expectation by their sum. The
-    core here, (Psi^T W Omega)^+, is cheaper and not that optimum; the same bound is asked of it (W = 0
-    would miss it twofold).
+    core here, (Psi^T W Omega)^+, is cheaper and not that optimum; the same bound is asked of it
+    (W = 0 would miss it twofold).
     """
     w, sigma = _decaying(40, 30)
     total = np.sum(sigma**2)

@@ -42,8 +42,19 @@ CONV = [
 
 
 def trained(specs: list[dict[str, Any]]) -> Trained:
-    _, params, buffers = nnx.split(Network(specs, rngs=nnx.Rngs(0)), nnx.Param, ...)
-    return Trained(specs, nnx.to_pure_dict(params), nnx.to_pure_dict(buffers))
+    """A network with random numbers for its parameters, as training would leave it."""
+    rng = np.random.default_rng(0)
+    _, *states = nnx.split(abstract(lambda: Network(specs, rngs=nnx.Rngs(0))), nnx.Param, ...)
+    params, buffers = (
+        jax.tree.map(lambda x: (9 * rng.random(x.shape)).astype(x.dtype), nnx.to_pure_dict(state))
+        for state in states
+    )
+    return Trained(specs, params, buffers)
+
+
+def abstract(build: Any) -> Any:
+    """A model without its numbers: shapes are all that a report needs."""
+    return nnx.eval_shape(build)
 
 
 def mlp(name: str) -> list[dict[str, Any]]:
@@ -96,11 +107,11 @@ def test_every_source_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     parts = trained(specs)
     path = tmp_path / "net.rosler"
     save_network(path, parts, bits=4)
-    shape = (9, 8, 2) if name == "conv" else (20,)
+    shape = (13, 12, 2) if name == "conv" else (20,)
     expected = size_report(path, input_shape=shape)
     for source in (str(path), modelfile.load(path), load_network(path)):
         assert size_report(source, input_shape=shape) == expected
-    sources = [Network(specs, rngs=nnx.Rngs(1)), parts]
+    sources = [abstract(lambda: Network(specs, rngs=nnx.Rngs(1))), parts]
     sources += [] if parts.buffers else [(specs, parts.params)]
     for source in sources:
         report = size_report(source, bits=4, input_shape=shape)
@@ -169,7 +180,7 @@ def times(m: int, n: int, use_bias: bool = False) -> Any:
 
 
 def signed_sums(omega: np.ndarray) -> Any:
-    """x Omega for entries of one magnitude: the nonzero ones of a column are added or subtracted."""
+    """x Omega for entries of one magnitude: what a column has is added or subtracted."""
 
     def apply(x: np.ndarray) -> None:
         for column in omega.T:
@@ -228,7 +239,7 @@ def in_turn(*functions: Any) -> Any:
     ],
 )
 def test_operations_of_linear_layers(layer: Any, work: Any) -> None:
-    (row,) = size_report(nnx.Sequential(layer(nnx.Rngs(0)))).layers
+    (row,) = size_report(abstract(lambda: nnx.Sequential(layer(nnx.Rngs(0))))).layers
     expected = counted(work, 20)
     assert (row.multiplications, row.additions) == (
         expected.multiplications,
@@ -262,18 +273,19 @@ def test_operations_of_other_projections() -> None:
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("options", [{}, {"strides": 2}, {"padding": "VALID", "strides": (1, 3)}])
 def test_operations_of_convolutions(options: dict[str, Any], groups: int) -> None:
-    shape, rngs = (10, 9, 4), nnx.Rngs(0)
+    shape = (10, 9, 4)
     options = {**options, "feature_group_count": groups}
-    dense = nnx.Conv(4, 6, (3, 2), rngs=rngs, **options)
-    thin = SketchConv(4, 6, (3, 2), rank=2, rngs=rngs, **options)
-    positions = math.prod(dense(jnp.ones((1, *shape))).shape[1:-1])
+    dense = lambda: nnx.Conv(4, 6, (3, 2), rngs=nnx.Rngs(0), **options)
+    thin = lambda: SketchConv(4, 6, (3, 2), rank=2, rngs=nnx.Rngs(0), **options)
+    positions = math.prod(jax.eval_shape(lambda x: dense()(x), jnp.ones((1, *shape))).shape[1:-1])
     window, out = 3 * 2 * 4 // groups, 6 // groups
     dense_work = groups * counted(times(window, out, True), window)
     thin_work = groups * counted(
         in_turn(times(window, 2), times(2, 2), times(2, out, True)), window
     )
     for layer, work in ((dense, dense_work), (thin, thin_work)):
-        (row,) = size_report(nnx.Sequential(layer), input_shape=shape).layers
+        model = abstract(lambda layer=layer: nnx.Sequential(layer()))
+        (row,) = size_report(model, input_shape=shape).layers
         assert row.multiplications == positions * work.multiplications
         assert row.additions == positions * work.additions
         assert row.dense_multiplications == positions * dense_work.multiplications
@@ -302,12 +314,12 @@ def test_a_layer_counts_as_often_as_it_is_applied() -> None:
 
 
 def test_unknown_work_is_not_guessed() -> None:
-    network = Network(CONV, rngs=nnx.Rngs(0))
+    network = abstract(lambda: Network(CONV, rngs=nnx.Rngs(0)))
     report = size_report(network, bits=8)
     assert report.layers[0].multiplications is None
     assert report.total("multiplications") is None and report.ratio("multiplications") is None
     assert "?" in str(report) and "input_shape" in str(report)
-    assert size_report(network, input_shape=(9, 8, 2)).ratio("multiplications") > 1
+    assert size_report(network, input_shape=(13, 12, 2)).ratio("multiplications") > 1
 
     stacked = nnx.vmap(lambda key: nnx.Linear(4, 4, rngs=nnx.Rngs(key)))(
         jax.random.split(jax.random.key(0), 3)
@@ -363,7 +375,7 @@ def test_wrong_sources_are_refused(tmp_path: Path) -> None:
     save_network(path, parts, bits=8)
     with pytest.raises(ValueError, match="has its bits already"):
         size_report(path, bits=8)
-    with pytest.raises(ValueError, match="bits 5 is not supported|unknown bits"):
+    with pytest.raises(ValueError, match="bits 5 is not supported"):
         size_report(parts, bits=5)
     with pytest.raises(ValueError, match=r"does not take inputs of shape \(7,\)"):
         size_report(parts, input_shape=(7,))

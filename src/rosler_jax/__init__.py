@@ -12,8 +12,11 @@ from rosler_jax._version import __version__
 from rosler_jax.factors import SeededFactors, SketchFactors, TwoFactors
 from rosler_jax.nn import SketchConv, SketchLinear, SketchParam, SketchSeed, TwoFactorLinear
 from rosler_jax.optim import ares_bp, extract_factors, restrict_rank
+from rosler_jax.size import size_report
+from rosler_jax.sketchify import Rule, sketchify
 
 __all__ = [
+    "Rule",
     "SeededFactors",
     "SketchConv",
     "SketchFactors",
@@ -31,4 +34,6 @@ __all__ = [
     "optim",
     "quantization",
     "restrict_rank",
+    "size_report",
+    "sketchify",
 ]

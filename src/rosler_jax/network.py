@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rosler_jax.nn._thin import linear_dot_general
 from rosler_jax.nn import SketchConv, SketchLinear, TwoFactorLinear
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ LAYERS: dict[str, Builder] = {
     "tanh": lambda spec, dtype, rngs: jnp.tanh,
     "max_pool": lambda spec, dtype, rngs: Pool(spec["window"], "max"),
     "avg_pool": lambda spec, dtype, rngs: Pool(spec["window"], "mean"),
-    "linear": lambda spec, dtype, rngs: nnx.Linear(**_drop(spec), dtype=dtype, rngs=rngs),
+    "linear": lambda spec, dtype, rngs: nnx.Linear(
+        **_drop(spec), dtype=dtype, dot_general=linear_dot_general, rngs=rngs
+    ),
     "conv": lambda spec, dtype, rngs: nnx.Conv(**_window(spec), dtype=dtype, rngs=rngs),
     "sketch_linear": lambda spec, dtype, rngs: SketchLinear(**_drop(spec), dtype=dtype, rngs=rngs),
     "sketch_conv": lambda spec, dtype, rngs: SketchConv(**_window(spec), dtype=dtype, rngs=rngs),

@@ -111,8 +111,11 @@ def train(
       ValueError, OSError: for bad data or a folder that cannot be written.
     """
     folder = Path(out)
-    config = open_folder(folder, config, resume)
+    config = agreed_config(folder, config, resume)
     run = prepare(config)
+    if not resume:  # not before the data is known to be good: a folder with a config is a run
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / CONFIG, json.dumps(configs.to_dict(config), indent=2) + "\n")
     state = jax.jit(run.functions.init)(jax.random.key(config.seed))
     history: list[dict[str, float]] = []
     manager = checkpoint.open_manager(folder / "checkpoints")
@@ -125,8 +128,8 @@ def train(
     return finish(run, folder, state, history)
 
 
-def open_folder(folder: Path, config: TrainConfig | None, resume: bool) -> TrainConfig:
-    """Makes sure that the folder is this run's, and says which config it has."""
+def agreed_config(folder: Path, config: TrainConfig | None, resume: bool) -> TrainConfig:
+    """The config of the run, from the caller or the folder; refuses a folder of another run."""
     path = folder / CONFIG
     if resume:
         try:
@@ -147,8 +150,6 @@ def open_folder(folder: Path, config: TrainConfig | None, resume: bool) -> Train
         raise RunError("a new run needs a config; pass one, or resume=True")
     if path.exists():
         raise RunError(f"{folder} already holds a run; resume it, or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(configs.to_dict(config), indent=2) + "\n")
     return config
 
 
@@ -309,6 +310,8 @@ def evaluate_folder(path: str | os.PathLike[str], data: str | None = None) -> di
       ModelFileError, ValueError, OSError: if model or data cannot be read.
     """
     folder = Path(path)
+    if not folder.exists():
+        raise RunError(f"{folder}: no such file or folder; name what rosler train wrote")
     model = folder / MODEL if folder.is_dir() else folder
     stored = model.parent / CONFIG
     config = TrainConfig()

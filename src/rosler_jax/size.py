@@ -146,12 +146,13 @@ def size_report(
 
     Args:
       source: a model file, the folder of a run, a :class:`rosler_jax.modelfile.ModelFile`, a
-        network that was loaded from one, a pair ``(specs, params)`` or triple ``(specs, params, buffers)``
-        as :class:`rosler_jax.network.Network` has them, or any NNX model.
+        network that was loaded from one, ``(specs, params)`` or ``(specs, params, buffers)`` as
+        :class:`rosler_jax.network.Network` has them, or any NNX model.
       bits: in which a model that is no file would be stored: for its weights, or a function from a
         leaf's path; None for 32.
-      input_shape: of one input, without the batch. Without it a linear layer counts as applied
-        once, and the work of a convolution is not known, unless the file's spec has an ``input_shape``.
+      input_shape: of one input, without the batch; by default ``input_shape`` in the file's spec.
+        Without either a linear layer counts as applied once, and the work of a convolution is not
+        known.
 
     Returns:
       The report. For a file its rows, the header's included, add up to the bytes of the file.

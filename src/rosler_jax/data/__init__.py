@@ -1,4 +1,4 @@
-"""Data sets by name or path, as NumPy splits: ``load("mnist5k")``, ``load("folder/of/idx/files")``."""
+"""Data sets by name or path, as NumPy splits: ``load("mnist5k")``, ``load("folder/of/files")``."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rosler_jax.data._dataset import DataError, Dataset, Raw, make_dataset
 __all__ = ["SOURCES", "DataError", "Dataset", "load"]
 
 
-def _mnist5k(seed: int, **options: Any) -> Raw:
+def _mnist5k(**options: Any) -> Raw:
     from rosler_jax.data.mnist5k import load_mnist5k
 
     return load_mnist5k(**options)
 
 
 def _tfds(name: str) -> Callable[..., Raw]:
-    def source(seed: int, **options: Any) -> Raw:
+    def source(**options: Any) -> Raw:
         from rosler_jax.data.tfds import load_tfds
 
-        return load_tfds(name, seed=seed, **options)
+        return load_tfds(name, **options)
 
     return source
 
@@ -35,7 +35,7 @@ SOURCES: dict[str, Callable[..., Raw]] = {
     "cats_vs_dogs": _tfds("cats_vs_dogs"),
     "cwru": _tfds("cwru"),
 }
-"""Every data set that has a name; the value takes the seed and the source's options."""
+"""Every data set that has a name; the value takes the source's options."""
 
 
 def load(
@@ -51,8 +51,10 @@ def load(
       name_or_path: a name of :data:`SOURCES`, a folder of idx files, or a ``.npz`` file.
       validation: fraction of the training data to hold out, class by class, where the source has
         no validation split of its own.
-      seed: of that split.
-      **options: of the source, as ``data_dir=`` of the TFDS ones.
+      seed: of that split; the test split does not depend on it.
+      **options: of the source: ``data_dir=`` and ``manual_dir=`` of those that come through
+        tensorflow-datasets; ``window=``, ``hop=``, ``features=`` and ``loads=`` of bearing
+        recordings.
 
     Returns:
       The splits.
@@ -70,27 +72,35 @@ def load(
       ((12, 20), (4, 20), (4, 20), 2)
     """
     name = str(name_or_path)
-    if name in SOURCES:
-        raw = SOURCES[name](seed=seed, **options)
-    else:
-        raw = _from_path(Path(name), seed, options)
+    raw = _from_source(name, options) if name in SOURCES else _from_path(Path(name), options)
     return make_dataset(name, raw, validation=validation, seed=seed)
 
 
-def _from_path(path: Path, seed: int, options: dict[str, Any]) -> Raw:
+def _from_source(name: str, options: dict[str, Any]) -> Raw:
+    try:
+        return SOURCES[name](**options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise DataError(f"{name}: {error}") from error
+
+
+def _from_path(path: Path, options: dict[str, Any]) -> Raw:
     from rosler_jax.data import idx, npz
 
-    if options:
-        raise DataError(f"{path}: data from a path takes no options, got {sorted(options)}")
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder, and no data set of that name; known names: "
             f"{', '.join(SOURCES)}"
         )
     if path.is_dir():
+        if options:
+            raise DataError(
+                f"{path}: a folder of idx files takes no options, got {sorted(options)}"
+            )
         if idx.is_idx_folder(path):
             return idx.read_folder(path)
         raise DataError(f"{path}: has no idx files (train-images-idx3-ubyte[.gz], ...)")
     if path.suffix == ".npz":
-        return npz.read_npz(path, seed)
+        return npz.read_npz(path, **options)
     raise DataError(f"{path}: expected a folder of idx files or a .npz file")

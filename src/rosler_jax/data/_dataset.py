@@ -60,7 +60,9 @@ def as_inputs(x: np.ndarray, where: str) -> np.ndarray:
     bad = ~np.isfinite(x)
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise DataError(f"{where}: {int(bad.sum())} values are NaN or infinite, the first at {first}")
+        raise DataError(
+            f"{where}: {int(bad.sum())} values are NaN or infinite, the first at {first}"
+        )
     return x
 
 
@@ -69,8 +71,10 @@ def as_labels(y: np.ndarray, examples: int, where: str) -> np.ndarray:
     if y.shape == (examples, 1):
         y = y[:, 0]
     if y.shape != (examples,):
-        raise DataError(f"{where}: {examples} inputs but labels of shape {y.shape}; expected ({examples},)")
-    if y.dtype.kind not in "iu" and not (y == np.round(y)).all():
+        raise DataError(
+            f"{where}: {examples} inputs but labels of shape {y.shape}; expected ({examples},)"
+        )
+    if y.dtype.kind not in "biuf" or (y.dtype.kind == "f" and not (y == np.round(y)).all()):
         raise DataError(f"{where}: labels have dtype {y.dtype} and are not whole numbers")
     y = y.astype(np.int64)
     if y.min() < 0 or y.max() > 10**6:

@@ -70,7 +70,9 @@ def read_folder(folder: Path) -> Raw:
         paths = [_find(folder, stem) for stem in stems]
         x, y = map(read_idx, paths)
         if len(x) != len(y):
-            raise DataError(f"{paths[1]}: {len(y)} labels for the {len(x)} images of {paths[0].name}")
+            raise DataError(
+                f"{paths[1]}: {len(y)} labels for the {len(x)} images of {paths[0].name}"
+            )
         splits[split] = (x, y)
     return Raw(train=splits["train"], test=splits["test"])
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rosler_jax.data._dataset import DataError, Raw, stratified
 
 TEST_FRACTION = 0.2
+SPLIT_SEED = 5000  # fixed: a test split that a file lacks is the same whatever the run's seed
 LAYOUTS = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_x", "train_y", "test_x", "test_y"),
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
 WHOLE = (("images", "labels"), ("x", "y"))
+JPEG = ("jpeg", "offsets", "labels")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -28,30 +33,88 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, AttributeError) as error:
+    except (ValueError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
 
 
-def read_npz(path: Path, seed: int) -> Raw:
-    """Reads splits by name, or splits a whole data set, class by class, by the seed.
+def read_npz(path: Path, **options: Any) -> Raw:
+    """Reads splits by name, or splits a whole data set, class by class.
+
+    Args:
+      path: the file. It holds the arrays of one of :data:`LAYOUTS` or :data:`WHOLE`, or JPEG files
+        end to end (``{train,test}_{jpeg,offsets,labels}``), or bearing recordings
+        (``<class>_<load>``, see :mod:`rosler_jax.data.cwru`).
+      **options: of :func:`rosler_jax.data.cwru.split_windows`, for recordings alone.
+
+    Returns:
+      The splits. Of a whole data set a fixed fifth of each class is the test split.
 
     Raises:
       DataError: if the file is damaged or holds none of the known names.
     """
     arrays = read_arrays(path)
+    raw = _recordings(path, arrays, options)
+    if raw is not None:
+        return raw
+    if options:
+        raise DataError(f"{path}: these arrays take no options, got {sorted(options)}")
     for names in LAYOUTS:
         if set(names) <= set(arrays):
-            a, b, c, d = (arrays[name] for name in names)
-            return Raw(train=(a, b), test=(c, d))
+            pairs = [(names[0], names[1]), (names[2], names[3])]
+            train, test = ((arrays[x], arrays[y]) for x, y in pairs)
+            for (x_name, y_name), (x, y) in zip(pairs, (train, test), strict=True):
+                _check_counts(path, x_name, x, y_name, y)
+            return Raw(train=train, test=test)
+    if {f"{split}_{part}" for split in ("train", "test") for part in JPEG} <= set(arrays):
+        return Raw(train=_jpegs(path, arrays, "train"), test=_jpegs(path, arrays, "test"))
     for x_name, y_name in WHOLE:
         if {x_name, y_name} <= set(arrays):
             x, y = arrays[x_name], arrays[y_name]
-            if len(x) != len(y):
-                raise DataError(f"{path}: {len(y)} labels for {len(x)} inputs")
+            _check_counts(path, x_name, x, y_name, y)
             if "source_index" in arrays:  # the subset of cats and dogs names its own test split
-                test = arrays["source_index"] >= 800
-                return Raw(train=(x[~test], y[~test]), test=(x[test], y[test]))
-            kept, held = stratified(y, TEST_FRACTION, seed)
+                test_rows = arrays["source_index"] >= 800
+                return Raw(train=(x[~test_rows], y[~test_rows]), test=(x[test_rows], y[test_rows]))
+            kept, held = stratified(y.ravel(), TEST_FRACTION, SPLIT_SEED)
             return Raw(train=(x[kept], y[kept]), test=(x[held], y[held]))
     known = ", ".join("/".join(names) for names in (*LAYOUTS, *WHOLE))
     raise DataError(f"{path}: holds {sorted(arrays)}; expected {known}")
+
+
+def _check_counts(path: Path, x_name: str, x: np.ndarray, y_name: str, y: np.ndarray) -> None:
+    if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
+        raise DataError(
+            f"{path}: {y_name} of shape {y.shape} holds no label for each of {x_name}, {x.shape}"
+        )
+
+
+def _recordings(path: Path, arrays: dict[str, np.ndarray], options: dict[str, Any]) -> Raw | None:
+    from rosler_jax.data import cwru
+
+    recordings = cwru.recordings_of_arrays(arrays, path)
+    if recordings is None:
+        return None
+    try:
+        return cwru.split_windows(recordings, **options)
+    except TypeError as error:
+        raise DataError(f"{path}: {error}; options are window, hop, features, loads") from error
+
+
+def _jpegs(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(f"{path}: needs Pillow: pip install 'rosler-jax[data]'") from error
+    content, offsets, labels = (arrays[f"{split}_{part}"] for part in JPEG)
+    if len(offsets) != len(labels) + 1 or offsets[-1] != len(content):
+        raise DataError(
+            f"{path}: {split}_offsets of shape {offsets.shape}, ending at {offsets[-1]}, do not "
+            f"cut {len(content)} bytes into {len(labels)} images"
+        )
+    images = []
+    for start, end in itertools.pairwise(offsets):
+        try:
+            with Image.open(io.BytesIO(content[start:end].tobytes())) as image:
+                images.append(np.asarray(image.convert("RGB")))
+        except OSError as error:
+            raise DataError(f"{path}: {split} image {len(images)} is no JPEG ({error})") from error
+    return np.stack(images), labels

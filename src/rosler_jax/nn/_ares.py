@@ -110,8 +110,8 @@ def _pullbacks(
     lift: Lift, x: Array, c: Array
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
     """Transposes of the lift in its input and in its filter."""
-    transpose_x = jax.linear_transpose(lambda x: lift(x, c), x)
-    transpose_c = jax.linear_transpose(lambda c: lift(x, c), c)
+    transpose_x = jax.vjp(lambda x: lift(x, c), x)[1]
+    transpose_c = jax.vjp(lambda c: lift(x, c), c)[1]
     return (lambda ct: transpose_x(ct)[0]), (lambda ct: transpose_c(ct)[0])
 
 

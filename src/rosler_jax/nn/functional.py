@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import rosler_kernels as rk
 
 from rosler_jax.nn._ares import ares_product
+from rosler_jax.nn._thin import thin_dot
 from rosler_jax.nn.lifts import ConvLift, DenseLift
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def sketch_dot(
     Source: our reading of Li et al. (2021), doi 10.1038/s43588-021-00039-6.
     """
     if parallel is None:
-        return ((x @ c) @ u) @ r
+        return (thin_dot(x, c) @ u) @ r
     if psi is None or omega is None:
         raise ValueError("the parallel stage needs both sketches; pass psi= and omega= as well")
     y = ares_product(DenseLift(), x, c, u[None], r[None], parallel, psi, omega)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import rosler_kernels as rk
 
+from rosler_jax.nn._thin import thin_dot
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -20,7 +22,7 @@ class DenseLift:
     """Inputs meet filters by a matrix product; one group."""
 
     def __call__(self, x: Array, filters: Array) -> Array:
-        return (x @ filters)[..., None, :]
+        return thin_dot(x, filters)[..., None, :]
 
     def sketch(self, x: Array, psi: rk.Sketch) -> Array:
         return rk.project(x, psi)[..., None, :]

@@ -11,6 +11,7 @@ from flax.nnx.nn import dtypes
 
 from rosler_jax.factors import check_rank
 from rosler_jax.initializers import glorot_stddev
+from rosler_jax.nn._thin import thin_dot
 from rosler_jax.nn._variables import SketchParam
 
 if TYPE_CHECKING:
@@ -69,5 +70,5 @@ class TwoFactorLinear(nnx.Module):
         """Computes ``(x C) R + b``."""
         names = [v for v in (self.c, self.r, self.bias) if v is not None]
         x, c, r, *bias = dtypes.promote_dtype((x, *(v[...] for v in names)), dtype=self.dtype)
-        y = (x @ c) @ r
+        y = thin_dot(x, c) @ r
         return y + jnp.reshape(bias[0], (1,) * (y.ndim - 1) + (-1,)) if bias else y
