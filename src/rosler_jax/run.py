@@ -196,7 +196,8 @@ def out_of_patience(
     """Whether validation has not improved for the epochs that the config allows."""
     if config.patience is None or not history or float(state.best_accuracy) < 0:
         return False
-    return int(state.epoch) - int(state.best_epoch) >= config.patience
+    accuracies = [row["validation_accuracy"] for row in history]
+    return len(history) - 1 - accuracies.index(max(accuracies)) >= config.patience
 
 
 def to_ship(run: Prepared, params: Any, buffers: Any) -> Trained:

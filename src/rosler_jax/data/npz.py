@@ -81,9 +81,9 @@ def read_npz(path: Path, **options: Any) -> Raw:
 
 
 def _check_counts(path: Path, x_name: str, x: np.ndarray, y_name: str, y: np.ndarray) -> None:
-    if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
+    if x.ndim < 1 or y.shape not in ((len(x),), (len(x), 1)):
         raise DataError(
-            f"{path}: {y_name} of shape {y.shape} holds no label for each of {x_name}, {x.shape}"
+            f"{path}: {y_name} of shape {y.shape} is not one label for each of {x_name}, {x.shape}"
         )
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import rosler_kernels as rk
 
+import rosler_kernels as rk
 from rosler_jax.factors import core_from_sketch
 
 if TYPE_CHECKING:
@@ -97,7 +97,11 @@ def _ares_backward(lift: Lift, residuals: tuple[Any, ...], delta: Array) -> tupl
     def sketched() -> tuple[Array, Array, Array]:
         delta_omega = rk.project(delta, omega)
         x_psi = lift.sketch(x, psi)
-        return pull_c(delta_omega), jnp.swapaxes(_outer(x_psi, delta_omega), 1, 2), _outer(x_psi, delta)
+        return (
+            pull_c(delta_omega),
+            jnp.swapaxes(_outer(x_psi, delta_omega), 1, 2),
+            _outer(x_psi, delta),
+        )
 
     def chained() -> tuple[Array, Array, Array]:
         return pull_c(delta_h), _outer(h, delta_r), _outer(_per_group(h, core), delta)

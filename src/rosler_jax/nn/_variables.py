@@ -1,15 +1,15 @@
-"""Variable types of the NNX sketch layers, and what linear and convolution layers share."""
+"""What the NNX and the Linen sketch layers share: variable types, and the plan of one weight."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
-import rosler_kernels as rk
 from flax import nnx
 
+import rosler_kernels as rk
 from rosler_jax import initializers
 from rosler_jax.factors import check_rank
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Key
 
 Mode = Literal["chain", "ares", "seeded"]
+Init = Literal["glorot", "he"]
 MODES = ("chain", "ares", "seeded")
-FactorInit = Callable[..., dict[str, jax.Array]]
 
 
 class SketchParam(nnx.Param):
@@ -46,42 +46,95 @@ def co_range_dimension(rank: int, m: int, n: int, oversampling: int | None) -> i
     return max(rank, min(wanted, m, n))
 
 
-def init_factors(
-    key: Key[Array, ""],
+@dataclasses.dataclass(frozen=True)
+class WeightPlan:
+    """The static facts of one sketched weight: ``groups`` matrices ``(m, n)`` with the same sketches.
+
+    Attributes:
+      m, n: shape of one matrix.
+      rank: ``s``.
+      inner: ``l``, or the width of the input sketch of a seeded layer.
+      mode: ``"chain"``, ``"ares"`` or ``"seeded"``.
+      sketch: family of the sketches.
+      init: variance of the virtual matrix.
+      gain: scale of the range-finder initialisation.
+    """
+
+    m: int
+    n: int
+    rank: int
+    inner: int
+    mode: Mode
+    sketch: str
+    init: Init
+    gain: float
+
+    def sketches(
+        self, psi_seed: Array | None, omega_seed: Array | None
+    ) -> tuple[rk.Sketch | None, rk.Sketch | None]:
+        """The pair ``Psi (m -> inner)``, ``Omega (n -> rank)``; ``(None, None)`` in chain mode."""
+        if self.mode == "chain":
+            return None, None
+        psi = rk.make(self.sketch, psi_seed, self.m, self.inner)
+        return psi, rk.make(self.sketch, omega_seed, self.n, self.rank)
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Shapes of the factors of one matrix, by parameter name, in the order of the chain."""
+        if self.mode == "seeded":
+            return {"u": (self.inner, self.rank)}
+        inner = self.inner if self.mode == "ares" else self.rank
+        return {"c": (self.m, self.rank), "u": (self.rank, inner), "r": (inner, self.n)}
+
+    def factors(
+        self, key: Key[Array, ""], psi: rk.Sketch | None, omega: rk.Sketch | None
+    ) -> dict[str, Array]:
+        """Initial factors of one matrix, by parameter name, float32."""
+        if self.mode == "chain":
+            f = initializers.range_finder(
+                key, self.m, self.n, self.rank, init=self.init, gain=self.gain
+            )
+            return {"c": f.c, "u": f.u, "r": f.r}
+        assert psi is not None
+        assert omega is not None
+        if self.mode == "seeded":
+            return {"u": initializers.seeded(key, psi, omega, init=self.init).u}
+        f = initializers.ares_sketches(key, psi, omega, init=self.init, gain=self.gain)
+        return {"c": f.c, "u": f.u, "r": f.r}
+
+    def group_factors(
+        self, key: Key[Array, ""], groups: int, psi: rk.Sketch | None, omega: rk.Sketch | None
+    ) -> dict[str, Array]:
+        """Initial factors of ``groups`` matrices, each with its own key: ``(groups, ...)``."""
+        keys = jax.random.split(key, groups)
+        return jax.vmap(lambda key: self.factors(key, psi, omega))(keys)
+
+
+def plan_weight(
     m: int,
     n: int,
     rank: int,
-    mode: Mode,
     *,
-    init: Literal["glorot", "he"],
-    gain: float,
-    psi: rk.Sketch | None,
-    omega: rk.Sketch | None,
-) -> dict[str, Array]:
-    """Initial factors of one ``(m, n)`` weight in the given mode, by parameter name."""
-    check_rank(rank, m, n)
-    if mode == "seeded":
-        assert psi is not None and omega is not None
-        return {"u": initializers.seeded(key, psi, omega, init=init).u}
-    if mode == "ares":
-        assert psi is not None and omega is not None
-        f = initializers.ares_sketches(key, psi, omega, init=init, gain=gain)
-    else:
-        f = initializers.range_finder(key, m, n, rank, init=init, gain=gain)
-    return {"c": f.c, "u": f.u, "r": f.r}
-
-
-def layer_sketches(
     mode: Mode,
-    kind: str,
-    psi_seed: Array | None,
-    omega_seed: Array | None,
-    m: int,
-    n: int,
-    rank: int,
-    inner: int,
-) -> tuple[rk.Sketch | None, rk.Sketch | None]:
-    """The sketches ``Psi (m -> inner)`` and ``Omega (n -> rank)`` of a layer; none in a plain chain."""
-    if mode == "chain":
-        return None, None
-    return rk.make(kind, psi_seed, m, inner), rk.make(kind, omega_seed, n, rank)
+    in_sketch: int | None,
+    oversampling: int | None,
+    sketch: str | None,
+    init: Init | None,
+    gain: float,
+) -> WeightPlan:
+    """Fills in a layer's defaults; refuses an unknown mode and a rank that does not fit."""
+    check_mode(mode)
+    check_rank(rank, m, n)
+    seeded = mode == "seeded"
+    inner = (
+        in_sketch or min(8 * rank, m) if seeded else co_range_dimension(rank, m, n, oversampling)
+    )
+    return WeightPlan(
+        m=m,
+        n=n,
+        rank=rank,
+        inner=inner,
+        mode=mode,
+        sketch=sketch or ("srht" if seeded else "gaussian"),
+        init=init or ("he" if seeded else "glorot"),
+        gain=gain,
+    )

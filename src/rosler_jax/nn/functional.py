@@ -11,14 +11,16 @@ import math
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-import rosler_kernels as rk
 
+import rosler_kernels as rk
 from rosler_jax.nn._ares import ares_product
 from rosler_jax.nn._thin import thin_dot
-from rosler_jax.nn.lifts import ConvLift, DenseLift
+from rosler_jax.nn.lifts import BatchedLift, ConvLift, DenseLift
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
+
+    from rosler_jax.nn._ares import Lift
 
 
 def sketch_dot(
@@ -94,6 +96,93 @@ def seeded_dot(
     return rk.project_transpose(z @ u, omega)
 
 
+def _grouped_product(
+    lift: Lift,
+    x: Array,
+    c: Array,
+    u: Float[Array, "g s l"],
+    r: Float[Array, "g l n"],
+    parallel: Float[Array, ""] | None,
+    psi: rk.Sketch | None,
+    omega: rk.Sketch | None,
+) -> Float[Array, "*batch g n"]:
+    if parallel is None:
+        return jnp.einsum("...gs,gsl,gln->...gn", lift(x, c), u, r, optimize=[(0, 1), (0, 1)])
+    if psi is None or omega is None:
+        raise ValueError("the parallel stage needs both sketches; pass psi= and omega= as well")
+    return ares_product(lift, x, c, u, r, parallel, psi, omega)
+
+
+def sketch_batched_dot(
+    x: Float[Array, "*batch g m"],
+    c: Float[Array, "g m s"],
+    u: Float[Array, "g s l"],
+    r: Float[Array, "g l n"],
+    *,
+    parallel: Float[Array, ""] | None = None,
+    psi: rk.Sketch | None = None,
+    omega: rk.Sketch | None = None,
+) -> Float[Array, "*batch g n"]:
+    r"""Multiplies each of ``g`` inputs by a sketched matrix of its own: ``y_i = ((x_i C_i) U_i) R_i``.
+
+    Args:
+      x: inputs, shape ``(..., g, m)``.
+      c: column factors, shape ``(g, m, s)``.
+      u: cores, shape ``(g, s, l)``; ``A^T`` of each in the parallel stage.
+      r: row factors, shape ``(g, l, n)``.
+      parallel: as in :func:`sketch_dot`.
+      psi: co-range sketch ``m -> l``, the same for all.
+      omega: range sketch ``n -> s``, the same for all.
+
+    Returns:
+      Outputs, shape ``(..., g, n)``.
+
+    Raises:
+      ValueError: if ``parallel`` comes without both sketches.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> c, u, r = jnp.ones((3, 5, 1)), jnp.ones((3, 1, 1)), jnp.ones((3, 1, 4))
+      >>> sketch_batched_dot(jnp.ones((2, 3, 5)), c, u, r).shape
+      (2, 3, 4)
+    """
+    return _grouped_product(BatchedLift(), x, c, u, r, parallel, psi, omega)
+
+
+def seeded_batched_dot(
+    x: Float[Array, "*batch g m"],
+    u: Float[Array, "g s_in s_out"],
+    *,
+    psi: rk.Sketch,
+    omega: rk.Sketch,
+) -> Float[Array, "*batch g n"]:
+    """Multiplies each of ``g`` inputs by a seeded matrix: own cores, the same two sketches.
+
+    Args:
+      x: inputs, shape ``(..., g, m)``.
+      u: cores, shape ``(g, s_in, s_out)``.
+      psi: input sketch ``m -> s_in``.
+      omega: output sketch ``n -> s_out``.
+
+    Returns:
+      Outputs, shape ``(..., g, n)``.
+
+    Example:
+      >>> import jax.numpy as jnp, rosler_kernels as rk
+      >>> psi, omega = rk.srht(1, 20, 8), rk.srht(2, 30, 4)
+      >>> seeded_batched_dot(jnp.ones((2, 3, 20)), jnp.ones((3, 8, 4)), psi=psi, omega=omega).shape
+      (2, 3, 30)
+    """
+    return _seeded_product(BatchedLift(), x, u, psi, omega)
+
+
+def _seeded_product(
+    lift: Lift, x: Array, u: Float[Array, "g s_in s_out"], psi: rk.Sketch, omega: rk.Sketch
+) -> Float[Array, "*batch g n"]:
+    z = lift.sketch(x, psi) * jnp.asarray(math.sqrt(psi.cols / psi.rows), x.dtype)
+    return rk.project_transpose(jnp.einsum("...ga,gab->...gb", z, u), omega)
+
+
 def sketch_conv(
     x: Float[Array, "batch *spatial cin"],
     c: Float[Array, "*window cin_g sg"],
@@ -133,12 +222,7 @@ def sketch_conv(
       >>> sketch_conv(jnp.ones((1, 5, 5, 4)), c, u, r, conv_lift((3, 3))).shape
       (1, 5, 5, 8)
     """
-    if parallel is None:
-        y = jnp.einsum("...gs,gsl,gln->...gn", lift(x, c), u, r, optimize=[(0, 1), (0, 1)])
-    elif psi is None or omega is None:
-        raise ValueError("the parallel stage needs both sketches; pass psi= and omega= as well")
-    else:
-        y = ares_product(lift, x, c, u, r, parallel, psi, omega)
+    y = _grouped_product(lift, x, c, u, r, parallel, psi, omega)
     return y.reshape(*y.shape[:-2], -1)
 
 
@@ -156,10 +240,10 @@ def seeded_conv(
       >>> import jax.numpy as jnp, rosler_kernels as rk
       >>> from rosler_jax.nn.lifts import conv_lift
       >>> psi, omega = rk.rademacher(1, 36, 8), rk.srht(2, 8, 4)
-      >>> seeded_conv(jnp.ones((1, 5, 5, 4)), jnp.ones((1, 8, 4)), conv_lift((3, 3)),
-      ...             psi=psi, omega=omega).shape
+      >>> seeded_conv(
+      ...     jnp.ones((1, 5, 5, 4)), jnp.ones((1, 8, 4)), conv_lift((3, 3)), psi=psi, omega=omega
+      ... ).shape
       (1, 5, 5, 8)
     """
-    z = lift.sketch(x, psi) * jnp.asarray(math.sqrt(psi.cols / psi.rows), x.dtype)
-    y = rk.project_transpose(jnp.einsum("...ga,gab->...gb", z, u), omega)
+    y = _seeded_product(lift, x, u, psi, omega)
     return y.reshape(*y.shape[:-2], -1)

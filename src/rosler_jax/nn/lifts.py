@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import rosler_kernels as rk
 
+import rosler_kernels as rk
 from rosler_jax.nn._thin import thin_dot
 
 if TYPE_CHECKING:
@@ -22,10 +22,27 @@ class DenseLift:
     """Inputs meet filters by a matrix product; one group."""
 
     def __call__(self, x: Array, filters: Array) -> Array:
+        """Multiplies: ``(..., 1, k)``."""
         return thin_dot(x, filters)[..., None, :]
 
     def sketch(self, x: Array, psi: rk.Sketch) -> Array:
+        """Applies ``Psi``: ``(..., 1, l)``."""
         return rk.project(x, psi)[..., None, :]
+
+
+@dataclass(frozen=True)
+class BatchedLift:
+    """Inputs ``(..., g, m)`` meet filters ``(g, m, k)``: a matrix product for each of ``g``."""
+
+    def __call__(self, x: Array, filters: Array) -> Array:
+        """Multiplies entry by entry: ``(..., g, k)``."""
+        if filters.shape[0] == 1:
+            return thin_dot(x[..., 0, :], filters[0])[..., None, :]
+        return jnp.einsum("...gm,gmk->...gk", x, filters)
+
+    def sketch(self, x: Array, psi: rk.Sketch) -> Array:
+        """Applies ``Psi`` to every entry: ``(..., g, l)``."""
+        return rk.project(x, psi)
 
 
 @dataclass(frozen=True)
@@ -48,6 +65,7 @@ class ConvLift:
     precision: Any = None
 
     def __call__(self, x: Array, filters: Array) -> Array:
+        """Convolves: ``(batch, *spatial, groups, k)``."""
         n = len(self.spatial)
         numbers = jax.lax.ConvDimensionNumbers(
             (0, n + 1, *range(1, n + 1)), (n + 1, n, *range(n)), (0, n + 1, *range(1, n + 1))
@@ -66,6 +84,7 @@ class ConvLift:
         return y.reshape(*y.shape[:-1], self.groups, filters.shape[-1] // self.groups)
 
     def sketch(self, x: Array, psi: rk.Sketch) -> Array:
+        """Convolves with the columns of ``Psi``, the same in every group."""
         filters = rk.materialize(psi).astype(x.dtype)  # thin: (window * channels, l)
         filters = filters.reshape(*self.spatial, -1, psi.cols)
         return self(x, jnp.tile(filters, (1,) * (filters.ndim - 1) + (self.groups,)))
@@ -100,7 +119,9 @@ def conv_lift(
     if not isinstance(padding, str):
         padding = tuple((p, p) if isinstance(p, int) else (p[0], p[1]) for p in padding)
         if len(padding) != k:
-            raise ValueError(f"padding {padding} has {len(padding)} entries; pass {k}, one a dimension")
+            raise ValueError(
+                f"padding {padding} has {len(padding)} entries; pass {k}, one a dimension"
+            )
     return ConvLift(
         spatial=tuple(spatial),
         strides=broadcast(strides),
@@ -133,4 +154,6 @@ def pad_input(x: Array, lift: ConvLift, mode: str) -> Array:
         return jnp.pad(x, [(0, 0), (reach[0], 0), (0, 0)])
     if mode not in PAD_MODES:
         raise ValueError(f"unknown padding mode {mode!r}; pass one of {sorted(PAD_MODES)}, CAUSAL")
-    return jnp.pad(x, [(0, 0), *((r // 2, (r + 1) // 2) for r in reach), (0, 0)], mode=PAD_MODES[mode])
+    return jnp.pad(
+        x, [(0, 0), *((r // 2, (r + 1) // 2) for r in reach), (0, 0)], mode=PAD_MODES[mode]
+    )

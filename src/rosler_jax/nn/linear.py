@@ -6,33 +6,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
 
 from rosler_jax.initializers import RANGE_FINDER_GAIN
-from rosler_jax.nn import functional
-from rosler_jax.nn._variables import (
-    Mode,
-    SketchParam,
-    SketchSeed,
-    check_mode,
-    co_range_dimension,
-    init_factors,
-    layer_sketches,
-    seed_words,
-)
+from rosler_jax.nn import _forward
+from rosler_jax.nn._module import SketchModule, reshard
+from rosler_jax.nn._variables import Mode, plan_weight
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-class SketchLinear(nnx.Module):
+class SketchLinear(SketchModule):
     r"""A linear layer ``y = x W + b`` whose ``W (m, n)`` is held as sketches.
 
     - ``mode="chain"``: ``W = C U R``, all three trained by back-propagation through the chain.
     - ``mode="ares"``: the same, born in the parallel stage of aRes-BP; train it with
       :func:`rosler_jax.ares_bp`, which ends that stage by itself.
-    - ``mode="seeded"``: ``W = a Psi U Omega^T`` with ``Psi``, ``Omega`` regenerated from seeds; only
-      the core ``U (in_sketch, rank)`` is trained and stored.
+    - ``mode="seeded"``: ``W = a Psi U Omega^T`` with ``Psi``, ``Omega`` regenerated from seeds;
+      only the core ``U (in_sketch, rank)`` is trained and stored.
 
     Args:
       in_features: ``m``.
@@ -83,50 +74,20 @@ class SketchLinear(nnx.Module):
         bias_init: Any = nnx.initializers.zeros_init(),
         rngs: nnx.Rngs,
     ):
-        check_mode(mode)
-        self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.mode, self.use_bias = mode, use_bias
-        self.dtype, self.param_dtype = dtype, param_dtype
-        self.sketch = sketch or ("srht" if mode == "seeded" else "gaussian")
-        if mode == "seeded":
-            self.inner = in_sketch or min(8 * rank, in_features)
-        else:
-            self.inner = co_range_dimension(rank, in_features, out_features, oversampling)
-        key = rngs.params()
-        if mode == "chain":
-            self.psi_seed = self.omega_seed = None
-        else:
-            self.psi_seed = SketchSeed(seed_words(rngs.params()))
-            self.omega_seed = SketchSeed(seed_words(rngs.params()))
-        psi, omega = self.sketches()
-        values = init_factors(
-            key, in_features, out_features, rank, mode,
-            init=init or ("he" if mode == "seeded" else "glorot"), gain=gain, psi=psi, omega=omega,
+        plan = plan_weight(
+            in_features, out_features, rank, mode=mode, in_sketch=in_sketch,
+            oversampling=oversampling, sketch=sketch, init=init, gain=gain,
         )  # fmt: skip
-        self.c = SketchParam(values["c"].astype(param_dtype)) if "c" in values else None
-        self.u = SketchParam(values["u"].astype(param_dtype))
-        self.r = SketchParam(values["r"].astype(param_dtype)) if "r" in values else None
-        self.parallel = SketchParam(jnp.ones(())) if mode == "ares" else None
-        self.bias = (
-            nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype)) if use_bias else None
-        )
+        self.in_features, self.out_features, self.use_bias = in_features, out_features, use_bias
+        self.dtype, self.param_dtype = dtype, param_dtype
+        key = self._make_seeds(plan, rngs)
+        values = plan.factors(key, *self.sketches())
+        bias_shape = (out_features,) if use_bias else None
+        self._make_params(values, bias_shape, bias_init, param_dtype, rngs)
 
-    def sketches(self) -> tuple[Any, Any]:
-        """The pair ``(Psi, Omega)`` of this layer, or ``(None, None)`` in chain mode."""
-        seeds = [None if v is None else v[...] for v in (self.psi_seed, self.omega_seed)]
-        return layer_sketches(
-            self.mode, self.sketch, *seeds, self.in_features, self.out_features, self.rank, self.inner
-        )
-
-    def __call__(self, x: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
+    def __call__(
+        self, x: Float[Array, "*batch m"], out_sharding: Any = None
+    ) -> Float[Array, "*batch n"]:
         """Computes ``x W + b`` through the thin side."""
-        names = [v for v in (self.c, self.u, self.r, self.bias) if v is not None]
-        x, *values = dtypes.promote_dtype((x, *(v[...] for v in names)), dtype=self.dtype)
-        bias = values.pop() if self.use_bias else None
-        psi, omega = self.sketches()
-        if self.mode == "seeded":
-            y = functional.seeded_dot(x, values[0], psi=psi, omega=omega)
-        else:
-            parallel = None if self.parallel is None else self.parallel[...]
-            y = functional.sketch_dot(x, *values, parallel=parallel, psi=psi, omega=omega)
-        return y if bias is None else y + jnp.reshape(bias, (1,) * (y.ndim - 1) + (-1,))
+        y = _forward.dense(x, self._params(), self.sketches(), self.dtype)
+        return reshard(y, out_sharding)

@@ -1,0 +1,122 @@
+"""What a layer does to its inputs, given its factors by name; the same for NNX and for Linen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from flax.nnx.nn import dtypes
+
+from rosler_jax.nn import functional
+from rosler_jax.nn.lifts import ConvLift, conv_lift, pad_input
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    import rosler_kernels as rk
+
+FACTORS = ("c", "u", "r")
+INPUT_PADDINGS = ("CIRCULAR", "CAUSAL", "REFLECT")
+Sketches = tuple["rk.Sketch | None", "rk.Sketch | None"]
+
+
+def promote(x: Array, params: Mapping[str, Array], dtype: Any) -> tuple[Array, dict[str, Array]]:
+    """Brings inputs and parameters to one dtype; the flag of the parallel stage stays as it is."""
+    names = [name for name in params if name != "parallel"]
+    x, *values = dtypes.promote_dtype((x, *(params[name] for name in names)), dtype=dtype)
+    return x, {**params, **dict(zip(names, values, strict=True))}
+
+
+def _factors(params: Mapping[str, Array]) -> list[Array]:
+    return [params[name] for name in FACTORS]
+
+
+def _add_bias(y: Array, params: Mapping[str, Array]) -> Array:
+    return y + jnp.reshape(params["bias"], (1,) * (y.ndim - 1) + (-1,)) if "bias" in params else y
+
+
+def dense(
+    x: Float[Array, "*batch m"], params: Mapping[str, Array], sketches: Sketches, dtype: Any
+) -> Float[Array, "*batch n"]:
+    """A linear layer; without ``c`` among its parameters it is a seeded one."""
+    x, params = promote(x, params, dtype)
+    psi, omega = sketches
+    if "c" in params:
+        flag = params.get("parallel")
+        y = functional.sketch_dot(x, *_factors(params), parallel=flag, psi=psi, omega=omega)
+    else:
+        assert psi is not None
+        assert omega is not None
+        y = functional.seeded_dot(x, params["u"], psi=psi, omega=omega)
+    return _add_bias(y, params)
+
+
+def batched(
+    x: Float[Array, "*batch g m"], params: Mapping[str, Array], sketches: Sketches
+) -> Float[Array, "*batch g n"]:
+    """A matrix of its own for each entry of the last axis but one; no bias."""
+    psi, omega = sketches
+    if "c" in params:
+        flag = params.get("parallel")
+        return functional.sketch_batched_dot(
+            x, *_factors(params), parallel=flag, psi=psi, omega=omega
+        )
+    assert psi is not None
+    assert omega is not None
+    return functional.seeded_batched_dot(x, params["u"], psi=psi, omega=omega)
+
+
+def layer_lift(
+    window: tuple[int, ...], padding: str | int | Sequence[int | tuple[int, int]], **options: Any
+) -> tuple[ConvLift, str | None]:
+    """The lift of a convolution layer, and the padding mode that changes its input first, if any."""
+    pad_mode = padding if isinstance(padding, str) and padding in INPUT_PADDINGS else None
+    return conv_lift(window, padding=padding if pad_mode is None else "VALID", **options), pad_mode
+
+
+def conv_matrix_shape(
+    window: Sequence[int], in_features: int, out_features: int, groups: int
+) -> tuple[int, int]:
+    """``(m, n)`` of the unfolded kernel of one group; refuses features that do not divide."""
+    if in_features % groups or out_features % groups:
+        raise ValueError(
+            f"in_features={in_features} and out_features={out_features} must both be multiples "
+            f"of feature_group_count={groups}"
+        )
+    return math.prod(window) * in_features // groups, out_features // groups
+
+
+def fold_window(
+    c: Float[Array, "g m s"], window: Sequence[int]
+) -> Float[Array, "*window cin_g sg"]:
+    """Column factors of all groups as thin filters: window unfolded, columns group by group."""
+    return c.transpose(1, 0, 2).reshape(*window, c.shape[1] // math.prod(window), -1)
+
+
+def conv(
+    x: Float[Array, "*batch cin"],
+    params: Mapping[str, Array],
+    sketches: Sketches,
+    lift: ConvLift,
+    pad_mode: str | None,
+    dtype: Any,
+) -> Float[Array, "*batch cout"]:
+    """A convolution layer over any number of batch dimensions, none included."""
+    features = len(lift.spatial) + 1
+    batch = x.shape[: x.ndim - features]
+    x, params = promote(x.reshape(-1, *x.shape[x.ndim - features :]), params, dtype)
+    if pad_mode is not None:
+        x = pad_input(x, lift, pad_mode)
+    psi, omega = sketches
+    if "c" in params:
+        c, u, r = _factors(params)
+        flag = params.get("parallel")
+        y = functional.sketch_conv(x, c, u, r, lift, parallel=flag, psi=psi, omega=omega)
+    else:
+        assert psi is not None
+        assert omega is not None
+        y = functional.seeded_conv(x, params["u"], lift, psi=psi, omega=omega)
+    y = _add_bias(y, params)
+    return y.reshape(*batch, *y.shape[1:])

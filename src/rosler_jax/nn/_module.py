@@ -1,0 +1,69 @@
+"""What the NNX sketch layers have in common: their variables, made from the plan of the weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rosler_jax.nn._variables import SketchParam, SketchSeed, WeightPlan, seed_words
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    import rosler_kernels as rk
+
+NAMES = ("c", "u", "r", "parallel", "bias")
+
+
+class SketchModule(nnx.Module):
+    """An NNX module with one sketched weight; its subclasses say what the weight does."""
+
+    def _make_seeds(self, plan: WeightPlan, rngs: nnx.Rngs) -> Array:
+        """Sets the seeds of the sketches; returns the key of the virtual matrix."""
+        self.plan = plan
+        self.rank, self.mode = plan.rank, plan.mode
+        self.sketch, self.inner = plan.sketch, plan.inner
+        key = rngs.params()
+        if plan.mode == "chain":
+            self.psi_seed = self.omega_seed = None
+        else:
+            self.psi_seed = SketchSeed(seed_words(rngs.params()))
+            self.omega_seed = SketchSeed(seed_words(rngs.params()))
+        return key
+
+    def _make_params(
+        self,
+        values: dict[str, Array],
+        bias_shape: tuple[int, ...] | None,
+        bias_init: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Sets the parameters: the factors, the flag of the parallel stage, the bias."""
+        self.c = SketchParam(values["c"].astype(param_dtype)) if "c" in values else None
+        self.u = SketchParam(values["u"].astype(param_dtype))
+        self.r = SketchParam(values["r"].astype(param_dtype)) if "r" in values else None
+        self.parallel = SketchParam(jnp.ones(())) if self.mode == "ares" else None
+        self.bias = (
+            None
+            if bias_shape is None
+            else nnx.Param(bias_init(rngs.params(), bias_shape, param_dtype))
+        )
+
+    def _params(self) -> dict[str, Array]:
+        """The parameters that there are, by name."""
+        variables = {name: getattr(self, name) for name in NAMES}
+        return {name: v[...] for name, v in variables.items() if v is not None}
+
+    def sketches(self) -> tuple[rk.Sketch | None, rk.Sketch | None]:
+        """The pair ``(Psi, Omega)`` of this layer, or ``(None, None)`` in chain mode."""
+        psi, omega = (None if v is None else v[...] for v in (self.psi_seed, self.omega_seed))
+        return self.plan.sketches(psi, omega)
+
+
+def reshard(y: Array, out_sharding: Any) -> Array:
+    """Lays the outputs out as asked; None leaves that to the compiler."""
+    return y if out_sharding is None else jax.reshard(y, out_sharding)
