@@ -9,10 +9,16 @@ from pathlib import Path
 # Several workers share one accelerator where there is one.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-import jax
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
+
+# Most of the suite's time is compilation, and many tests compile the same programs: the workers
+# share a cache on disk, as do one run and the next. It is keyed by program, compiler and options.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax  # noqa: E402  (reads the settings above)
+import pytest  # noqa: E402
 
 
 @pytest.fixture

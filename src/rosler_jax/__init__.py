@@ -10,7 +10,15 @@ from __future__ import annotations
 from rosler_jax import factors, initializers, nn, optim, quantization
 from rosler_jax._version import __version__
 from rosler_jax.factors import SeededFactors, SketchFactors, TwoFactors
-from rosler_jax.nn import SketchConv, SketchLinear, SketchParam, SketchSeed, TwoFactorLinear
+from rosler_jax.nn import (
+    SketchConv,
+    SketchEinsum,
+    SketchLinear,
+    SketchLinearGeneral,
+    SketchParam,
+    SketchSeed,
+    TwoFactorLinear,
+)
 from rosler_jax.optim import ares_bp, extract_factors, restrict_rank
 from rosler_jax.size import size_report
 from rosler_jax.sketchify import Rule, sketchify
@@ -19,8 +27,10 @@ __all__ = [
     "Rule",
     "SeededFactors",
     "SketchConv",
+    "SketchEinsum",
     "SketchFactors",
     "SketchLinear",
+    "SketchLinearGeneral",
     "SketchParam",
     "SketchSeed",
     "TwoFactorLinear",

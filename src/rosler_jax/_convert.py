@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,16 +14,68 @@ from flax.nnx.nn import dtypes
 from rosler_jax import initializers
 from rosler_jax.factors import SeededFactors, SketchFactors, core_from_sketch, reconstruct
 from rosler_jax.nn import SketchConv, SketchLinear
+from rosler_jax.nn._variables import Mode, check_mode
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key
-
-    from rosler_jax.sketchify import Rule
 
 Method = Literal["svd", "nystrom", "cur"]
 METHODS = ("svd", "nystrom", "cur")
 CANDIDATES = (nnx.Linear, nnx.Conv, nnx.LinearGeneral, nnx.Einsum, nnx.ConvTranspose)
 OPTIONS = ("in_sketch", "oversampling", "sketch", "init", "gain")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What becomes of the layers whose path matches.
+
+    Attributes:
+      pattern: glob pattern on the whole dotted path of a layer, ``"encoder.layers.*"``; ``*`` goes
+        across dots, and matches the model itself where that is a single layer.
+      rank: ``s``; a float is a fraction of ``min(in, out)`` of the layer's (unfolded) weight.
+      mode: ``"chain"``, ``"ares"`` or ``"seeded"``, as in :class:`rosler_jax.SketchLinear`.
+      skip: leave these layers as they are; ``rank`` is not needed then.
+      in_sketch, oversampling, sketch, init, gain: as in :class:`rosler_jax.SketchLinear`; None is
+        its default.
+
+    Raises:
+      ValueError: for a rank below 1, a fraction outside ``0 < rank <= 1``, or an unknown mode.
+
+    Example:
+      >>> Rule("*.mlp.*", rank=0.125, mode="seeded").rank
+      0.125
+    """
+
+    pattern: str
+    rank: int | float | None = None
+    mode: Mode = "chain"
+    skip: bool = False
+    in_sketch: int | None = None
+    oversampling: int | None = None
+    sketch: str | None = None
+    init: Literal["glorot", "he"] | None = None
+    gain: float | None = None
+
+    def __post_init__(self) -> None:
+        check_mode(self.mode)
+        if self.skip:
+            return
+        if self.rank is None or isinstance(self.rank, bool):
+            raise ValueError(f"rule {self.pattern!r} has rank {self.rank}; pass rank= or skip=True")
+        if isinstance(self.rank, float) and not 0.0 < self.rank <= 1.0:
+            raise ValueError(
+                f"rule {self.pattern!r} has rank {self.rank}; a float is a fraction of "
+                "min(in, out), pass 0 < rank <= 1, or an int"
+            )
+        if self.rank < 1 and not isinstance(self.rank, float):
+            raise ValueError(f"rule {self.pattern!r} has rank {self.rank}; pass rank >= 1")
+
+    def rank_of(self, m: int, n: int) -> int:
+        """The rank of an ``(m, n)`` weight under this rule."""
+        assert self.rank is not None
+        if isinstance(self.rank, float):
+            return max(1, round(self.rank * min(m, n)))
+        return int(self.rank)
 
 
 def is_candidate(node: Any) -> bool:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rosler_jax import modelfile
+from rosler_jax._paths import path_name
 from rosler_jax.factors import SketchFactors, fold
 from rosler_jax.modelfile import ModelFile, ModelFileError
 from rosler_jax.network import Network, Spec, split_state
@@ -86,7 +87,7 @@ def pack(trained: Trained, bits: int) -> dict[str, Any]:
     """The named tensors of a model file: quantised parameters, seeds and statistics as they are."""
     tensors = quantize_params(trained.params, bits)
     for path, leaf in jax.tree_util.tree_flatten_with_path(trained.buffers)[0]:
-        tensors["/".join(str(getattr(k, "key", k)) for k in path)] = leaf
+        tensors[path_name(path)] = leaf
     return {name.removeprefix("layers/"): tensor for name, tensor in tensors.items()}
 
 
@@ -145,8 +146,7 @@ def _rebuild(specs: Sequence[Spec], tensors: Mapping[str, Any]) -> Network:
     graphdef, *state = split_state(abstract)
     names = {f"layers/{name}": tensor for name, tensor in tensors.items()}
     buffer_names = {
-        "/".join(str(getattr(k, "key", k)) for k in path)
-        for path, _ in jax.tree_util.tree_flatten_with_path(state[1])[0]
+        path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(state[1])[0]
     }
     values = dequantize_params({k: v for k, v in names.items() if k not in buffer_names}, state[0])
     rest = dequantize_params({k: v for k, v in names.items() if k in buffer_names}, state[1])

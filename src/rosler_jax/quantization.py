@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
+from rosler_jax._paths import path_name, path_names
 from rosler_jax._quantized import (
     FLOAT_BITS,
     INTEGER_BITS,
@@ -54,7 +55,6 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_params",
     "leaf_bits",
-    "path_name",
     "quantize",
     "quantize_params",
 ]
@@ -241,7 +241,7 @@ def fake_quantize_params(params: Tree, bits: Bits | BitsRule) -> Tree:
         {'fc': {'bias': (1,), 'kernel': (2, 1)}}
     """
     leaves, structure = tree_util.tree_flatten_with_path(params)
-    paths = [_names(keys) for keys, _ in leaves]
+    paths = [path_names(keys) for keys, _ in leaves]
     stages = {
         path[:-1]: leaf
         for path, (_, leaf) in zip(paths, leaves, strict=True)
@@ -286,7 +286,7 @@ def quantize_params(
     """
     out: dict[str, Any] = {}
     for keys, leaf in tree_util.tree_flatten_with_path(params)[0]:
-        path, name = _names(keys), path_name(keys)
+        path, name = path_names(keys), path_name(keys)
         if path[-1:] == (_STAGE_LEAF,):
             _require_successive(name, leaf)
         elif name in out:
@@ -343,24 +343,6 @@ def dequantize_params(tensors: Mapping[str, Any], like: Tree) -> Tree:
             dequantize(tensor, leaf.dtype) if is_quantized else jnp.asarray(tensor, leaf.dtype)
         )
     return tree_util.tree_unflatten(structure, out)
-
-
-def path_name(keys: Sequence[Any]) -> str:
-    """A leaf's name, "layers/0/c", from the key path that ``jax.tree_util`` gives.
-
-    Example:
-        >>> [(keys, _)] = jax.tree_util.tree_flatten_with_path({"layers": {0: {"c": 1.0}}})[0]
-        >>> path_name(keys)
-        'layers/0/c'
-    """
-    return "/".join(_names(keys))
-
-
-def _names(keys: Sequence[Any]) -> Path:
-    # An nnx.Variable is a node of its own with the one attribute "value": not part of the name.
-    if keys and isinstance(keys[-1], tree_util.GetAttrKey) and keys[-1].name == "value":
-        keys = keys[:-1]
-    return tuple(tree_util.keystr((key,), simple=True) for key in keys)
 
 
 def _is_static(bits: Any) -> TypeGuard[int]:

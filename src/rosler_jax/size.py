@@ -16,9 +16,10 @@ from flax import nnx
 
 from rosler_jax import modelfile
 from rosler_jax._operations import LayerCost, Operations, layer_cost
+from rosler_jax._paths import path_name
 from rosler_jax.modelfile import ModelFile, ModelFileError, QuantizedTensor
 from rosler_jax.network import Network
-from rosler_jax.quantization import channel_axis, leaf_bits, path_name
+from rosler_jax.quantization import channel_axis, leaf_bits
 
 MODEL = "model.rosler"
 _PREFIX = "layers/"  # of a Network's layers; model files leave it out

@@ -6,69 +6,16 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 from flax import nnx
 
 from rosler_jax import _convert
-from rosler_jax.nn._variables import Mode, check_mode
+from rosler_jax._convert import Rule
 
 if TYPE_CHECKING:
     from rosler_jax._convert import Method
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What becomes of the layers whose path matches.
-
-    Attributes:
-      pattern: glob pattern on the whole dotted path of a layer, ``"encoder.layers.*"``; ``*`` goes
-        across dots, and matches the model itself where that is a single layer.
-      rank: ``s``; a float is a fraction of ``min(in, out)`` of the layer's (unfolded) weight.
-      mode: ``"chain"``, ``"ares"`` or ``"seeded"``, as in :class:`rosler_jax.SketchLinear`.
-      skip: leave these layers as they are; ``rank`` is not needed then.
-      in_sketch, oversampling, sketch, init, gain: as in :class:`rosler_jax.SketchLinear`; None is
-        its default.
-
-    Raises:
-      ValueError: for a rank below 1, a fraction outside ``0 < rank <= 1``, or an unknown mode.
-
-    Example:
-      >>> Rule("*.mlp.*", rank=0.125, mode="seeded").rank
-      0.125
-    """
-
-    pattern: str
-    rank: int | float | None = None
-    mode: Mode = "chain"
-    skip: bool = False
-    in_sketch: int | None = None
-    oversampling: int | None = None
-    sketch: str | None = None
-    init: Literal["glorot", "he"] | None = None
-    gain: float | None = None
-
-    def __post_init__(self) -> None:
-        check_mode(self.mode)
-        if self.skip:
-            return
-        if self.rank is None or isinstance(self.rank, bool):
-            raise ValueError(f"rule {self.pattern!r} has rank {self.rank}; pass rank= or skip=True")
-        if isinstance(self.rank, float) and not 0.0 < self.rank <= 1.0:
-            raise ValueError(
-                f"rule {self.pattern!r} has rank {self.rank}; a float is a fraction of "
-                "min(in, out), pass 0 < rank <= 1, or an int"
-            )
-        if self.rank < 1 and not isinstance(self.rank, float):
-            raise ValueError(f"rule {self.pattern!r} has rank {self.rank}; pass rank >= 1")
-
-    def rank_of(self, m: int, n: int) -> int:
-        """The rank of an ``(m, n)`` weight under this rule."""
-        assert self.rank is not None
-        if isinstance(self.rank, float):
-            return max(1, round(self.rank * min(m, n)))
-        return int(self.rank)
 
 
 @dataclasses.dataclass(frozen=True)

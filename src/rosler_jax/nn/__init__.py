@@ -3,12 +3,15 @@
 from rosler_jax.nn import functional, lifts
 from rosler_jax.nn._variables import SketchParam, SketchSeed
 from rosler_jax.nn.conv import SketchConv
+from rosler_jax.nn.einsum import SketchEinsum, SketchLinearGeneral
 from rosler_jax.nn.linear import SketchLinear
 from rosler_jax.nn.two_factor import TwoFactorLinear
 
 __all__ = [
     "SketchConv",
+    "SketchEinsum",
     "SketchLinear",
+    "SketchLinearGeneral",
     "SketchParam",
     "SketchSeed",
     "TwoFactorLinear",

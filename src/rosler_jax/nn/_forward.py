@@ -71,7 +71,7 @@ def batched(
 def layer_lift(
     window: tuple[int, ...], padding: str | int | Sequence[int | tuple[int, int]], **options: Any
 ) -> tuple[ConvLift, str | None]:
-    """The lift of a convolution layer, and the padding mode that changes its input first, if any."""
+    """A convolution layer's lift, and the padding mode that changes its input first, if any."""
     pad_mode = padding if isinstance(padding, str) and padding in INPUT_PADDINGS else None
     return conv_lift(window, padding=padding if pad_mode is None else "VALID", **options), pad_mode
 
@@ -88,11 +88,15 @@ def conv_matrix_shape(
     return math.prod(window) * in_features // groups, out_features // groups
 
 
-def fold_window(
-    c: Float[Array, "g m s"], window: Sequence[int]
-) -> Float[Array, "*window cin_g sg"]:
+def folded_shape(m: int, rank: int, groups: int, window: Sequence[int]) -> tuple[int, ...]:
+    """Shape of the thin filters of all groups, ``(*window, c_in / g, g s)``."""
+    return (*window, m // math.prod(window), groups * rank)
+
+
+def fold_window(c: Float[Array, "g m s"], window: Sequence[int]) -> Array:
     """Column factors of all groups as thin filters: window unfolded, columns group by group."""
-    return c.transpose(1, 0, 2).reshape(*window, c.shape[1] // math.prod(window), -1)
+    g, m, s = c.shape
+    return c.transpose(1, 0, 2).reshape(folded_shape(m, s, g, window))
 
 
 def conv(

@@ -13,7 +13,6 @@ from rosler_jax.nn._variables import SketchParam, SketchSeed, WeightPlan, seed_w
 if TYPE_CHECKING:
     from jaxtyping import Array
 
-    import rosler_kernels as rk
 
 NAMES = ("c", "u", "r", "parallel", "bias")
 
@@ -58,7 +57,7 @@ class SketchModule(nnx.Module):
         variables = {name: getattr(self, name) for name in NAMES}
         return {name: v[...] for name, v in variables.items() if v is not None}
 
-    def sketches(self) -> tuple[rk.Sketch | None, rk.Sketch | None]:
+    def sketches(self) -> tuple[Any, Any]:
         """The pair ``(Psi, Omega)`` of this layer, or ``(None, None)`` in chain mode."""
         psi, omega = (None if v is None else v[...] for v in (self.psi_seed, self.omega_seed))
         return self.plan.sketches(psi, omega)

@@ -18,9 +18,9 @@ THIN = 64
 def thin_dot(x: Float[Array, "*batch m"], w: Float[Array, "m s"]) -> Float[Array, "*batch s"]:
     """Computes ``x W`` for a thin ``W``; ``dW = (delta^T x)^T``, streamed along the rows of x.
 
-    The usual ``x^T delta`` has its long axis across the rows of both operands, and XLA turns the one
-    into the other wherever it may: on a CPU that costs several times the time for ``s`` of 8 to 64.
-    An optimisation barrier keeps the order.
+    The usual ``x^T delta`` has its long axis across the rows of both operands, and XLA turns the
+    one into the other wherever it may: on a CPU that costs several times the time for ``s`` of 8 to
+    64. An optimisation barrier keeps the order.
 
     Example:
       >>> thin_dot(jnp.ones((5, 4)), jnp.ones((4, 2))).shape

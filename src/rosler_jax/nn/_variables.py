@@ -41,14 +41,14 @@ def check_mode(mode: str) -> None:
 
 
 def co_range_dimension(rank: int, m: int, n: int, oversampling: int | None) -> int:
-    """The number ``l`` of rows of R: ``rank + oversampling``, by default ``2 rank``, if they fit."""
+    """The number ``l`` of rows of R: ``rank + oversampling``, default ``2 rank``, if they fit."""
     wanted = rank + (rank if oversampling is None else oversampling)
     return max(rank, min(wanted, m, n))
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightPlan:
-    """The static facts of one sketched weight: ``groups`` matrices ``(m, n)`` with the same sketches.
+    """The static facts of one sketched ``(m, n)`` weight, or of several with the same sketches.
 
     Attributes:
       m, n: shape of one matrix.

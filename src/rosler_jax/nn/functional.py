@@ -123,7 +123,7 @@ def sketch_batched_dot(
     psi: rk.Sketch | None = None,
     omega: rk.Sketch | None = None,
 ) -> Float[Array, "*batch g n"]:
-    r"""Multiplies each of ``g`` inputs by a sketched matrix of its own: ``y_i = ((x_i C_i) U_i) R_i``.
+    r"""Multiplies by ``g`` sketched matrices, entry by entry: ``y_i = ((x_i C_i) U_i) R_i``.
 
     Args:
       x: inputs, shape ``(..., g, m)``.
@@ -234,7 +234,7 @@ def seeded_conv(
     psi: rk.Sketch,
     omega: rk.Sketch,
 ) -> Float[Array, "batch *spatial gn"]:
-    """Convolves with fixed random filters, mixes by the stored core, and expands by a seeded sketch.
+    """Convolves with fixed random filters, mixes by the stored core, expands by a seeded sketch.
 
     Example:
       >>> import jax.numpy as jnp, rosler_kernels as rk

@@ -102,8 +102,8 @@ def conv_lift(
 ) -> ConvLift:
     """Makes a :class:`ConvLift` from arguments as Flax's convolution layers take them.
 
-    ``padding`` is ``"SAME"``, ``"VALID"`` or explicit; the padding modes that change the input first
-    (circular, causal, reflect) are applied by :func:`pad_input`.
+    ``padding`` is ``"SAME"``, ``"VALID"`` or explicit; the padding modes that change the input
+    first (circular, causal, reflect) are applied by :func:`pad_input`.
 
     Example:
       >>> conv_lift((3, 3), strides=2).strides

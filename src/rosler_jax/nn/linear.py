@@ -47,6 +47,7 @@ class SketchLinear(SketchModule):
 
     Example:
       >>> from flax import nnx
+      >>> from rosler_jax import SketchParam
       >>> layer = SketchLinear(784, 1024, rank=16, rngs=nnx.Rngs(0))
       >>> layer(jnp.ones((2, 784))).shape
       (2, 1024)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TwoFactorLinear(nnx.Module):
-    r"""A linear layer ``y = (x C) R + b``: the smallest learnt low-rank form, ``m s + s n`` numbers.
+    r"""A linear layer ``y = (x C) R + b``: the smallest learnt low-rank form.
 
     Initialised as the truncated SVD of a Glorot matrix would be in distribution: orthonormal
     singular vectors, singular values split evenly, the product scaled to Glorot's variance of the
@@ -56,7 +56,7 @@ class TwoFactorLinear(nnx.Module):
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.use_bias, self.dtype, self.param_dtype = use_bias, dtype, param_dtype
         orthogonal = jax.nn.initializers.orthogonal()
-        # The leading singular values of a Glorot matrix lie just under sqrt(m) + sqrt(n) deviations.
+        # The leading singular values of a Glorot matrix: just under sqrt(m) + sqrt(n) deviations.
         sigma = glorot_stddev(in_features, out_features) * (in_features**0.5 + out_features**0.5)
         root = jnp.sqrt(jnp.asarray(sigma, param_dtype))
         c = orthogonal(rngs.params(), (in_features, rank), param_dtype)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 
+from rosler_jax._paths import path_names
 from rosler_jax.factors import SketchFactors, balance
 
 if TYPE_CHECKING:
@@ -14,14 +15,6 @@ if TYPE_CHECKING:
 
 NAMES = ("c", "u", "r", "parallel")
 Path = tuple[str, ...]
-
-
-def path_names(path: tuple[Any, ...]) -> Path:
-    """Path of a leaf as plain strings; the ``value`` that NNX appends to a path is left out."""
-    names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-    while names and names[-1] in ("value", "raw_value"):
-        names.pop()
-    return tuple(names)
 
 
 def ares_groups(params: PyTree) -> dict[Path, dict[str, int]]:

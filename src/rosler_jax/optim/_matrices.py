@@ -13,29 +13,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from rosler_jax._paths import path_name
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from jaxtyping import Array, Float
 
     Where = Callable[[str], bool]
-
-
-def path_name(path: Sequence[Any]) -> str:
-    """Names a leaf by its path, such as ``"hidden/kernel"``, the same for Linen and NNX parameters.
-
-    NNX variables (and boxed Linen parameters) add a last step ``.value``, and only at some places
-    (an ``nnx.Optimizer`` shows it to ``init`` but not to ``update``), so it is dropped. A dict key
-    ``"value"`` is a name that the user gave, and stays.
-
-    Example:
-      >>> import jax
-      >>> path_name(jax.tree_util.tree_leaves_with_path({"layers": [{"kernel": 1.0}]})[0][0])
-      'layers/0/kernel'
-    """
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
-        path = path[:-1]
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -81,8 +66,8 @@ def select_matrices(params: Any, rank: int, where: Where | None = None) -> list[
     Args:
       params: any parameter tree: Linen dicts, ``nnx.State``, lists, dataclasses.
       rank: ``s``.
-      where: predicate on a leaf's name (:func:`path_name`); it may only pick matrices with
-        ``min(m, n) >= rank``. Default: every real floating leaf of at least two dimensions with
+      where: predicate on a leaf's name such as ``"hidden/kernel"``; it may only pick matrices
+        with ``min(m, n) >= rank``. Default: every real floating leaf of at least two dimensions with
         ``min(m, n) > rank``.
 
     Returns:

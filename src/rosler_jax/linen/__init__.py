@@ -1,0 +1,10 @@
+"""Flax Linen twins of the NNX sketch layers, over the same functions.
+
+Factors are in the collection ``"params"``, under the names that the NNX layers give them; the seeds
+of the sketches are in ``"sketch"``, made at ``init`` and passed unchanged to ``apply``.
+"""
+
+from rosler_jax.linen.conv import SketchConv
+from rosler_jax.linen.dense import SketchDense
+
+__all__ = ["SketchConv", "SketchDense"]

@@ -1,0 +1,111 @@
+"""The Linen convolution layer whose kernel is held as sketches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rosler_jax.initializers import RANGE_FINDER_GAIN
+from rosler_jax.linen._variables import layer_params, layer_sketches
+from rosler_jax.nn import _forward
+from rosler_jax.nn._variables import Mode, WeightPlan, plan_weight
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+class SketchConv(nn.Module):
+    r"""A convolution whose kernel, unfolded to a matrix, is sketched, after ``linen.Conv``.
+
+    The twin of :class:`rosler_jax.SketchConv`, with the same modes and the same parameters.
+
+    Attributes:
+      features: ``c_out``; ``c_in`` is the last dimension of the inputs.
+      kernel_size: window, one size per spatial dimension.
+      rank: ``s`` of each group, at most ``min(window c_in / g, c_out / g)``.
+      strides, padding, input_dilation, kernel_dilation, feature_group_count, precision: as in
+        ``linen.Conv``; all of its padding modes work.
+      mode, in_sketch, oversampling, sketch, weight_init, gain, use_bias, dtype, param_dtype,
+        bias_init: as in :class:`SketchDense`.
+
+    Raises:
+      ValueError: for features not divisible by the groups, a rank that does not fit, an unknown
+        mode or padding, when it meets its inputs; without the collection ``"sketch"``.
+
+    Example:
+      >>> import jax
+      >>> layer = SketchConv(32, (3, 3), rank=4, strides=2)
+      >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 14, 14, 8)))
+      >>> layer.apply(variables, jnp.ones((2, 14, 14, 8))).shape
+      (2, 7, 7, 32)
+
+    Source: our reading of Li et al. (2021), doi 10.1038/s43588-021-00039-6.
+    """
+
+    features: int
+    kernel_size: int | Sequence[int]
+    rank: int
+    strides: int | Sequence[int] | None = 1
+    padding: str | int | Sequence[int | tuple[int, int]] = "SAME"
+    input_dilation: int | Sequence[int] | None = 1
+    kernel_dilation: int | Sequence[int] | None = 1
+    feature_group_count: int = 1
+    precision: Any = None
+    mode: Mode = "chain"
+    in_sketch: int | None = None
+    oversampling: int | None = None
+    sketch: str | None = None
+    weight_init: Literal["glorot", "he"] | None = None
+    gain: float = RANGE_FINDER_GAIN
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    bias_init: Callable[..., Any] = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch cin"]) -> Float[Array, "*batch cout"]:
+        """Convolves; any number of batch dimensions, none included."""
+        window, groups = self._window(), self.feature_group_count
+        m, n = _forward.conv_matrix_shape(window, x.shape[-1], self.features, groups)
+        plan = plan_weight(
+            m, n, self.rank, mode=self.mode, in_sketch=self.in_sketch,
+            oversampling=self.oversampling, sketch=self.sketch, init=self.weight_init,
+            gain=self.gain,
+        )  # fmt: skip
+        lift, pad_mode = _forward.layer_lift(
+            window, self.padding, strides=self.strides, input_dilation=self.input_dilation,
+            kernel_dilation=self.kernel_dilation, groups=groups, precision=self.precision,
+        )  # fmt: skip
+        sketches = layer_sketches(self, plan)
+        params = layer_params(
+            self,
+            plan,
+            lambda key: self._factors(key, plan, sketches),
+            self._shapes(plan),
+            self.features if self.use_bias else None,
+            self.bias_init,
+            self.param_dtype,
+        )
+        return _forward.conv(x, params, sketches, lift, pad_mode, self.dtype)
+
+    def _window(self) -> tuple[int, ...]:
+        size = self.kernel_size
+        return (size,) if isinstance(size, int) else tuple(size)
+
+    def _factors(self, key: Array, plan: WeightPlan, sketches: tuple[Any, Any]) -> dict[str, Array]:
+        values = plan.group_factors(key, self.feature_group_count, *sketches)
+        if "c" in values:
+            values["c"] = _forward.fold_window(values["c"], self._window())
+        return values
+
+    def _shapes(self, plan: WeightPlan) -> dict[str, tuple[int, ...]]:
+        groups = self.feature_group_count
+        shapes: dict[str, tuple[int, ...]] = {
+            name: (groups, *shape) for name, shape in plan.shapes().items()
+        }
+        if "c" in shapes:
+            shapes["c"] = _forward.folded_shape(plan.m, plan.rank, groups, self._window())
+        return shapes

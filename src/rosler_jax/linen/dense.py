@@ -1,0 +1,79 @@
+"""The Linen linear layer whose weight is held as sketches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rosler_jax.initializers import RANGE_FINDER_GAIN
+from rosler_jax.linen._variables import layer_params, layer_sketches
+from rosler_jax.nn import _forward
+from rosler_jax.nn._variables import Mode, plan_weight
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+class SketchDense(nn.Module):
+    r"""A linear layer ``y = x W + b`` whose ``W (m, n)`` is sketched, after ``linen.Dense``.
+
+    The twin of :class:`rosler_jax.SketchLinear`, with the same modes and the same parameters.
+
+    Attributes:
+      features: ``n``; ``m`` is the last dimension of the inputs.
+      rank: ``s``, at most ``min(m, n)``.
+      mode, in_sketch, oversampling, sketch, gain, use_bias, dtype, param_dtype, bias_init: as in
+        :class:`rosler_jax.SketchLinear`.
+      weight_init: what is ``init`` there; in Linen that is the name of a method.
+
+    Raises:
+      ValueError: for a rank that does not fit or an unknown mode, when it meets its inputs; without
+        the collection ``"sketch"``.
+
+    Example:
+      >>> import jax
+      >>> layer = SketchDense(30, rank=4, mode="ares")
+      >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 20)))
+      >>> jax.tree.map(jnp.shape, variables["params"])
+      {'bias': (30,), 'c': (20, 4), 'parallel': (), 'r': (8, 30), 'u': (4, 8)}
+      >>> layer.apply(variables, jnp.ones((2, 20))).shape
+      (2, 30)
+
+    Source: our reading of Li et al. (2021), doi 10.1038/s43588-021-00039-6.
+    """
+
+    features: int
+    rank: int
+    mode: Mode = "chain"
+    in_sketch: int | None = None
+    oversampling: int | None = None
+    sketch: str | None = None
+    weight_init: Literal["glorot", "he"] | None = None
+    gain: float = RANGE_FINDER_GAIN
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    bias_init: Callable[..., Any] = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
+        """Computes ``x W + b`` through the thin side."""
+        plan = plan_weight(
+            x.shape[-1], self.features, self.rank, mode=self.mode, in_sketch=self.in_sketch,
+            oversampling=self.oversampling, sketch=self.sketch, init=self.weight_init,
+            gain=self.gain,
+        )  # fmt: skip
+        sketches = layer_sketches(self, plan)
+        params = layer_params(
+            self,
+            plan,
+            lambda key: plan.factors(key, *sketches),
+            dict(plan.shapes()),
+            self.features if self.use_bias else None,
+            self.bias_init,
+            self.param_dtype,
+        )
+        return _forward.dense(x, params, sketches, self.dtype)

@@ -1,0 +1,196 @@
+"""The Linen twins: against Linen's layers with the kernel written out, and against NNX's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.errors import ScopeParamNotFoundError
+
+import rosler_jax
+import rosler_kernels as rk
+from rosler_jax import ares_bp
+from rosler_jax.factors import core_from_sketch
+from rosler_jax.linen import SketchConv, SketchDense
+
+MODES = ("chain", "ares", "seeded")
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def matrices(variables: Any, m: int, n: int) -> np.ndarray:
+    """The weight ``(g, m, n)``, written out in float64, of newly initialised variables."""
+    params = {k: np.asarray(v, np.float64) for k, v in variables["params"].items()}
+    u = params["u"] if params["u"].ndim == 3 else params["u"][None]
+    if "c" not in params:
+        shapes = ((m, u.shape[1]), (n, u.shape[2]))
+        seeds = [variables["sketch"][k] for k in ("psi_seed", "omega_seed")]
+        psi, omega = (
+            np.asarray(rk.materialize(rk.srht(seed, *shape)), np.float64)
+            for seed, shape in zip(seeds, shapes, strict=True)
+        )
+        return np.sqrt(psi.shape[1] / m) * psi @ u @ omega.T
+    if "parallel" in params:
+        u = np.stack([np.asarray(core_from_sketch(jnp.asarray(a.T)), np.float64) for a in u])
+    g, s, l = u.shape
+    c = params["c"].reshape(m, g, s).transpose(1, 0, 2)
+    return c @ u @ params["r"].reshape(g, l, n)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dense_is_linens_with_the_kernel_written_out(mode: Any) -> None:
+    layer = SketchDense(7, rank=3, mode=mode, bias_init=nn.initializers.normal(1.0))
+    x = normal(1, 2, 5, 9)
+    variables = layer.init(jax.random.key(0), x)
+    kernel = jnp.asarray(matrices(variables, 9, 7)[0], jnp.float32)
+    plain = {"params": {"kernel": kernel, "bias": variables["params"]["bias"]}}
+    expected = nn.Dense(7).apply(plain, x)
+    got = jax.jit(layer.apply)(variables, x)
+    np.testing.assert_allclose(got, expected, atol=2e-4 * float(jnp.max(jnp.abs(expected))))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(features=8, kernel_size=(3, 2), strides=2, feature_group_count=2),
+        dict(features=4, kernel_size=(3, 1), padding="CIRCULAR", kernel_dilation=2, use_bias=False),
+    ],
+    ids=["groups", "circular"],
+)
+def test_conv_is_linens_with_the_kernel_written_out(options: Any, mode: Any) -> None:
+    layer = SketchConv(rank=2, mode=mode, bias_init=nn.initializers.normal(1.0), **options)
+    x = normal(1, 2, 7, 6, 4)
+    variables = layer.init(jax.random.key(0), x)
+    groups, window = options.get("feature_group_count", 1), options["kernel_size"]
+    features = options["features"]
+    m, n = window[0] * window[1] * 4 // groups, features // groups
+    w = matrices(variables, m, n)
+    # Linen's kernel (*window, cin / g, cout): the groups one after another along the last axis.
+    kernel = jnp.asarray(w.transpose(1, 0, 2).reshape(*window, 4 // groups, features), jnp.float32)
+    plain = {"params": {"kernel": kernel}}
+    if "bias" in variables["params"]:
+        plain["params"]["bias"] = variables["params"]["bias"]
+    expected = nn.Conv(**options).apply(plain, x)
+    got = layer.apply(variables, x)
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, atol=2e-4 * float(jnp.max(jnp.abs(expected))))
+
+
+def twin(layer: Any) -> dict[str, Any]:
+    """The variables of an NNX layer, as Linen has them."""
+    names = ("c", "u", "r", "parallel", "bias")
+    seeds = ("psi_seed", "omega_seed")
+    return {
+        "params": {k: getattr(layer, k)[...] for k in names if getattr(layer, k) is not None},
+        "sketch": {k: getattr(layer, k)[...] for k in seeds if getattr(layer, k) is not None},
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_agrees_with_nnx(mode: Any) -> None:
+    linear = rosler_jax.SketchLinear(9, 7, rank=3, mode=mode, rngs=nnx.Rngs(0))
+    conv = rosler_jax.SketchConv(4, 4, (3, 1), rank=2, mode=mode, rngs=nnx.Rngs(0))
+    dense = SketchDense(7, rank=3, mode=mode)
+    twin_conv = SketchConv(4, (3, 1), rank=2, mode=mode)
+    for nnx_layer, linen_layer, x in (
+        (linear, dense, normal(1, 5, 9)),
+        (conv, twin_conv, normal(2, 2, 5, 5, 4)),
+    ):
+        variables = twin(nnx_layer)
+        made = jax.eval_shape(linen_layer.init, jax.random.key(0), x)
+        chex.assert_trees_all_equal_shapes_and_dtypes(
+            {"params": variables["params"], "sketch": variables["sketch"]},
+            {"params": made["params"], "sketch": made.get("sketch", {})},
+        )
+        np.testing.assert_array_equal(linen_layer.apply(variables, x), nnx_layer(x))
+
+
+class Net(nn.Module):
+    mode: Any = "ares"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.relu(SketchConv(6, (3,), rank=2, mode=self.mode)(x))
+        return SketchDense(5, rank=2, mode=self.mode)(x.reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_trains(mode: Any) -> None:
+    net, x, y = Net(mode), normal(1, 32, 6, 3), jnp.arange(32) % 5
+    variables = jax.jit(net.init)(jax.random.key(0), x)
+    tx = ares_bp(optax.sgd(0.1), switch_step=5) if mode == "ares" else optax.sgd(0.1)
+    params, state = variables["params"], tx.init(variables["params"])
+
+    chex.clear_trace_counter()  # it knows functions by their code, and this one runs per mode
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(params: Any, state: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            logits = net.apply(variables | {"params": params}, x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    losses = []
+    for i in range(60):
+        params, state, value = step(params, state)
+        losses.append(float(value))
+        if mode == "ares":
+            flags = {float(layer["parallel"]) for layer in params.values()}
+            assert flags == ({1.0} if i < 4 else {0.0}) or i in (4, 5)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_vmap_over_keys_gives_each_its_own_sketches() -> None:
+    layer, x = SketchDense(7, rank=3, mode="ares"), normal(1, 5, 9)
+    keys = jax.random.split(jax.random.key(0), 3)
+    many = jax.jit(jax.vmap(lambda key: layer.init(key, x)))(keys)
+    assert len(np.unique(np.asarray(many["sketch"]["psi_seed"]), axis=0)) == 3
+    outputs = jax.vmap(lambda variables: layer.apply(variables, x))(many)
+    one = layer.init(keys[1], x)
+    np.testing.assert_array_equal(one["sketch"]["psi_seed"], many["sketch"]["psi_seed"][1])
+    np.testing.assert_allclose(outputs[1], layer.apply(one, x), atol=1e-4)
+
+
+def test_seeds_and_draw_are_independent() -> None:
+    variables = SketchDense(7, rank=3, mode="ares").init(jax.random.key(0), jnp.ones((1, 9)))
+    psi, omega = (np.asarray(variables["sketch"][k]) for k in ("psi_seed", "omega_seed"))
+    assert (psi != omega).any()
+    assert psi.dtype == omega.dtype == np.uint32
+    assert psi.shape == omega.shape == (2,)
+
+
+def test_dtypes() -> None:
+    layer = SketchDense(7, rank=3, dtype=jnp.bfloat16, param_dtype=jnp.float32)
+    y, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 9)))
+    assert y.dtype == jnp.bfloat16
+    assert {v.dtype for v in variables["params"].values()} == {jnp.dtype("float32")}
+
+
+def test_errors() -> None:
+    x = jnp.ones((2, 9))
+    with pytest.raises(ValueError, match="rank 8 is outside"):
+        SketchDense(7, rank=8).init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="unknown mode"):
+        SketchDense(7, rank=2, mode="full").init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="feature_group_count=2"):
+        SketchConv(8, (3,), rank=2, feature_group_count=2).init(jax.random.key(0), x[None])
+    layer = SketchDense(7, rank=2, mode="seeded")
+    variables = layer.init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="collection 'sketch'"):
+        layer.apply({"params": variables["params"]}, x)
+    with pytest.raises(ScopeParamNotFoundError):
+        SketchDense(7, rank=2).apply({"params": {"bias": x}}, x)
