@@ -18,6 +18,7 @@ class TrainConfig:
 
     Attributes:
       data: name or path, as :func:`rosler_jax.data.load` takes it.
+      manual_dir: folder of files that a data set cannot fetch by itself (cwru: the .mat files).
       hidden: widths of the hidden layers.
       method: how hidden layers are held and trained; one of :data:`METHODS`.
       rank: rank of the hidden layers (ignored if dense).
@@ -55,6 +56,7 @@ class TrainConfig:
     """
 
     data: str = "mnist5k"
+    manual_dir: str | None = None
     hidden: tuple[int, ...] = (1024, 1024)
     method: str = "ares-bp"
     rank: int = 16

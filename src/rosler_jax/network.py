@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rosler_jax.nn._thin import linear_dot_general
 from rosler_jax.nn import SketchConv, SketchLinear, TwoFactorLinear
+from rosler_jax.nn._thin import linear_dot_general
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import time
@@ -58,13 +59,21 @@ class Prepared(NamedTuple):
     epoch: Callable[[TrainState, Arrays], Any]
 
 
+def load_data(config: TrainConfig) -> Any:
+    """The splits that the config names."""
+    options = {} if config.manual_dir is None else {"manual_dir": config.manual_dir}
+    return datasets.load(
+        config.data, validation=config.validation, seed=config.seed, **options
+    )
+
+
 def prepare(config: TrainConfig) -> Prepared:
     """Loads the data and builds the functions of a run.
 
     Raises:
       RunError, ValueError, OSError: if the data cannot be had or does not fit the config.
     """
-    dataset = datasets.load(config.data, validation=config.validation, seed=config.seed)
+    dataset = load_data(config)
     x = dataset.train_x
     if (config.shift or config.flip) and x.ndim < 3:
         raise RunError(
@@ -322,12 +331,12 @@ def evaluate_folder(path: str | os.PathLike[str], data: str | None = None) -> di
         raise RunError(f"{stored}: no such file, so the data is not known; name it")
     if not model.exists():
         raise RunError(f"{model}: no such file; finish the run first, or resume it")
-    name = data or config.data
-    dataset = datasets.load(name, validation=config.validation, seed=config.seed)
+    config = config if data is None else dataclasses.replace(config, data=data)
+    dataset = load_data(config)
     shipped = load_network(model)
     loss, accuracy = score(shipped.network, dataset.test_x, dataset.test_y)
     return {
-        "data": name,
+        "data": config.data,
         "examples": len(dataset.test_y),
         "test_accuracy": accuracy,
         "test_loss": loss,

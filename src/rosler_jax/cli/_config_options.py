@@ -24,6 +24,7 @@ _ARES, _RESTRICT, _AUGMENT = "method ares-bp", "method restrict-rank", "augmenta
 
 OPTIONS: dict[str, Option] = {
     "data": Option(_DATA, "name of a data set, folder of idx files, or .npz file", "DATA"),
+    "manual_dir": Option(_DATA, "files that the data set cannot fetch itself, as cwru's", "DIR"),
     "validation": Option(_DATA, "fraction of the training data held out for validation", "F"),
     "hidden": Option(_MODEL, "widths of the hidden layers, or none", "N,N,..."),
     "method": Option(_MODEL, "how hidden layers are held and trained", "METHOD", METHODS),

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from rosler_jax import run as runs
 
     resume = config is None
-    epochs = (config or runs.open_folder(folder, None, True)).epochs
+    epochs = (config or runs.agreed_config(folder, None, True)).epochs
     with progress(epochs, args.quiet) as report:
         result = runs.train(config, folder, resume=resume, report=report)
     files = [name for name in FILES if (folder / name).exists()]

@@ -41,7 +41,8 @@ def check_keeps_sketches(tx: optax.GradientTransformation, params: PyTree) -> No
             f"the parallel optimiser is not linear in the gradient: after {PROBE_STEPS} trial "
             f"steps the sketches Psi^T C and R Omega differ from the core by {violation:.2g} "
             f"(relative), more than {TOLERANCE}; pass SGD, momentum, weight decay or global-norm "
-            "clipping as parallel=, and keep adaptive optimisers such as Adam for the successive stage"
+            "clipping as parallel=, and keep adaptive optimisers such as Adam for the successive "
+            "stage"
         )
 
 

@@ -67,8 +67,8 @@ def select_matrices(params: Any, rank: int, where: Where | None = None) -> list[
       params: any parameter tree: Linen dicts, ``nnx.State``, lists, dataclasses.
       rank: ``s``.
       where: predicate on a leaf's name such as ``"hidden/kernel"``; it may only pick matrices
-        with ``min(m, n) >= rank``. Default: every real floating leaf of at least two dimensions with
-        ``min(m, n) > rank``.
+        with ``min(m, n) >= rank``. Default: every real floating leaf of at least two dimensions
+        with ``min(m, n) > rank``.
 
     Returns:
       Pairs of name and position among the leaves of ``params``, in order.

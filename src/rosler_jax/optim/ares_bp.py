@@ -58,9 +58,10 @@ def ares_bp(
     gradients are the same sketches of ``dL/dW``, and ``parallel`` updates them; since it acts
     linearly they stay sketches of one matrix. With update number ``switch_step`` each layer's core
     ``U = A^+`` is solved for and ``C U R`` balanced (QR of C and R^T, SVD of the small middle
-    matrix, singular values split by cube roots), its ``parallel`` flag falls to 0, and from then on ``successive``
-    trains all parameters through the chain. Shapes never change, so that all of it can sit in one
-    ``jit``, ``scan`` or ``vmap``. Layers of other kinds are trained by the optimiser of the stage.
+    matrix, singular values split by cube roots), its ``parallel`` flag falls to 0, and from then on
+    ``successive`` trains all parameters through the chain. Shapes never change, so that all of it
+    can sit in one ``jit``, ``scan`` or ``vmap``. Layers of other kinds are trained by the optimiser
+    of the stage.
 
     Args:
       successive: any optimiser; its state starts at the switch.
