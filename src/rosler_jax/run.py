@@ -62,9 +62,7 @@ class Prepared(NamedTuple):
 def load_data(config: TrainConfig) -> Any:
     """The splits that the config names."""
     options = {} if config.manual_dir is None else {"manual_dir": config.manual_dir}
-    return datasets.load(
-        config.data, validation=config.validation, seed=config.seed, **options
-    )
+    return datasets.load(config.data, validation=config.validation, seed=config.seed, **options)
 
 
 def prepare(config: TrainConfig) -> Prepared:

@@ -45,8 +45,11 @@ EINSUMS = [
 ]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", EINSUMS, ids=[e[0] for e in EINSUMS])
+@pytest.mark.parametrize(
+    ("case", "mode"),
+    [(EINSUMS[i], mode) for i, mode in enumerate(MODES + ("chain",))]
+    + [(EINSUMS[1], "chain"), (EINSUMS[1], "seeded")],
+)
 def test_einsum_is_flaxs_with_the_kernel_written_out(case: Any, mode: Any) -> None:
     equation, kernel_shape, x_shape, bias_shape, (letters, order) = case
     make = dict(bias_shape=bias_shape, bias_init=nnx.initializers.normal(1.0))
@@ -76,8 +79,13 @@ GENERAL = [
 ]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("options", "x_shape"), GENERAL, ids=range(len(GENERAL)))
+@pytest.mark.parametrize(
+    ("options", "x_shape", "mode"),
+    [
+        (*case, mode)
+        for case, mode in zip(GENERAL, ("chain", "seeded", "ares", "chain"), strict=True)
+    ],
+)
 def test_linear_general_is_flaxs_with_the_kernel_written_out(
     options: Any, x_shape: Any, mode: Any
 ) -> None:
@@ -126,7 +134,7 @@ def test_ares_bp_trains_through_the_switch() -> None:
         return optax.apply_updates(params, updates), state, value
 
     losses, flags = [], []
-    for _ in range(40):
+    for _ in range(200):
         params, state, value = step(params, state)
         losses.append(float(value))
         flags.append(float(params["parallel"][...]))

@@ -134,7 +134,7 @@ def plan_weight(
         rank=rank,
         inner=inner,
         mode=mode,
-        sketch=sketch or ("srht" if seeded else "gaussian"),
+        sketch=sketch or ("srht" if seeded else "rademacher"),
         init=init or ("he" if seeded else "glorot"),
         gain=gain,
     )

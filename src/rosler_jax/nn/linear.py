@@ -33,7 +33,7 @@ class SketchLinear(SketchModule):
       in_sketch: width of the input sketch of a seeded layer; default ``min(8 rank, m)``.
       oversampling: ``l - s`` of an ares layer; default ``s``.
       sketch: family of the sketches (see :data:`rosler_kernels.FAMILIES`); default ``"srht"`` for a
-        seeded layer, ``"gaussian"`` otherwise.
+        seeded layer, ``"rademacher"`` otherwise.
       init: variance of the virtual matrix, ``"glorot"`` or ``"he"``; default ``"he"`` if seeded.
       gain: scale of the range-finder initialisation.
       use_bias: whether to add ``b``.
