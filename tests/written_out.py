@@ -25,9 +25,10 @@ def matrix(sketch: Any) -> np.ndarray:
 
 
 def ridge_inverse(a: np.ndarray) -> np.ndarray:
-    """``(A^T A + lambda I)^-1 A^T`` by the normal equations, good enough in float64."""
+    """``argmin_U ||A U - I||^2 + lambda ||U||^2``, by the SVD of A."""
+    left, sigma, right = np.linalg.svd(a, full_matrices=False)
     lam = RIDGE * np.sum(a * a) / a.shape[1]
-    return np.linalg.solve(a.T @ a + lam * np.eye(a.shape[1]), a.T)
+    return right.T @ ((sigma / (sigma**2 + lam))[:, None] * left.T)
 
 
 def matrices(params: Mapping[str, Any], sketches: tuple[Any, Any]) -> np.ndarray:

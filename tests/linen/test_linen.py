@@ -13,11 +13,11 @@ import optax
 import pytest
 from flax import nnx
 from flax.errors import ScopeParamNotFoundError
+from written_out import matrices
 
 import rosler_jax
 import rosler_kernels as rk
 from rosler_jax import ares_bp
-from rosler_jax.factors import core_from_sketch
 from rosler_jax.linen import SketchConv, SketchDense
 
 MODES = ("chain", "ares", "seeded")
@@ -27,23 +27,14 @@ def normal(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def matrices(variables: Any, m: int, n: int) -> np.ndarray:
-    """The weight ``(g, m, n)``, written out in float64, of newly initialised variables."""
-    params = {k: np.asarray(v, np.float64) for k, v in variables["params"].items()}
-    u = params["u"] if params["u"].ndim == 3 else params["u"][None]
-    if "c" not in params:
-        shapes = ((m, u.shape[1]), (n, u.shape[2]))
-        seeds = [variables["sketch"][k] for k in ("psi_seed", "omega_seed")]
-        psi, omega = (
-            np.asarray(rk.materialize(rk.srht(seed, *shape)), np.float64)
-            for seed, shape in zip(seeds, shapes, strict=True)
-        )
-        return np.sqrt(psi.shape[1] / m) * psi @ u @ omega.T
-    if "parallel" in params:
-        u = np.stack([np.asarray(core_from_sketch(jnp.asarray(a.T)), np.float64) for a in u])
-    g, s, l = u.shape
-    c = params["c"].reshape(m, g, s).transpose(1, 0, 2)
-    return c @ u @ params["r"].reshape(g, l, n)
+def weight(variables: Any, m: int, n: int) -> np.ndarray:
+    """The matrices ``(g, m, n)`` of newly initialised variables."""
+    sketches = (None, None)
+    if "c" not in variables["params"]:
+        seeds = (variables["sketch"][k] for k in ("psi_seed", "omega_seed"))
+        widths = variables["params"]["u"].shape[-2:]
+        sketches = tuple(map(rk.srht, seeds, (m, n), widths))
+    return matrices(variables["params"], sketches)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -51,7 +42,7 @@ def test_dense_is_linens_with_the_kernel_written_out(mode: Any) -> None:
     layer = SketchDense(7, rank=3, mode=mode, bias_init=nn.initializers.normal(1.0))
     x = normal(1, 2, 5, 9)
     variables = layer.init(jax.random.key(0), x)
-    kernel = jnp.asarray(matrices(variables, 9, 7)[0], jnp.float32)
+    kernel = jnp.asarray(weight(variables, 9, 7)[0], jnp.float32)
     plain = {"params": {"kernel": kernel, "bias": variables["params"]["bias"]}}
     expected = nn.Dense(7).apply(plain, x)
     got = jax.jit(layer.apply)(variables, x)
@@ -75,7 +66,7 @@ def test_conv_is_linens_with_the_kernel_written_out(options: Any, mode: Any) -> 
     groups, window = options.get("feature_group_count", 1), options["kernel_size"]
     features = options["features"]
     m, n = window[0] * window[1] * 4 // groups, features // groups
-    w = matrices(variables, m, n)
+    w = weight(variables, m, n)
     # Linen's kernel (*window, cin / g, cout): the groups one after another along the last axis.
     kernel = jnp.asarray(w.transpose(1, 0, 2).reshape(*window, 4 // groups, features), jnp.float32)
     plain = {"params": {"kernel": kernel}}

@@ -10,24 +10,17 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from written_out import matrices, matrix, params_of
 
-import rosler_kernels as rk
 from rosler_jax import SketchConv, SketchEinsum, SketchLinear, SketchLinearGeneral, ares_bp
-from rosler_jax.factors import core_from_sketch
 from rosler_jax.nn.einsum import view_einsum
 
 MODES = ("chain", "ares", "seeded")
 
 
-def matrices(layer: Any) -> np.ndarray:
-    """The weight ``(g, m, n)`` of a batched layer, in float64."""
-    u = np.asarray(layer.u[...], np.float64)
-    if layer.mode == "seeded":
-        psi, omega = (np.asarray(rk.materialize(s), np.float64) for s in layer.sketches())
-        return np.sqrt(psi.shape[1] / psi.shape[0]) * psi @ u @ omega.T
-    if layer.mode == "ares":  # newly made, so that the slot holds A^T
-        u = np.stack([np.asarray(core_from_sketch(jnp.asarray(a.T)), np.float64) for a in u])
-    return np.asarray(layer.c[...], np.float64) @ u @ np.asarray(layer.r[...], np.float64)
+def weight(layer: Any) -> np.ndarray:
+    """The matrices ``(g, m, n)`` of a layer."""
+    return matrices(params_of(layer), layer.sketches())
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -57,7 +50,7 @@ def test_einsum_is_flaxs_with_the_kernel_written_out(case: Any, mode: Any) -> No
     plain = nnx.Einsum(equation, kernel_shape, rngs=nnx.Rngs(1), **make)
     kernel = equation.split("->")[0].split(",")[1]
     sizes = dict(zip(kernel, kernel_shape, strict=True))
-    w = matrices(layer).reshape([sizes[k] for k in letters]).transpose(order)
+    w = weight(layer).reshape([sizes[k] for k in letters]).transpose(order)
     assert w.shape == kernel_shape
     plain.kernel[...] = jnp.asarray(w, jnp.float32)
     if bias_shape is not None:
@@ -92,7 +85,7 @@ def test_linear_general_is_flaxs_with_the_kernel_written_out(
     bias = dict(bias_init=nnx.initializers.normal(1.0))
     layer = SketchLinearGeneral(**options, rank=2, mode=mode, **bias, rngs=nnx.Rngs(1))
     plain = nnx.LinearGeneral(**options, rngs=nnx.Rngs(1))
-    plain.kernel[...] = jnp.asarray(matrices(layer), jnp.float32).reshape(plain.kernel.shape)
+    plain.kernel[...] = jnp.asarray(weight(layer), jnp.float32).reshape(plain.kernel.shape)
     assert layer.bias.shape == plain.bias.shape
     plain.bias[...] = layer.bias[...]
     x = normal(2, *x_shape)
@@ -107,7 +100,7 @@ def test_parallel_cotangents_are_sketches_of_the_gradient() -> None:
     layer = SketchEinsum("nha,hab->nhb", (2, 6, 8), 2, mode="ares", rngs=nnx.Rngs(0))
     x, delta = normal(1, 5, 2, 6), normal(2, 5, 2, 8)
     grads = nnx.grad(lambda layer: jnp.vdot(layer(x), delta))(layer)
-    psi, omega = (np.asarray(rk.materialize(s), np.float64) for s in layer.sketches())
+    psi, omega = map(matrix, layer.sketches())
     g = np.einsum("nha,nhb->hab", np.asarray(x, np.float64), np.asarray(delta, np.float64))
     np.testing.assert_allclose(grads["c"][...], g @ omega, atol=1e-4)
     np.testing.assert_allclose(grads["r"][...], psi.T @ g, atol=1e-4)

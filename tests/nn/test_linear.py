@@ -73,7 +73,7 @@ def test_is_the_dense_product(mode: Any, lead: tuple[int, ...], x64: None) -> No
 SHAPES = [
     dict(m=5, n=12, rank=2),
     dict(m=13, n=4, rank=1, mode="ares"),
-    dict(m=5, n=6, rank=5, mode="ares"),
+    dict(m=5, n=6, rank=5, mode="ares", sketch="gaussian"),  # small matrices of signs are singular
     dict(m=11, n=6, rank=2, mode="ares", oversampling=0),
     dict(m=11, n=6, rank=2, mode="ares", oversampling=3, sketch="sparse_sign"),
     dict(m=11, n=6, rank=2, mode="seeded", in_sketch=7, sketch="rademacher"),
@@ -98,9 +98,10 @@ def test_gradients_of_the_chain_are_those_through_the_written_out_weight(
         successive(layer)
     apply, params = split(layer)
 
+    psi, omega = (None if s is None else matrix(s) for s in layer.sketches())
+
     def dense(p: Any, x: jax.Array) -> jax.Array:
         if mode == "seeded":
-            psi, omega = map(matrix, layer.sketches())
             w = np.sqrt(psi.shape[1] / M) * psi @ p["u"][...] @ omega.T
         else:
             w = p["c"][...] @ p["u"][...] @ p["r"][...]
@@ -134,6 +135,18 @@ def test_gradients_in_parallel_are_sketches_of_the_dense_one(sketch: str, x64: N
     close(got["bias"][...], deltas.sum(0))
     close(got_x, np.asarray(delta) @ w.T)
     assert got["parallel"][...] == 0.0
+
+
+def test_a_new_ares_layer_holds_sketches_of_one_matrix() -> None:
+    layer = make("ares")
+    psi, omega = map(matrix, layer.sketches())
+    a_t, r = (np.asarray(v[...], np.float64) for v in (layer.u, layer.r))
+    c = np.asarray(layer.c[...], np.float64)
+    core = np.swapaxes(a_t, -1, -2)
+    # Made in float32, from products of matrices of this size.
+    atol = 1e-5 * np.abs(core).max() * np.sqrt(layer.plan.m * layer.plan.n)
+    np.testing.assert_allclose(psi.T @ c, core, rtol=0, atol=atol)
+    np.testing.assert_allclose(r @ omega, core, rtol=0, atol=atol)
 
 
 def test_seeded_gradient_is_a_double_sketch(x64: None) -> None:
@@ -231,7 +244,7 @@ def test_is_made_under_vmap(mode: Any) -> None:
     def make_many(rngs: nnx.Rngs) -> SketchLinear:
         return SketchLinear(M, N, RANK, mode=mode, rngs=rngs)
 
-    layers = make_many(nnx.Rngs(0).fork(split=3))
+    layers = make_many(nnx.Rngs(0).split(3))
     assert layers.u.shape[0] == 3
     y = nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(layers, jnp.ones((2, M)))
     assert y.shape == (3, 2, N)
@@ -241,32 +254,27 @@ def test_is_made_under_vmap(mode: Any) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_compiles_once(mode: Any) -> None:
     apply, _ = split(make(mode))
-    traces = []
+    chex.clear_trace_counter()  # it knows functions by their code, and this one runs per mode
 
-    def loss(params: Any, x: jax.Array) -> jax.Array:
-        traces.append(1)
-        return jnp.sum(apply(params, x) ** 2)
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(params: Any, x: jax.Array) -> Any:
+        return jax.value_and_grad(lambda params: jnp.sum(apply(params, x) ** 2))(params)
 
-    step = jax.jit(chex.assert_max_traces(jax.value_and_grad(loss), n=1))
     values = {float(step(split(make(mode, seed=s))[1], normal(s, 2, M))[0]) for s in range(3)}
     assert len(values) == 3
-    assert len(traces) == 1
 
 
 def test_variables_and_their_types() -> None:
     layer = make("ares", use_bias=False)
     assert layer.bias is None
-    names = lambda kind: {path[-1] for path, _ in nnx.state(layer, kind).flat_state()}
+    names = lambda kind: {path[-1] for path, _ in nnx.to_flat_state(nnx.state(layer, kind))}
     assert names(SketchParam) == {"c", "u", "r", "parallel"}
     assert names(nnx.Param) == {"c", "u", "r", "parallel"}  # seeds are not trained
     assert names(...) - names(nnx.Param) == {"psi_seed", "omega_seed"}
     assert (layer.psi_seed[...] != layer.omega_seed[...]).any()
-    assert names_of(make("chain")) == {"c", "u", "r", "bias"}
-    assert names_of(make("seeded")) == {"u", "bias"}
-
-
-def names_of(layer: Any) -> set[str]:
-    return set(params_of(layer))
+    assert set(params_of(make("chain"))) == {"c", "u", "r", "bias"}
+    assert set(params_of(make("seeded"))) == {"u", "bias"}
 
 
 def test_shapes_without_any_array() -> None:
@@ -298,13 +306,12 @@ def test_errors() -> None:
         TwoFactorLinear(M, N, 8, rngs=rngs)
     with pytest.raises(ValueError, match="unknown mode 'full'; pass one of 'chain', 'ares'"):
         SketchLinear(M, N, RANK, mode="full", rngs=rngs)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="unknown.*'fourier'"):
+    with pytest.raises(ValueError, match=r"unknown.*'fourier'"):
         SketchLinear(M, N, RANK, mode="ares", sketch="fourier", rngs=rngs)
     with pytest.raises(ValueError, match="oversampling -1"):
         SketchLinear(M, N, RANK, mode="ares", oversampling=-1, rngs=rngs)
-    for width in (0, 10):
-        with pytest.raises(ValueError, match=f"in_sketch {width} is outside"):
-            SketchLinear(M, N, RANK, mode="seeded", in_sketch=width, rngs=rngs)
+    with pytest.raises(ValueError, match="in_sketch 0 is not positive"):
+        SketchLinear(M, N, RANK, mode="seeded", in_sketch=0, rngs=rngs)
     with pytest.raises(ValueError, match="unknown init 'lecun'"):
         SketchLinear(M, N, RANK, init="lecun", rngs=rngs)  # type: ignore[arg-type]
     for mode in MODES:

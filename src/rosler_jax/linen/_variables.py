@@ -61,7 +61,7 @@ def layer_params(
 
     params = {name: module.param(name, lambda _, name=name: initial(name)) for name in shapes}
     if plan.mode == "ares":
-        params["parallel"] = module.param("parallel", lambda _: jnp.ones(()))
+        params["parallel"] = module.param("parallel", lambda _: jnp.ones((), jnp.float32))
     if features is not None:
         params["bias"] = module.param("bias", bias_init, (features,), param_dtype)
     return params

@@ -37,12 +37,22 @@ def _add_bias(y: Array, params: Mapping[str, Array]) -> Array:
     return y + jnp.reshape(params["bias"], (1,) * (y.ndim - 1) + (-1,)) if "bias" in params else y
 
 
+def _check_inputs(x: Array, ndim: int, features: int) -> None:
+    """Refuses inputs with too few axes, or with another number of features than the layer's."""
+    if x.ndim < ndim or x.shape[-1] != features:
+        raise ValueError(
+            f"inputs of shape {x.shape} do not fit; pass at least {ndim} axes, the last of them "
+            f"with in_features={features}"
+        )
+
+
 def dense(
     x: Float[Array, "*batch m"], params: Mapping[str, Array], sketches: Sketches, dtype: Any
 ) -> Float[Array, "*batch n"]:
     """A linear layer; without ``c`` among its parameters it is a seeded one."""
-    x, params = promote(x, params, dtype)
+    x, params = promote(jnp.asarray(x), params, dtype)
     psi, omega = sketches
+    _check_inputs(x, 1, params["c"].shape[0] if psi is None else psi.rows)
     if "c" in params:
         flag = params.get("parallel")
         y = functional.sketch_dot(x, *_factors(params), parallel=flag, psi=psi, omega=omega)
@@ -73,6 +83,8 @@ def layer_lift(
 ) -> tuple[ConvLift, str | None]:
     """A convolution layer's lift, and the padding mode that changes its input first, if any."""
     pad_mode = padding if isinstance(padding, str) and padding in INPUT_PADDINGS else None
+    if pad_mode == "CAUSAL" and len(window) != 1:
+        raise ValueError(f"causal padding is for 1-D convolution; this one is {len(window)}-D")
     return conv_lift(window, padding=padding if pad_mode is None else "VALID", **options), pad_mode
 
 
@@ -108,12 +120,14 @@ def conv(
     dtype: Any,
 ) -> Float[Array, "*batch cout"]:
     """A convolution layer over any number of batch dimensions, none included."""
+    psi, omega = sketches
+    filters = math.prod(params["c"].shape[:-1]) if psi is None else psi.rows
     features = len(lift.spatial) + 1
+    _check_inputs(x, features, lift.groups * filters // math.prod(lift.spatial))
     batch = x.shape[: x.ndim - features]
     x, params = promote(x.reshape(-1, *x.shape[x.ndim - features :]), params, dtype)
     if pad_mode is not None:
         x = pad_input(x, lift, pad_mode)
-    psi, omega = sketches
     if "c" in params:
         c, u, r = _factors(params)
         flag = params.get("parallel")

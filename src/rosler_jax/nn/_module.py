@@ -45,7 +45,7 @@ class SketchModule(nnx.Module):
         self.c = SketchParam(values["c"].astype(param_dtype)) if "c" in values else None
         self.u = SketchParam(values["u"].astype(param_dtype))
         self.r = SketchParam(values["r"].astype(param_dtype)) if "r" in values else None
-        self.parallel = SketchParam(jnp.ones(())) if self.mode == "ares" else None
+        self.parallel = SketchParam(jnp.ones((), jnp.float32)) if self.mode == "ares" else None
         self.bias = (
             None
             if bias_shape is None

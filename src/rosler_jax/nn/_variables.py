@@ -40,6 +40,17 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"unknown mode {mode!r}; pass one of {', '.join(map(repr, MODES))}")
 
 
+def _check_options(in_sketch: int | None, oversampling: int | None, init: str | None) -> None:
+    """Refuses sizes of sketches that cannot be, and an unknown initialisation."""
+    if in_sketch is not None and in_sketch < 1:
+        raise ValueError(f"in_sketch {in_sketch} is not positive; pass 1 or more, or None")
+    if oversampling is not None and oversampling < 0:
+        raise ValueError(f"oversampling {oversampling} is negative; pass 0 or more, or None")
+    if init is not None and init not in initializers.STDDEVS:
+        known = ", ".join(map(repr, initializers.STDDEVS))
+        raise ValueError(f"unknown init {init!r}; pass one of {known}, or None")
+
+
 def co_range_dimension(rank: int, m: int, n: int, oversampling: int | None) -> int:
     """The number ``l`` of rows of R: ``rank + oversampling``, default ``2 rank``, if they fit."""
     wanted = rank + (rank if oversampling is None else oversampling)
@@ -109,6 +120,17 @@ class WeightPlan:
         return jax.vmap(lambda key: self.factors(key, psi, omega))(keys)
 
 
+def default_sketch(mode: Mode, rank: int, smaller_side: int) -> str:
+    """The sketch family of a layer that names none.
+
+    Signs are the cheapest to regenerate, but a small sign matrix is often singular (8x8: every
+    other one), which would cost the layer rank; from four times the rank on it never was in 3,000.
+    """
+    if mode == "seeded":
+        return "srht"
+    return "rademacher" if smaller_side >= 4 * rank else "gaussian"
+
+
 def plan_weight(
     m: int,
     n: int,
@@ -121,9 +143,10 @@ def plan_weight(
     init: Init | None,
     gain: float,
 ) -> WeightPlan:
-    """Fills in a layer's defaults; refuses an unknown mode and a rank that does not fit."""
+    """Fills in a layer's defaults; refuses unknown names and sizes that do not fit."""
     check_mode(mode)
     check_rank(rank, m, n)
+    _check_options(in_sketch, oversampling, init)
     seeded = mode == "seeded"
     inner = (
         in_sketch or min(8 * rank, m) if seeded else co_range_dimension(rank, m, n, oversampling)
@@ -134,7 +157,7 @@ def plan_weight(
         rank=rank,
         inner=inner,
         mode=mode,
-        sketch=sketch or ("srht" if seeded else "rademacher"),
+        sketch=sketch or default_sketch(mode, rank, min(m, n)),
         init=init or ("he" if seeded else "glorot"),
         gain=gain,
     )

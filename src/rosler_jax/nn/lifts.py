@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
 
+LAX_PADDINGS = ("SAME", "VALID", "SAME_LOWER")
+PAD_MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
+
+
 @dataclass(frozen=True)
 class DenseLift:
     """Inputs meet filters by a matrix product; one group."""
@@ -105,17 +109,28 @@ def conv_lift(
     ``padding`` is ``"SAME"``, ``"VALID"`` or explicit; the padding modes that change the input
     first (circular, causal, reflect) are applied by :func:`pad_input`.
 
+    Raises:
+      ValueError: for an unknown padding, or another number of entries than the window has.
+
     Example:
       >>> conv_lift((3, 3), strides=2).strides
       (2, 2)
     """
     k = len(spatial)
 
-    def broadcast(value: int | Sequence[int] | None) -> tuple[int, ...]:
-        return (value or 1,) * k if value is None or isinstance(value, int) else tuple(value)
+    def broadcast(name: str, value: int | Sequence[int] | None) -> tuple[int, ...]:
+        sizes = (value or 1,) * k if value is None or isinstance(value, int) else tuple(value)
+        if len(sizes) != k:
+            raise ValueError(
+                f"{name} {sizes} has {len(sizes)} entries; pass {k}, one a dimension, or one number"
+            )
+        return sizes
 
     if isinstance(padding, int):
         padding = [(padding, padding)] * k
+    if isinstance(padding, str) and padding not in LAX_PADDINGS:
+        known = ", ".join((*LAX_PADDINGS, *PAD_MODES, "CAUSAL"))
+        raise ValueError(f"unknown padding {padding!r}; pass one of {known}, or numbers")
     if not isinstance(padding, str):
         padding = tuple((p, p) if isinstance(p, int) else (p[0], p[1]) for p in padding)
         if len(padding) != k:
@@ -124,16 +139,13 @@ def conv_lift(
             )
     return ConvLift(
         spatial=tuple(spatial),
-        strides=broadcast(strides),
+        strides=broadcast("strides", strides),
         padding=padding,
-        input_dilation=broadcast(input_dilation),
-        kernel_dilation=broadcast(kernel_dilation),
+        input_dilation=broadcast("input_dilation", input_dilation),
+        kernel_dilation=broadcast("kernel_dilation", kernel_dilation),
         groups=groups,
         precision=precision,
     )
-
-
-PAD_MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
 
 
 def pad_input(x: Array, lift: ConvLift, mode: str) -> Array:
@@ -145,12 +157,10 @@ def pad_input(x: Array, lift: ConvLift, mode: str) -> Array:
       mode: ``"CIRCULAR"``, ``"REFLECT"`` or, in one dimension, ``"CAUSAL"``.
 
     Raises:
-      ValueError: for a causal convolution of more than one dimension, or an unknown mode.
+      ValueError: for an unknown mode.
     """
     reach = [(k - 1) * d for k, d in zip(lift.spatial, lift.kernel_dilation, strict=True)]
     if mode == "CAUSAL":
-        if len(reach) != 1:
-            raise ValueError(f"causal padding is for 1-D convolution; this one is {len(reach)}-D")
         return jnp.pad(x, [(0, 0), (reach[0], 0), (0, 0)])
     if mode not in PAD_MODES:
         raise ValueError(f"unknown padding mode {mode!r}; pass one of {sorted(PAD_MODES)}, CAUSAL")

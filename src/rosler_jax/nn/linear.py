@@ -33,7 +33,8 @@ class SketchLinear(SketchModule):
       in_sketch: width of the input sketch of a seeded layer; default ``min(8 rank, m)``.
       oversampling: ``l - s`` of an ares layer; default ``s``.
       sketch: family of the sketches (see :data:`rosler_kernels.FAMILIES`); default ``"srht"`` for a
-        seeded layer, ``"rademacher"`` otherwise.
+        seeded layer, else ``"rademacher"`` (``"gaussian"`` where the rank is more than a quarter of
+        the smaller side, since small sign matrices are often singular).
       init: variance of the virtual matrix, ``"glorot"`` or ``"he"``; default ``"he"`` if seeded.
       gain: scale of the range-finder initialisation.
       use_bias: whether to add ``b``.
@@ -46,12 +47,13 @@ class SketchLinear(SketchModule):
       ValueError: for a rank that does not fit or an unknown mode.
 
     Example:
+      >>> import jax
       >>> from flax import nnx
       >>> from rosler_jax import SketchParam
       >>> layer = SketchLinear(784, 1024, rank=16, rngs=nnx.Rngs(0))
       >>> layer(jnp.ones((2, 784))).shape
       (2, 1024)
-      >>> sum(p.size for p in nnx.state(layer, SketchParam).flat_state().leaves)
+      >>> sum(p.size for p in jax.tree.leaves(nnx.state(layer, SketchParam)))
       29184
 
     Source: our reading of Li et al. (2021), doi 10.1038/s43588-021-00039-6.
