@@ -92,7 +92,7 @@ def conv_matrix_shape(
     window: Sequence[int], in_features: int, out_features: int, groups: int
 ) -> tuple[int, int]:
     """``(m, n)`` of the unfolded kernel of one group; refuses features that do not divide."""
-    if in_features % groups or out_features % groups:
+    if groups < 1 or in_features % groups or out_features % groups:
         raise ValueError(
             f"in_features={in_features} and out_features={out_features} must both be multiples "
             f"of feature_group_count={groups}"

@@ -119,11 +119,10 @@ def conv_lift(
     k = len(spatial)
 
     def broadcast(name: str, value: int | Sequence[int] | None) -> tuple[int, ...]:
-        sizes = (value or 1,) * k if value is None or isinstance(value, int) else tuple(value)
-        if len(sizes) != k:
-            raise ValueError(
-                f"{name} {sizes} has {len(sizes)} entries; pass {k}, one a dimension, or one number"
-            )
+        value = 1 if value is None else value
+        sizes = (value,) * k if isinstance(value, int) else tuple(value)
+        if len(sizes) != k or min(sizes) < 1:
+            raise ValueError(f"{name} {sizes}; pass {k} positive numbers, one a dimension, or one")
         return sizes
 
     if isinstance(padding, int):
@@ -132,11 +131,10 @@ def conv_lift(
         known = ", ".join((*LAX_PADDINGS, *PAD_MODES, "CAUSAL"))
         raise ValueError(f"unknown padding {padding!r}; pass one of {known}, or numbers")
     if not isinstance(padding, str):
-        padding = tuple((p, p) if isinstance(p, int) else (p[0], p[1]) for p in padding)
-        if len(padding) != k:
-            raise ValueError(
-                f"padding {padding} has {len(padding)} entries; pass {k}, one a dimension"
-            )
+        pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in padding]
+        if len(pairs) != k or any(len(pair) != 2 for pair in pairs):
+            raise ValueError(f"padding {padding}; pass {k} numbers or pairs (low, high)")
+        padding = tuple((low, high) for low, high in pairs)
     return ConvLift(
         spatial=tuple(spatial),
         strides=broadcast("strides", strides),
