@@ -255,6 +255,7 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 VALUES: dict[str, tuple[str, Any]] = {
     "hidden": ("8,16,8", (8, 16, 8)),
     "data": ("some/folder", "some/folder"),
+    "manual_dir": ("some/files", "some/files"),
     "method": ("seeded", "seeded"),
     "bits": ("3", 3),
     "precision": ("bfloat16", "bfloat16"),

@@ -300,7 +300,7 @@ def test_errors() -> None:
         SketchConv(4, 6, (3, 3), RANK, padding="CAUSAL", rngs=rngs)
     with pytest.raises(ValueError, match="pass 2 numbers or pairs"):
         SketchConv(4, 6, (3, 3), RANK, padding=[1], rngs=rngs)
-    with pytest.raises(ValueError, match=r"strides \(1, 2, 3\) ; pass 2 positive"):
+    with pytest.raises(ValueError, match=r"strides \(1, 2, 3\); pass 2 positive"):
         SketchConv(4, 6, (3, 3), RANK, strides=(1, 2, 3), rngs=rngs)
     for mode in MODES:
         layer = SketchConv(4, 6, (3, 3), RANK, feature_group_count=2, mode=mode, rngs=rngs)

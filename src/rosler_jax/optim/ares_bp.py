@@ -84,7 +84,7 @@ def ares_bp(
       >>> tx = ares_bp(optax.adamw(3e-3), switch_step=100)
       >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
       >>> grads = nnx.grad(lambda m: (m(jnp.ones((8, 20))) ** 2).mean())(model)
-      >>> optimizer.update(model, grads)
+      >>> _ = optimizer.update(model, grads)
       >>> int(optimizer.opt_state.count[...])
       1
 
