@@ -56,7 +56,7 @@ class Prepared(NamedTuple):
     specs: list[dict[str, Any]]
     arrays: Arrays
     functions: Fit
-    epoch: Callable[[TrainState, Arrays], Any]
+    epoch: Any  # the jitted epoch
 
 
 def load_data(config: TrainConfig) -> Any:
@@ -170,9 +170,13 @@ def run_epochs(
     """Runs the epochs that are left, with a checkpoint after each; stops early if asked to."""
     config = run.config
     file_bytes = model_bytes(run, state)
+    if (
+        int(state.epoch) < config.epochs
+    ):  # ahead of the clock: an epoch's seconds are training alone
+        epoch = run.epoch.lower(state, run.arrays).compile()
     while int(state.epoch) < config.epochs and not out_of_patience(config, state, history):
         start = time.perf_counter()
-        new, metrics = jax.block_until_ready(run.epoch(state, run.arrays))
+        new, metrics = jax.block_until_ready(epoch(state, run.arrays))
         if not bool(metrics.finite):
             raise RunError(
                 f"loss or parameters were no longer finite in epoch {int(state.epoch) + 1}; the "

@@ -48,7 +48,8 @@ def load(
     """Loads a data set, with a validation split held out of its training data.
 
     Args:
-      name_or_path: a name of :data:`SOURCES`, a folder of idx files, or a ``.npz`` file.
+      name_or_path: a name of :data:`SOURCES` (a string; a ``Path`` is never one), a folder of idx
+        files, or a ``.npz`` file.
       validation: fraction of the training data to hold out, class by class, where the source has
         no validation split of its own.
       seed: of that split; the test split does not depend on it.
@@ -72,7 +73,8 @@ def load(
       ((12, 20), (4, 20), (4, 20), 2)
     """
     name = str(name_or_path)
-    raw = _from_source(name, options) if name in SOURCES else _from_path(Path(name), options)
+    named = isinstance(name_or_path, str) and name in SOURCES
+    raw = _from_source(name, options) if named else _from_path(Path(name), options)
     return make_dataset(name, raw, validation=validation, seed=seed)
 
 

@@ -50,18 +50,19 @@ class Dataset:
 
 def as_inputs(x: np.ndarray, where: str) -> np.ndarray:
     """Inputs as uint8 or finite float32; refuses what is neither."""
-    if x.ndim < 2 or x.shape[0] == 0:
+    if x.ndim < 2 or x.size == 0:
         raise DataError(f"{where}: inputs have shape {x.shape}; expected (examples, *features)")
     if x.dtype == np.uint8:
         return x
     if x.dtype.kind not in "fiu":
         raise DataError(f"{where}: inputs have dtype {x.dtype}; expected numbers")
-    x = x.astype(np.float32)
+    with np.errstate(over="ignore"):  # refused below
+        x = x.astype(np.float32, copy=False)
     bad = ~np.isfinite(x)
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise DataError(
-            f"{where}: {int(bad.sum())} values are NaN or infinite, the first at {first}"
+            f"{where}: {int(bad.sum())} values are NaN or infinite in float32, the first at {first}"
         )
     return x
 
@@ -85,6 +86,8 @@ def as_labels(y: np.ndarray, examples: int, where: str) -> np.ndarray:
 def stratified(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of a kept and a held-out part; each class gives the same fraction of its examples.
 
+    That is at least one, and never the last one kept: what is not trained on cannot be learnt.
+
     Example:
       >>> kept, held = stratified(np.array([0, 0, 0, 0, 1, 1, 1, 1]), 0.25, seed=0)
       >>> len(kept), len(held)
@@ -94,8 +97,23 @@ def stratified(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, n
     held = np.zeros(len(y), bool)
     for label in np.unique(y):
         members = rng.permutation(np.flatnonzero(y == label))
-        held[members[: max(1, round(fraction * len(members)))]] = True
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        held[members[:count]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def moments(x: np.ndarray, chunk: int = 2**20) -> tuple[float, float]:
+    """Mean and standard deviation of all values, in float64 but never of a float64 copy of all.
+
+    Example:
+      >>> moments(np.array([[1, 3], [1, 3]], np.uint8))
+      (2.0, 1.0)
+    """
+    rows = max(1, chunk // x[0].size)
+    parts = [x[i : i + rows] for i in range(0, len(x), rows)]
+    mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / x.size
+    squares = sum(float(np.square(part - np.float64(mean)).sum()) for part in parts)
+    return mean, (squares / x.size) ** 0.5
 
 
 def make_dataset(name: str, raw: Raw, *, validation: float, seed: int) -> Dataset:
@@ -114,13 +132,14 @@ def make_dataset(name: str, raw: Raw, *, validation: float, seed: int) -> Datase
             raise DataError(f"validation={validation} is no fraction between 0 and 1")
         x, y = splits["train"]
         kept, held = stratified(y, validation, seed)
-        if not len(kept):
-            raise DataError(f"{name}: nothing left to train on with validation={validation}")
+        if not len(held):
+            raise DataError(f"{name}: no class has two training examples, one to validate on")
         splits["train"], splits["validation"] = (x[kept], y[kept]), (x[held], y[held])
     shapes = {split: x.shape[1:] for split, (x, _) in splits.items()}
     if len(set(shapes.values())) > 1:
         raise DataError(f"{name}: the splits' inputs differ in shape: {shapes}")
     x, _ = splits["train"]
+    mean, std = moments(x)
     return Dataset(
         name=name,
         train_x=x,
@@ -130,6 +149,6 @@ def make_dataset(name: str, raw: Raw, *, validation: float, seed: int) -> Datase
         test_x=splits["test"][0],
         test_y=splits["test"][1],
         num_classes=int(max(y.max() for _, y in splits.values())) + 1,
-        mean=float(x.mean(dtype=np.float64)),
-        std=max(float(x.std(dtype=np.float64)), 1e-12),
+        mean=mean,
+        std=max(std, 1e-12),
     )

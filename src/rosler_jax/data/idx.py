@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rosler_jax.data._dataset import DataError, Raw
+from rosler_jax.data._dataset import DataError, Raw, as_inputs, as_labels
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 STEMS = {
@@ -22,7 +22,7 @@ def read_idx(path: Path) -> np.ndarray:
     """Reads one idx file.
 
     Args:
-      path: the file; ``.gz`` is decompressed.
+      path: the file; gzip is decompressed, whatever the name.
 
     Returns:
       The array, in native byte order.
@@ -32,7 +32,7 @@ def read_idx(path: Path) -> np.ndarray:
       OSError: if the file cannot be read.
     """
     content = path.read_bytes()
-    if path.suffix == ".gz":
+    if path.suffix == ".gz" or content[:2] == b"\x1f\x8b":  # an idx file starts with two zeros
         try:
             content = gzip.decompress(content)
         except (EOFError, OSError, zlib.error) as error:
@@ -73,7 +73,8 @@ def read_folder(folder: Path) -> Raw:
             raise DataError(
                 f"{paths[1]}: {len(y)} labels for the {len(x)} images of {paths[0].name}"
             )
-        splits[split] = (x, y)
+        x = as_inputs(x, str(paths[0]))  # checked here, where the file is known
+        splits[split] = (x, as_labels(y, len(x), str(paths[1])))
     return Raw(train=splits["train"], test=splits["test"])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rosler_jax.data._dataset import DataError, Raw, stratified
+from rosler_jax.data._dataset import DataError, Raw, as_inputs, as_labels, stratified
 
 TEST_FRACTION = 0.2
 SPLIT_SEED = 5000  # fixed: a test split that a file lacks is the same whatever the run's seed
@@ -29,12 +29,26 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
       DataError: if the file is damaged, or holds objects.
+      OSError: if the file cannot be opened.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
+    # Damaged offsets, sizes and methods lead zipfile to all of these, OSError among them.
+    damage = (
+        ValueError,
+        TypeError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    )
+    with path.open("rb") as content:
+        try:
+            with np.load(content, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except damage as error:
+            raise DataError(
+                f"{path}: not a readable .npz file of plain arrays ({error})"
+            ) from error
 
 
 def read_npz(path: Path, **options: Any) -> Raw:
@@ -61,30 +75,36 @@ def read_npz(path: Path, **options: Any) -> Raw:
     for names in LAYOUTS:
         if set(names) <= set(arrays):
             pairs = [(names[0], names[1]), (names[2], names[3])]
-            train, test = ((arrays[x], arrays[y]) for x, y in pairs)
-            for (x_name, y_name), (x, y) in zip(pairs, (train, test), strict=True):
-                _check_counts(path, x_name, x, y_name, y)
+            train, test = (_checked(path, arrays, *pair) for pair in pairs)
             return Raw(train=train, test=test)
     if {f"{split}_{part}" for split in ("train", "test") for part in JPEG} <= set(arrays):
         return Raw(train=_jpegs(path, arrays, "train"), test=_jpegs(path, arrays, "test"))
     for x_name, y_name in WHOLE:
         if {x_name, y_name} <= set(arrays):
-            x, y = arrays[x_name], arrays[y_name]
-            _check_counts(path, x_name, x, y_name, y)
+            x, y = _checked(path, arrays, x_name, y_name)
             if "source_index" in arrays:  # the subset of cats and dogs names its own test split
-                test_rows = arrays["source_index"] >= 800
+                index = arrays["source_index"]
+                if index.shape != y.shape:
+                    raise DataError(f"{path}: source_index of shape {index.shape}, not {y.shape}")
+                test_rows = index >= 800
                 return Raw(train=(x[~test_rows], y[~test_rows]), test=(x[test_rows], y[test_rows]))
-            kept, held = stratified(y.ravel(), TEST_FRACTION, SPLIT_SEED)
+            kept, held = stratified(y, TEST_FRACTION, SPLIT_SEED)
             return Raw(train=(x[kept], y[kept]), test=(x[held], y[held]))
     known = ", ".join("/".join(names) for names in (*LAYOUTS, *WHOLE))
     raise DataError(f"{path}: holds {sorted(arrays)}; expected {known}")
 
 
-def _check_counts(path: Path, x_name: str, x: np.ndarray, y_name: str, y: np.ndarray) -> None:
+def _checked(
+    path: Path, arrays: dict[str, np.ndarray], x_name: str, y_name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checks before any split, so that a message names the array and the place in it."""
+    x, y = arrays[x_name], arrays[y_name]
     if x.ndim < 1 or y.shape not in ((len(x),), (len(x), 1)):
         raise DataError(
             f"{path}: {y_name} of shape {y.shape} is not one label for each of {x_name}, {x.shape}"
         )
+    x = as_inputs(x, f"{path}, array {x_name}")
+    return x, as_labels(y, len(x), f"{path}, array {y_name}")
 
 
 def _recordings(path: Path, arrays: dict[str, np.ndarray], options: dict[str, Any]) -> Raw | None:
@@ -105,10 +125,11 @@ def _jpegs(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[np.nd
     except ImportError as error:
         raise DataError(f"{path}: needs Pillow: pip install 'rosler-jax[data]'") from error
     content, offsets, labels = (arrays[f"{split}_{part}"] for part in JPEG)
-    if len(offsets) != len(labels) + 1 or offsets[-1] != len(content):
+    cuts = offsets.shape == (labels.size + 1,) and labels.size > 0
+    if not cuts or offsets[-1] != len(content) or (np.diff(offsets) <= 0).any():
         raise DataError(
-            f"{path}: {split}_offsets of shape {offsets.shape}, ending at {offsets[-1]}, do not "
-            f"cut {len(content)} bytes into {len(labels)} images"
+            f"{path}: {split}_offsets of shape {offsets.shape} do not cut the {content.size} bytes "
+            f"of {split}_jpeg into {labels.size} images"
         )
     images = []
     for start, end in itertools.pairwise(offsets):
@@ -117,4 +138,7 @@ def _jpegs(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[np.nd
                 images.append(np.asarray(image.convert("RGB")))
         except OSError as error:
             raise DataError(f"{path}: {split} image {len(images)} is no JPEG ({error})") from error
+    sizes = {image.shape for image in images}
+    if len(sizes) > 1:
+        raise DataError(f"{path}: {split} images have {len(sizes)} sizes, as {sorted(sizes)[:2]}")
     return np.stack(images), labels
