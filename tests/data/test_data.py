@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rosler_jax.data import SOURCES, DataError, load
-from rosler_jax.data._dataset import stratified
+from rosler_jax.data._dataset import moments, stratified
 from rosler_jax.data.idx import read_idx
 
 
@@ -165,6 +165,23 @@ def test_truncated_idx(tmp_path):
         load(tmp_path)
 
 
+def test_gzip_without_its_suffix(tmp_path):
+    write_idx_folder(tmp_path, zipped=False)
+    expected = load(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert np.array_equal(load(tmp_path).train_x, expected.train_x)
+
+
+def test_idx_values_that_are_no_numbers(tmp_path):
+    path = write_idx_folder(tmp_path, zipped=False) / "t10k-images-idx3-ubyte"
+    x = np.ones((10, 4, 3), np.float32)
+    x[6, 1, 2] = np.nan
+    path.write_bytes(idx_bytes(x))
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte: 1 values.*first at \(6, 1, 2\)"):
+        load(tmp_path)
+
+
 def test_idx_counts_differ(tmp_path):
     path = write_idx_folder(tmp_path, zipped=False) / "train-labels-idx1-ubyte"
     path.write_bytes(idx_bytes(np.zeros(39, np.uint8)))
@@ -230,6 +247,37 @@ def test_stratified_gives_uneven_classes_their_share():
     assert sorted([*kept, *held]) == list(range(len(y)))
 
 
+def test_a_class_of_one_example_is_trained_on(tmp_path):
+    y = np.array([0, 0, 0, 0, 1, 1, 1, 2])
+    np.savez(tmp_path / "a.npz", **dict(zip(LAYOUTS[0], [np.eye(8), y, np.eye(8), y], strict=True)))
+    for fraction in (0.01, 0.5, 0.99):
+        data = load(tmp_path / "a.npz", validation=fraction)
+        assert set(data.train_y.tolist()) == {0, 1, 2} and set(data.validation_y.tolist()) == {0, 1}
+    np.savez(
+        tmp_path / "b.npz", x_train=np.eye(3), y_train=[0, 1, 2], x_test=np.eye(3), y_test=y[:3]
+    )
+    with pytest.raises(DataError, match=r"b\.npz: no class has two training examples"):
+        load(tmp_path / "b.npz")
+
+
+def test_a_path_is_no_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist").mkdir()
+    write_idx_folder(tmp_path / "mnist", zipped=True)
+    assert load(Path("mnist")).train_x.shape == (35, 4, 3)  # 40 less one of each class of eight
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (1, 40), (64, 3, 3, 2)])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_moments_against_float64(shape, dtype):
+    x = (100 + 30 * np.random.default_rng(0).normal(size=shape)).clip(0, 255).astype(dtype)
+    for chunk in (1, 50, 2**20):
+        mean, std = moments(x, chunk)
+        # Sums in another order: a few roundings of float64 in hundreds of terms.
+        assert mean == pytest.approx(x.astype(np.float64).mean(), rel=1e-13)
+        assert std == pytest.approx(x.astype(np.float64).std(), rel=1e-12)
+
+
 def test_npz_counts_differ(tmp_path):
     path = write_whole(tmp_path / "a.npz", y=np.zeros(99, int))
     with pytest.raises(DataError, match=r"a\.npz: y of shape \(99,\)"):
@@ -244,9 +292,7 @@ def test_npz_counts_differ(tmp_path):
 def test_not_finite(tmp_path, bad):
     x = np.ones((100, 2), np.float32)
     x[:, 1] = bad
-    with pytest.raises(
-        DataError, match=r"a\.npz, train split: 80 values are NaN or infinite.*0, 1"
-    ):
+    with pytest.raises(DataError, match=r"a\.npz, array x: 100 values are NaN or infinite.*0, 1"):
         load(write_whole(tmp_path / "a.npz", x=x))
 
 
@@ -282,13 +328,48 @@ def test_npz_truncated_or_a_lone_array(tmp_path):
         ({"y": np.full(100, 0.5)}, "not whole numbers"),
         ({"y": np.full(100, -1)}, "labels run from -1"),
         ({"x": np.array([["a"]] * 100)}, "inputs have dtype"),
-        ({"x": np.ones(100)}, r"inputs have shape \(80,\)"),
+        ({"x": np.ones(100)}, r"array x: inputs have shape \(100,\)"),
         ({"z": np.ones(3), "y": np.ones((100, 2), int)}, r"y of shape \(100, 2\)"),
     ],
 )
 def test_npz_with_unusable_arrays(tmp_path, replaced, message):
     with pytest.raises(DataError, match=rf"a\.npz.*{message}"):
         load(write_whole(tmp_path / "a.npz", **replaced))
+
+
+def test_damaged_npz_is_always_named(tmp_path):
+    """Whatever bytes are damaged: the error is DataError, or the arrays are those of the file."""
+    path, rng = write_whole(tmp_path / "a.npz"), np.random.default_rng(0)
+    whole, expected = path.read_bytes(), load(path)
+    for _ in range(300):
+        content = bytearray(whole)
+        content[int(rng.integers(len(whole)))] ^= int(rng.integers(1, 256))
+        path.write_bytes(
+            content[: int(rng.integers(len(whole)))] if rng.random() < 0.3 else content
+        )
+        try:
+            got = load(path)
+        except DataError as error:
+            assert "a.npz" in str(error)
+        else:
+            assert np.array_equal(got.train_x, expected.train_x)
+
+
+def test_npz_says_where_it_is_not_finite(tmp_path):
+    x = np.ones((100, 2))
+    x[93, 1], x[97, 0] = np.nan, 1e300
+    with pytest.raises(DataError, match=r"a\.npz, array x: 2 values.*first at \(93, 1\)"):
+        load(write_whole(tmp_path / "a.npz", x=x))
+
+
+def test_npz_with_its_own_test_rows(tmp_path):
+    index = np.r_[np.arange(50), 800 + np.arange(50)]
+    x, y = np.arange(100, dtype=np.uint8)[:, None], np.arange(100) % 2
+    np.savez(tmp_path / "a.npz", images=x, labels=y, source_index=index)
+    assert load(tmp_path / "a.npz").test_x.ravel().tolist() == list(range(50, 100))
+    np.savez(tmp_path / "b.npz", images=x, labels=y, source_index=index[:7])
+    with pytest.raises(DataError, match=r"b\.npz: source_index of shape \(7,\)"):
+        load(tmp_path / "b.npz")
 
 
 def test_npz_with_unknown_names(tmp_path):
@@ -310,12 +391,13 @@ def test_splits_of_other_shapes(tmp_path):
         load(tmp_path / "a.npz")
 
 
-def jpeg_arrays(n: int, split: str) -> dict[str, np.ndarray]:
+def jpeg_arrays(n: int, split: str, *, widths: tuple[int, ...] = (8,)) -> dict[str, np.ndarray]:
     image = pytest.importorskip("PIL.Image", reason="needs Pillow")
     files = []
     for i in range(n):
         buffer = io.BytesIO()
-        image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(buffer, "JPEG")
+        pixels = np.full((8, widths[i % len(widths)], 3), 20 * i, np.uint8)
+        image.fromarray(pixels).save(buffer, "JPEG")
         files.append(np.frombuffer(buffer.getvalue(), np.uint8))
     offsets = np.cumsum([0, *map(len, files)])
     return {
@@ -337,6 +419,13 @@ def test_npz_of_jpegs(tmp_path):
     np.savez(tmp_path / "b.npz", **(arrays | {"test_offsets": arrays["test_offsets"][:-1]}))
     with pytest.raises(DataError, match=r"b\.npz: test_offsets"):
         load(tmp_path / "b.npz")
+    none = {f"test_{part}": np.zeros(0, np.int64) for part in ("jpeg", "offsets", "labels")}
+    np.savez(tmp_path / "d.npz", **(arrays | none))
+    with pytest.raises(DataError, match=r"d\.npz: test_offsets of shape \(0,\)"):
+        load(tmp_path / "d.npz")
+    np.savez(tmp_path / "e.npz", **(arrays | jpeg_arrays(4, "test", widths=(8, 9))))
+    with pytest.raises(DataError, match=r"e\.npz: test images have 2 sizes"):
+        load(tmp_path / "e.npz")
     arrays["test_jpeg"] = np.zeros_like(arrays["test_jpeg"])
     np.savez(tmp_path / "c.npz", **arrays)
     with pytest.raises(DataError, match=r"c\.npz: test image 0 is no JPEG"):

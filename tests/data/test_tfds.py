@@ -137,26 +137,62 @@ def test_missing_package(monkeypatch):
         load("mnist")
 
 
-@needs_absence
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_mnist_builders(tmp_path, monkeypatch, name):
+def test_no_network_is_said_within_seconds(tmp_path, monkeypatch):
+    """The package's own ten retries wait for more than three minutes."""
+    from tensorflow_datasets.core.download import downloader
+    from urllib3.util.retry import Retry
+
+    class RoslerRefused(RoslerTiny):
+        url_infos: Any = {}  # noqa: RUF012 (what the base class reads)
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            dl_manager.download("http://127.0.0.1:9/nothing.gz")  # the discard port: nobody listens
+            return super()._split_generators(dl_manager)
+
+    waits: list[float] = []
+    monkeypatch.setattr(Retry, "sleep", lambda self, *_: waits.append(self.get_backoff_time()))
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    retries = downloader.MAX_RETRIES
+    with pytest.raises(DataError, match=r"rosler_refused: could not.*refused"):
+        source.prepare_and_read(RoslerRefused(data_dir=tmp_path, file_format="array_record"))
+    assert waits and sum(waits) < 10
+    assert retries == downloader.MAX_RETRIES
+
+
+def write_mnist(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, seed: int) -> Any:
+    """A small archive for the builder of that name, and its images' bytes with their labels."""
+    folder.mkdir(exist_ok=True)
     module = sys.modules[tfds.builder_cls(name).__module__]
     monkeypatch.setattr(module, "_TRAIN_EXAMPLES", 20)
     monkeypatch.setattr(module, "_TEST_EXAMPLES", 10)
-    rng, arrays = np.random.default_rng(0), {}
+    rng, arrays = np.random.default_rng(seed), {}
     for split, n in (("train", 20), ("t10k", 10)):
         x = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
         y = (np.arange(n) % 10).astype(np.uint8)
         arrays[split] = {row.tobytes(): int(label) for row, label in zip(x, y, strict=True)}
         for kind, array, magic in (("images-idx3", x, 0x803), ("labels-idx1", y, 0x801)):
             content = struct.pack(f">I{array.ndim}I", magic, *array.shape) + array.tobytes()
-            (tmp_path / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
-    builder = make_builder(name, tmp_path / "data")
-    register(monkeypatch, builder, tmp_path)
-    raw = source.prepare_and_read(builder, manual_dir=tmp_path)
-    for (x, y), expected in ((raw.train, arrays["train"]), (raw.test, arrays["t10k"])):
-        assert x.shape == (len(expected), 28, 28, 1) and x.dtype == np.uint8
-        assert {row.tobytes(): int(label) for row, label in zip(x, y, strict=True)} == expected
+            (folder / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
+    return arrays
+
+
+@needs_absence
+def test_mnist_builders_in_one_data_dir(tmp_path, monkeypatch):
+    # Files of the same names: what one builder extracted must not be taken for the other's.
+    builders = {name: make_builder(name, tmp_path / "data") for name in ("mnist", "fashion_mnist")}
+    # One class inherits from the other: read both checksums before either is replaced.
+    monkeypatch.setattr(
+        type(builders["fashion_mnist"]), "url_infos", dict(builders["fashion_mnist"].url_infos)
+    )
+    for seed, (name, builder) in enumerate(builders.items()):
+        folder = tmp_path / name
+        arrays = write_mnist(folder, monkeypatch, name, seed)
+        register(monkeypatch, builder, folder)
+        raw = source.prepare_and_read(builder, manual_dir=folder)
+        for (x, y), expected in ((raw.train, arrays["train"]), (raw.test, arrays["t10k"])):
+            assert x.shape == (len(expected), 28, 28, 1) and x.dtype == np.uint8
+            assert {row.tobytes(): int(label) for row, label in zip(x, y, strict=True)} == expected
 
 
 @needs_absence

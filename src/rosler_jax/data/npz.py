@@ -126,7 +126,7 @@ def _jpegs(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[np.nd
         raise DataError(f"{path}: needs Pillow: pip install 'rosler-jax[data]'") from error
     content, offsets, labels = (arrays[f"{split}_{part}"] for part in JPEG)
     cuts = offsets.shape == (labels.size + 1,) and labels.size > 0
-    if not cuts or offsets[-1] != len(content) or (np.diff(offsets) <= 0).any():
+    if not cuts or offsets[-1] != len(content) or (offsets[1:] <= offsets[:-1]).any():
         raise DataError(
             f"{path}: {split}_offsets of shape {offsets.shape} do not cut the {content.size} bytes "
             f"of {split}_jpeg into {labels.size} images"

@@ -77,7 +77,7 @@ def prepare_and_read(
     # fashion_mnist, and what is extracted already is reused: each builder gets its own folder.
     extracted = f"{builder.name}-{builder.version}"
     config = tfds.download.DownloadConfig(
-        extract_dir=Path(builder._data_dir_root) / "downloads" / "extracted" / extracted,
+        extract_dir=Path(builder.data_dir_root) / "downloads" / "extracted" / extracted,
         manual_dir=None if manual_dir is None else str(manual_dir),
     )
     try:
