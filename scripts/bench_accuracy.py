@@ -105,7 +105,7 @@ def measure(out: Path, data: str, candidates: list[dict[str, Any]], row: Row) ->
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
-    """The table as Markdown, best first column is the test accuracy."""
+    """The table as Markdown."""
     lines = [
         "| method | test accuracy, % | validation, % | stored numbers | file bytes | compression "
         "| epochs | augmented | training, s | fastest epoch, s |",

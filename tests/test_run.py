@@ -113,7 +113,7 @@ def test_image_augmentation_of_vectors_is_refused(data: str, tmp_path: Path) -> 
         run.train(config(data, method="dense", shift=1), tmp_path / "out")
 
 
-@pytest.mark.parametrize("bits", [8, 3, 2])
+@pytest.mark.parametrize("bits", [16, 8, 4, 3, 2])
 def test_fewer_bits_make_smaller_files_that_load_to_the_same_outputs(
     bits: int, data: str, tmp_path: Path
 ) -> None:

@@ -114,14 +114,19 @@ def is_hidden_kernel(specs: list[dict[str, Any]]) -> Callable[[str], bool]:
     return lambda name: name in names
 
 
+def parallel_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Updates of aRes-BP's parallel stage; none for the other methods."""
+    if config.method != "ares-bp":
+        return 0
+    return max(1, round(config.parallel_epochs * steps_per_epoch))
+
+
 def make_optimizer(
     config: TrainConfig, specs: list[dict[str, Any]], steps_per_epoch: int
 ) -> optax.GradientTransformation:
     """The optimiser of the config's method."""
     total = config.epochs * steps_per_epoch
-    switch = 0
-    if config.method == "ares-bp":
-        switch = max(1, round(config.parallel_epochs * steps_per_epoch))
+    switch = parallel_steps(config, steps_per_epoch)
     schedule = make_schedule(config, config.peak_learning_rate, total - switch)
     adamw = optax.adamw(schedule, weight_decay=config.weight_decay)
     if config.method == "ares-bp":
@@ -266,9 +271,7 @@ def may_end_here(config: TrainConfig, epoch: Array, quantize_epoch: int, steps: 
 
     Not while aRes-BP is in its parallel stage, nor before quantisation-aware training begins.
     """
-    first = 0
-    if config.method == "ares-bp":
-        first = -(-max(1, round(config.parallel_epochs * steps)) // steps) - 1
+    first = max(0, math.ceil(parallel_steps(config, steps) / steps) - 1)
     if config.quantization_aware and config.bits < 32:
         first = max(first, quantize_epoch)
     return epoch >= first

@@ -31,7 +31,6 @@ import dataclasses
 import json
 import math
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
@@ -41,6 +40,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import numpy as np
 
 from rosler_jax import _bitpack
+from rosler_jax._files import replace_file
 from rosler_jax._quantized import (
     FLOAT_BITS,
     INTEGER_BITS,
@@ -165,15 +165,14 @@ def save(
     """
     target = Path(path)
     data = encode(tensors, spec, metadata, name=str(target))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    try:
+
+    def write(temporary: Path) -> None:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    replace_file(target, write)
     return len(data)
 
 

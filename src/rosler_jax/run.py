@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rosler_jax import checkpoint
+from rosler_jax import checkpoint, modelfile
 from rosler_jax import config as configs
 from rosler_jax import data as datasets
 from rosler_jax._files import replace_file, replace_text
@@ -245,8 +245,6 @@ def unfolded(trained: Trained) -> Trained:
 
 def model_bytes(run: Prepared, state: TrainState) -> int:
     """Bytes that the model file will have: known before training, since shapes decide."""
-    from rosler_jax import modelfile
-
     params = jax.tree.map(np.zeros_like, jax.device_get(state.params))
     trained = to_ship(run, params, state.buffers)
     tensors = pack(trained, run.config.bits)
