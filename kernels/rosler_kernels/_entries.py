@@ -1,0 +1,191 @@
+"""Entries of a sketch inside a kernel: elementwise in whatever index arrays a back end holds.
+
+A kernel cannot call a family's ``tile``: it must choose the layout of every array, hash once for 64
+rows, and scale the accumulator, not the entries. So these functions take index arrays of any
+mutually broadcastable shapes and return *unscaled* entries: signs, zeros, unit normals. They are
+tested against ``tile``, which defines the entries.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .hashing import Tag, domain_key, threefry_2x32, uniform
+from .sketches import family
+from .sketches._base import SIGN_BLOCK, indices, inverse_sqrt
+from .sketches.srht import columns as hadamard_columns
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int32, UInt32
+
+    from .hashing import Words
+    from .sketches import Sketch
+
+SIGNS, NORMAL, SPARSE = "signs", "normal", "sparse"
+_GENERATORS = {
+    "rademacher": SIGNS,
+    "srht": SIGNS,
+    "gaussian": NORMAL,
+    "sparse_sign": SPARSE,
+    "block_perm": SPARSE,
+}
+_TAGS = {"rademacher": Tag.RADEMACHER, "srht": Tag.SRHT_SIGNS, "gaussian": Tag.GAUSSIAN}
+# Bit i of mask b is bit b of i: the Walsh functions of order 2^b over one word.
+_WALSH_MASKS = (0xAAAAAAAA, 0xCCCCCCCC, 0xF0F0F0F0, 0xFF00FF00, 0xFFFF0000)
+
+
+class Operands(NamedTuple):
+    """What a kernel reads besides its matrix: O(rows + cols) numbers, made by XLA.
+
+    Attributes:
+      key: the family's domain key, two words in the first places of 32 bytes.
+      columns: for SRHT the sampled Hadamard columns, else None.
+      codes: for sparse families 2 column + (1 if the entry is negative), one line a nonzero, else
+        None.
+    """
+
+    key: UInt32[Array, "8"]
+    columns: UInt32[Array, "cols"] | None
+    codes: Int32[Array, "nnz rows"] | None
+
+
+def generator(kind: str) -> str | None:
+    """How a kernel makes the entries of that family; None where it cannot (row sampling)."""
+    return _GENERATORS.get(kind)
+
+
+def operands(sketch: Sketch) -> Operands:
+    """What a kernel needs to regenerate a sketch of signs, normals or sparse signs."""
+    key = jnp.zeros((8,), jnp.uint32)
+    if sketch.kind in _TAGS:
+        key = key.at[:2].set(jnp.stack(domain_key(sketch.seed, _TAGS[sketch.kind])))
+    columns = hadamard_columns(sketch, indices(0, sketch.cols)) if sketch.kind == "srht" else None
+    codes = None
+    if generator(sketch.kind) == SPARSE:
+        pattern = family(sketch.kind).pattern
+        assert pattern is not None
+        place, value = pattern(sketch, 0, sketch.rows)
+        codes = (2 * place + (value < 0)).astype(jnp.int32).T
+    return Operands(key, columns, codes)
+
+
+def scale(sketch: Sketch) -> np.float32:
+    """What the unscaled entries are multiplied by."""
+    if sketch.kind == "sparse_sign":
+        return inverse_sqrt(sketch.param("nnz"))
+    if sketch.kind == "block_perm":
+        return inverse_sqrt(sketch.param("kappa") * sketch.param("nnz"))
+    return inverse_sqrt(sketch.cols)
+
+
+def sign_words(kind: str, key: Words, block: Array, column: Array) -> Words:
+    """Signs of rows 64 block .. 64 block + 63 of a column as two words; a set bit is -1.
+
+    Args:
+      kind: "rademacher" or "srht".
+      key: two uint32 scalars, ``operands(sketch).key[:2]``.
+      block: uint32, index of the block of 64 rows.
+      column: uint32; for "rademacher" the column, for "srht" its Hadamard column.
+
+    Returns:
+      Two uint32 arrays: rows 0 .. 31 and 32 .. 63 of the block.
+    """
+    if kind == "rademacher":
+        return threefry_2x32(key, (block, column))
+    d0, d1 = threefry_2x32(key, (block, np.uint32(0)))
+    walsh = column & np.uint32(0)
+    for bit, mask in enumerate(_WALSH_MASKS):
+        walsh = walsh ^ (_spread(column >> np.uint32(bit)) & np.uint32(mask))
+    walsh = walsh ^ _spread(_parity(block & (column >> np.uint32(6))))
+    return walsh ^ d0, walsh ^ _spread(column >> np.uint32(5)) ^ d1
+
+
+def shift_words(low: Words, high: Words, rows: UInt32[Array, ""]) -> Words:
+    """Words of the 64 rows that begin ``rows`` (0 .. 63) after the block of ``low``.
+
+    Args:
+      low, high: words of two neighbouring blocks of 64 rows.
+      rows: uint32, how far to move.
+
+    Returns:
+      Two uint32 arrays, as ``sign_words`` gives them.
+    """
+    far, bits = rows >= np.uint32(32), rows & np.uint32(31)
+    a = jnp.where(far, low[1], low[0])
+    b = jnp.where(far, high[0], low[1])
+    c = jnp.where(far, high[1], high[0])
+
+    def join(first: Array, second: Array) -> Array:
+        # Two shifts on the left: a shift by 32 is not defined.
+        left = (second << np.uint32(1)) << (np.uint32(31) - bits)
+        return (first >> bits) | left
+
+    return join(a, b), join(b, c)
+
+
+def sign(words: Words, row: Int32[Array, "..."]) -> Float[Array, "..."]:
+    """The sign of row 0 .. 63 within the block that the words describe, float32."""
+    word = jnp.where(row < np.int32(SIGN_BLOCK // 2), words[0], words[1])
+    shift = (row & np.int32(31)).astype(jnp.uint32)
+    bit = lax.shift_right_logical(word, shift) & np.uint32(1)
+    return jnp.where(bit == np.uint32(0), np.float32(1.0), np.float32(-1.0))
+
+
+def normal(key: Words, row: UInt32[Array, "..."], column: UInt32[Array, "..."]) -> Array:
+    """The unit normal entry of (row, column), float32.
+
+    Every entry hashes its own pair of words: neighbouring rows share theirs, but no back end can
+    interleave rows cheaply. sin(a) = cos(a - pi/2) serves the odd rows.
+    """
+    w0, w1 = threefry_2x32(key, (row >> np.uint32(1), column))
+    square = np.float32(-2.0) * jnp.log(uniform(w0) + np.float32(2.0**-24))
+    # Mosaic GPU has no square root; log(1) = 0 must not meet an infinite reciprocal.
+    radius = square * lax.rsqrt(jnp.maximum(square, np.float32(1e-30)))
+    odd = (row & np.uint32(1)).astype(jnp.int32).astype(jnp.float32)
+    turns = uniform(w1) - np.float32(0.25) * odd  # exact: both are multiples of 2^-24
+    return radius * jnp.cos(turns * np.float32(2.0 * np.pi))
+
+
+def sparse(codes: list[Int32[Array, "..."]], column: Int32[Array, "..."]) -> Array:
+    """Entries of rows whose nonzeros have those codes: +1, -1 or 0, float32."""
+    twice = column * np.int32(2)
+    out = None
+    for code in codes:
+        away = code - twice
+        term = jnp.where(away == np.int32(0), np.float32(1.0), np.float32(0.0))
+        term = jnp.where(away == np.int32(1), np.float32(-1.0), term)
+        out = term if out is None else out + term  # distinct columns: at most one is not zero
+    assert out is not None
+    return out
+
+
+def _spread(word: Array) -> Array:
+    """All ones where the lowest bit is set, else zero."""
+    return np.uint32(0) - (word & np.uint32(1))
+
+
+def _parity(word: Array) -> Array:
+    for shift in (16, 8, 4, 2, 1):
+        word = word ^ (word >> np.uint32(shift))
+    return word & np.uint32(1)
+
+
+def entries(sketch: Sketch) -> Float[Array, "rows cols"]:
+    """The whole of Omega through these functions: ties them to ``materialize`` in tests."""
+    key, columns, codes = operands(sketch)
+    row, column = (lax.broadcasted_iota(jnp.uint32, (sketch.rows, sketch.cols), d) for d in (0, 1))
+    made = generator(sketch.kind)
+    if made == NORMAL:
+        return normal((key[0], key[1]), row, column) * scale(sketch)
+    if made == SPARSE:
+        assert codes is not None
+        each = [jnp.broadcast_to(code[:, None], row.shape) for code in codes]
+        return sparse(each, column.astype(jnp.int32)) * scale(sketch)
+    if columns is not None:
+        column = jnp.broadcast_to(columns[None, :], row.shape)
+    words = sign_words(sketch.kind, (key[0], key[1]), row // np.uint32(SIGN_BLOCK), column)
+    return sign(words, (row % np.uint32(SIGN_BLOCK)).astype(jnp.int32)) * scale(sketch)

@@ -1,0 +1,332 @@
+"""X Omega and Y Omega^T for Hopper GPUs: tiles of Omega made in shared memory, fed to wgmma.
+
+A block of threads owns a tile of the output. It streams tiles of X from global memory, several
+copies in flight, makes the matching tile of Omega from the hash while the tensor cores work on the
+one before, and never reads Omega. Sums are float32; float32 inputs are split into three bfloat16
+parts (exact to 2^-24), normal entries into as many as their accuracy asks for.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from .. import _entries
+from .._mosaic_gpu import (
+    DEPTH,
+    PIECE,
+    Generator,
+    Mode,
+    Parts,
+    Tile,
+    ceil_to,
+    compiler_params,
+    generator_arrays,
+    pad_axis,
+    parts,
+    refuse,
+    shared,
+    split,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from ..sketches import Sketch
+
+
+SHARED_BYTES = 225_000  # of the 232,448 that a block may use on sm_90; barriers and padding too
+
+
+class Blocks(NamedTuple):
+    """Sizes that a tuner chooses.
+
+    Attributes:
+      rows: rows of an output tile, 64 or 128.
+      cols: columns of an output tile, a multiple of 64; rows * cols is at most 128 * 128.
+      stages: copies of X in flight.
+      splits: parts of the contraction that are summed at the end; for few output tiles.
+    """
+
+    rows: int = 128
+    cols: int = 64
+    stages: int = 3
+    splits: int = 1
+
+
+def unsupported(sketch: Sketch, dtype: Any) -> str | None:
+    """Why these kernels cannot run a sketch on a dtype; None where they can."""
+    parameters = dict(sketch.params)
+    nnz = parameters.get("nnz", 1) * parameters.get("kappa", 1)
+    return refuse(sketch.kind, nnz, dtype)
+
+
+def project(
+    x: Float[Array, "p c"],
+    sketch: Sketch,
+    *,
+    offsets: tuple[int, ...] = (0,),
+    rows_out: int | None = None,
+    blocks: Blocks | None = None,
+    interpret: bool = False,
+) -> Float[Array, "rows_out cols"]:
+    """y_i = sum_w x_{i + offsets[w]} Omega[w c : (w + 1) c].
+
+    Args:
+      x: (p, c), float32, bfloat16 or float16.
+      sketch: rows = c len(offsets); any family but row sampling.
+      offsets: not negative; (0,) is x Omega, more are the pixels of a convolution's window.
+      rows_out: rows of y, by default p.
+      blocks: tile sizes.
+      interpret: run on the CPU, with race detection.
+
+    Returns:
+      array (rows_out, cols) of x's dtype.
+    """
+    return _run(False, x, sketch, offsets, rows_out, blocks, interpret)
+
+
+def project_transpose(
+    y: Float[Array, "p cols"],
+    sketch: Sketch,
+    *,
+    offsets: tuple[int, ...] = (0,),
+    rows_out: int | None = None,
+    blocks: Blocks | None = None,
+    interpret: bool = False,
+) -> Float[Array, "rows_out c"]:
+    """x_i = sum_w y_{i + offsets[w]} Omega[w c : (w + 1) c]^T; arguments as of ``project``."""
+    return _run(True, y, sketch, offsets, rows_out, blocks, interpret)
+
+
+class _Plan(NamedTuple):
+    """The static shape of one launch, everything padded to whole tiles."""
+
+    blocks: Blocks
+    parts: Parts
+    generator: Generator
+    contraction: int  # of one offset
+    group: int  # rows of Omega an offset
+    offsets: tuple[int, ...]
+    dtype: Any
+    scale: np.float32
+
+    @property
+    def steps(self) -> int:
+        """Tiles of the contraction, over all offsets."""
+        return len(self.offsets) * (self.contraction // DEPTH)
+
+
+def _fit(blocks: Blocks, count: Parts, dtype: Any) -> Blocks:
+    """The same tiles with as many stages as shared memory holds."""
+    narrow, wide = jnp.dtype(count.dtype).itemsize, jnp.dtype(dtype).itemsize
+    out = blocks.rows * blocks.cols * (4 if blocks.splits > 1 else wide)
+    omega = count.buffers * count.omega * DEPTH * blocks.cols * narrow
+    x_parts = count.buffers * count.x * blocks.rows * DEPTH * narrow if count.x > 1 else 0
+    left = SHARED_BYTES - out - omega - x_parts - 4 * 4 * blocks.cols
+    stages = min(blocks.stages, left // (blocks.rows * DEPTH * wide))
+    if stages < 2:  # a slot is refilled one step after its use
+        raise ValueError(
+            f"{blocks} needs more than the {SHARED_BYTES} bytes of shared memory; "
+            "pass blocks with fewer rows or cols"
+        )
+    return blocks._replace(stages=stages)
+
+
+def default_blocks(rows: int, cols: int, contraction: int, count: Parts) -> Blocks:
+    """Tiles that fit into shared memory; split-K where few tiles would leave the chip idle."""
+    tall = 64 if rows <= 64 or count.x > 1 else 128
+    wide = 128 if cols > 64 and len(count.pairs()) == 1 else 64
+    tiles = -(-rows // tall) * -(-cols // wide)
+    splits = 1
+    while tiles * splits < 128 and splits * 2 * DEPTH * 4 <= contraction:
+        splits *= 2
+    return Blocks(tall, wide, 3, splits)
+
+
+def _run(
+    transpose: bool,
+    x: Array,
+    sketch: Sketch,
+    offsets: tuple[int, ...],
+    rows_out: int | None,
+    blocks: Blocks | None,
+    interpret: bool,
+) -> Array:
+    rows = x.shape[0] if rows_out is None else rows_out
+    group = sketch.rows // len(offsets)
+    cols = group if transpose else sketch.cols
+    if 0 in (rows, cols, x.shape[1]):
+        return jnp.zeros((rows, cols), x.dtype)
+    count = parts(x.dtype, sketch.kind)
+    if blocks is None:
+        blocks = default_blocks(rows, cols, x.shape[1] * len(offsets), count)
+    blocks = _fit(blocks, count, x.dtype)
+    aligned = group % PIECE == 0 or len(offsets) == 1
+    mode = Mode(interpret)
+    plan = _Plan(
+        blocks,
+        count,
+        Generator(sketch.kind, transpose, blocks.cols, aligned, mode),
+        ceil_to(x.shape[1], DEPTH),
+        group,
+        offsets,
+        x.dtype,
+        _entries.scale(sketch),
+    )
+    padded = ceil_to(rows, blocks.rows), ceil_to(cols, blocks.cols)
+    x = pad_axis(x, 1, DEPTH)
+    missing = padded[0] + max(offsets) - x.shape[0]
+    x = jnp.pad(x, ((0, max(0, missing)), (0, 0)))
+    out = _launch(plan, x, sketch, padded)
+    if blocks.splits > 1:
+        out = jnp.sum(out, axis=0)
+    return out.reshape(padded)[:rows, :cols].astype(x.dtype)
+
+
+def _launch(plan: _Plan, x: Array, sketch: Sketch, padded: tuple[int, int]) -> Array:
+    blocks, transpose = plan.blocks, plan.generator.transpose
+    omega_rows = plan.group * (len(plan.offsets) - 1)
+    omega_rows += padded[1] if transpose else plan.contraction
+    omega_cols = plan.contraction if transpose else padded[1]
+    key, arrays = generator_arrays(sketch, transpose, blocks.cols, omega_rows, omega_cols)
+    names = tuple(arrays)
+    out_dtype = x.dtype if blocks.splits == 1 else jnp.float32
+
+    def body(*refs: Any, **scratch: Any) -> None:
+        x_ref, key_ref, *rest = refs
+        *held, y_ref = rest
+        _body(plan, x_ref, key_ref, dict(zip(names, held, strict=True)), y_ref, **scratch)
+
+    narrow, buffers = plan.parts.dtype, plan.parts.buffers
+    scratch = {
+        "x_tiles": shared((blocks.stages, blocks.rows, DEPTH), x.dtype),
+        "x_parts": [
+            shared((buffers, blocks.rows, DEPTH), narrow)
+            for _ in range(plan.parts.x)
+            if plan.parts.x > 1
+        ],
+        "omega_parts": [shared((buffers, DEPTH, blocks.cols), narrow) for _ in range(plan.parts.omega)],
+        "words": plgpu.SMEM(plan.generator.scratch(), jnp.uint32),
+        "out_tile": shared((blocks.rows, blocks.cols), out_dtype),
+        "arrived": plgpu.Barrier(num_barriers=blocks.stages),
+    }
+    grid = (blocks.splits, padded[0] // blocks.rows, padded[1] // blocks.cols)
+    kernel = plgpu.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct((blocks.splits, *padded), out_dtype),
+        scratch_types=scratch,
+        grid=grid,
+        grid_names=("splits", "rows", "cols"),
+        compiler_params=compiler_params(),
+        interpret=plan.generator.mode.params(),
+    )
+    return kernel(x, key, *arrays.values())
+
+
+def _body(
+    plan: _Plan,
+    x_ref: Any,
+    key_ref: Any,
+    arrays: dict[str, Any],
+    y_ref: Any,
+    *,
+    x_tiles: Any,
+    x_parts: list[Any],
+    omega_parts: list[Any],
+    words: Any,
+    out_tile: Any,
+    arrived: Any,
+) -> None:
+    blocks, (n, m) = plan.blocks, (plan.blocks.cols, plan.blocks.rows)
+    part, row, col = (lax.axis_index(name) for name in ("splits", "rows", "cols"))
+    each = -(-plan.steps // blocks.splits)
+    first = part * np.int32(each)
+    count = lax.min(np.int32(each), np.int32(plan.steps) - first)
+    key = key_ref[0], key_ref[1]
+
+    def fetch(step: Array) -> None:
+        offset, inner = _position(plan, first + step)
+        slot = lax.rem(step, np.int32(blocks.stages))
+        start = row * np.int32(m) + _shift(plan.offsets, offset)
+        source = x_ref.at[pl.ds(start, m), pl.ds(inner, DEPTH)]
+        plgpu.copy_gmem_to_smem(source, x_tiles.at[slot], arrived.at[slot])
+
+    for stage in range(blocks.stages):
+        pl.when(np.int32(stage) < count)(functools.partial(fetch, np.int32(stage)))
+
+    def compute(acc: Any) -> Array:
+        @pl.loop(np.int32(0), count)
+        def _(step: Array) -> None:
+            slot, flip = (lax.rem(step, np.int32(d)) for d in (blocks.stages, plan.parts.buffers))
+            tile = _tile(plan, first + step, col * np.int32(n))
+            omega = [ref.at[flip] for ref in omega_parts]
+            plan.generator.write(omega, words, key, arrays, tile)
+            plgpu.barrier_wait(arrived.at[slot])
+            operands = _operands(plan, x_tiles.at[slot], [ref.at[flip] for ref in x_parts])
+            plgpu.commit_smem()
+            for i, j in plan.parts.pairs():
+                plgpu.wgmma(acc, operands[i], omega[j])
+            # The products before these are done: what they read can be filled again.
+            plgpu.wgmma_wait(len(plan.parts.pairs()) if plan.parts.buffers > 1 else 0)
+
+            @pl.when((step > 0) & (step - 1 + np.int32(blocks.stages) < count))
+            def _() -> None:
+                fetch(step - 1 + np.int32(blocks.stages))
+
+        plgpu.wgmma_wait(0)
+        return acc[...]
+
+    total = pl.run_scoped(compute, plgpu.ACC((m, n), jnp.float32))
+    out_tile[...] = (total * plan.scale).astype(out_tile.dtype)
+    plgpu.commit_smem()
+    place = y_ref.at[part, pl.ds(row * np.int32(m), m), pl.ds(col * np.int32(n), n)]
+    plgpu.copy_smem_to_gmem(out_tile, place)
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _position(plan: _Plan, step: Array) -> tuple[Array, Array]:
+    """Which offset a step belongs to, and where it starts in the contraction."""
+    tiles = np.int32(plan.contraction // DEPTH)
+    return lax.div(step, tiles), lax.rem(step, tiles) * np.int32(DEPTH)
+
+
+def _shift(offsets: tuple[int, ...], index: Array) -> Array:
+    """offsets[index], by selection: a kernel holds no constant arrays."""
+    value = np.int32(offsets[0]) + index * np.int32(0)
+    for i, offset in enumerate(offsets[1:], 1):
+        value = jnp.where(index == np.int32(i), np.int32(offset), value)
+    return value
+
+
+def _tile(plan: _Plan, step: Array, out_col: Array) -> Tile:
+    """Where in Omega the tile of a step lies."""
+    offset, inner = _position(plan, step)
+    base = offset * np.int32(plan.group)
+    if plan.generator.transpose:
+        return Tile(base + out_col, inner)
+    return Tile(base + inner, out_col)
+
+
+def _operands(plan: _Plan, x_tile: Any, x_parts: list[Any]) -> list[Any]:
+    """References to the narrow parts of a tile of x."""
+    if not x_parts:
+        return [x_tile]
+    for i in range(plan.blocks.rows // PIECE):
+        for j in range(DEPTH // PIECE):
+            place = (pl.ds(i * PIECE, PIECE), pl.ds(j * PIECE, PIECE))
+            values = split(
+                plan.generator.mode.load(x_tile.at[place], plgpu.Layout.WGMMA),
+                plan.parts.dtype,
+                plan.parts.x,
+            )
+            for ref, value in zip(x_parts, values, strict=True):
+                ref[place] = value
+    return x_parts
