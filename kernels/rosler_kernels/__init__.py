@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .projection import IMPLEMENTATIONS, project, project_transpose
+from .projection import explain, project, project_transpose
+from .selection import IMPLEMENTATIONS, Choice, assume_device, use_implementation
 from .sketches import (
     FAMILIES,
     Family,
@@ -24,9 +25,12 @@ from .sketches import (
 __all__ = [
     "FAMILIES",
     "IMPLEMENTATIONS",
+    "Choice",
     "Family",
     "Sketch",
+    "assume_device",
     "block_perm",
+    "explain",
     "family",
     "gaussian",
     "make",
@@ -40,4 +44,5 @@ __all__ = [
     "sparse_sign",
     "srht",
     "tile",
+    "use_implementation",
 ]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .api import IMPLEMENTATIONS, project, project_transpose
+from .api import explain, project, project_transpose
 
-__all__ = ["IMPLEMENTATIONS", "project", "project_transpose"]
+__all__ = ["explain", "project", "project_transpose"]

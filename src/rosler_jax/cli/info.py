@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import platform
 from importlib import metadata
 from typing import Any
@@ -27,13 +26,14 @@ def run(args: argparse.Namespace) -> Outcome:
     }
     versions |= {name: _version(name) for name in PACKAGES}
     backend, devices = _devices()
-    chosen, known = _projection()
+    chosen, known, reason = _projection()
     data: dict[str, Any] = {
         "versions": versions,
         "platform": platform.platform(),
         "backend": backend,
         "devices": devices,
         "projection": chosen,
+        "projection_reason": reason,
         "projection_implementations": known,
     }
     shown: list[tuple[str, object]] = [
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> Outcome:
         ("backend", backend),
         *((f"device {i}", device) for i, device in enumerate(devices)),
         ("projection kernel", f"{chosen} (of {', '.join(known)})"),
+        ("because", reason),
     ]
     return Outcome(table(shown), data)
 
@@ -65,12 +66,16 @@ def _devices() -> tuple[str, list[str]]:
         return f"none: {error}", []
 
 
-def _projection() -> tuple[str, list[str]]:
-    """The implementation that a projection runs by default, and all there are."""
+def _projection() -> tuple[str, list[str], str]:
+    """The implementation that a projection runs by default, all there are, and the reason."""
     import rosler_kernels
 
-    default = inspect.signature(rosler_kernels.project).parameters["implementation"].default
-    return default, list(rosler_kernels.IMPLEMENTATIONS)
+    known = list(rosler_kernels.IMPLEMENTATIONS)
+    try:
+        choice = rosler_kernels.explain(rosler_kernels.rademacher(0, 1024, 64), (1024, 1024))
+    except (RuntimeError, ValueError) as error:
+        return "none", known, str(error)
+    return choice.name, known, choice.reason
 
 
 COMMAND = Command(

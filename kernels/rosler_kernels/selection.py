@@ -1,0 +1,218 @@
+"""Which implementation runs an operation, and why.
+
+In this order: the ``implementation`` argument, the innermost ``use_implementation``, the
+environment variable ``ROSLER_KERNELS_IMPLEMENTATION``, and else the device. A Pallas kernel is
+chosen of itself only on a kind of device for which measured block sizes are in the table of
+``rosler_kernels.tuning``, and only near shapes where it was measured to win; a kernel that nobody
+timed on a device does not run there unasked.
+
+The choice is made when a function is traced: a jitted function keeps what it was traced with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+
+from . import tuning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+VARIABLE = "ROSLER_KERNELS_IMPLEMENTATION"
+
+
+class Backend(NamedTuple):
+    """An implementation that every operation may have.
+
+    Attributes:
+      platform: where it runs, "gpu", "tpu" or None for everywhere.
+      module: name of its file in the operation's folder.
+      interpret: whether it simulates its device on the CPU.
+    """
+
+    platform: str | None
+    module: str
+    interpret: bool = False
+
+
+IMPLEMENTATIONS: dict[str, Backend] = {
+    "xla": Backend(None, "xla"),
+    "mosaic_gpu": Backend("gpu", "mosaic_gpu"),
+    "mosaic_tpu": Backend("tpu", "mosaic_tpu"),
+    "mosaic_gpu_interpret": Backend(None, "mosaic_gpu", interpret=True),
+    "mosaic_tpu_interpret": Backend(None, "mosaic_tpu", interpret=True),
+    "reference": Backend(None, "reference"),
+}
+
+
+class Device(NamedTuple):
+    """What a kernel is compiled for: JAX's platform ("cpu", "gpu", "tpu") and device kind."""
+
+    platform: str
+    kind: str
+
+
+class Choice(NamedTuple):
+    """An implementation and why it was chosen.
+
+    Attributes:
+      name: a key of ``IMPLEMENTATIONS``.
+      reason: one sentence.
+      blocks: tuned block sizes as sorted (name, size) pairs; None for the kernel's own default.
+    """
+
+    name: str
+    reason: str
+    blocks: tuple[tuple[str, int], ...] | None = None
+
+
+class Problem(NamedTuple):
+    """What a choice depends on besides the device.
+
+    Attributes:
+      operation: name of the operation.
+      kind: family of the sketch, or how the operands are held.
+      dtype: name of the inputs' dtype.
+      shape: (rows, contraction, columns) of the product.
+    """
+
+    operation: str
+    kind: str
+    dtype: str
+    shape: tuple[int, int, int]
+
+
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("forced", default=None)
+_assumed: contextvars.ContextVar[Device | None] = contextvars.ContextVar("assumed", default=None)
+
+
+@contextlib.contextmanager
+def use_implementation(name: str | None) -> Iterator[None]:
+    """Every operation traced inside runs with that implementation; None: choose by device again.
+
+    Args:
+      name: a key of ``IMPLEMENTATIONS`` or None.
+
+    Raises:
+      ValueError: there is none of that name.
+
+    >>> import rosler_kernels as rk
+    >>> with use_implementation("reference"):
+    ...     rk.explain(rk.srht(0, 784, 64), (8, 784)).name
+    'reference'
+    """
+    token = _forced.set(None if name is None else _known(name))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@contextlib.contextmanager
+def assume_device(platform: str, kind: str) -> Iterator[None]:
+    """Chooses as on that device: to lower for one that is not here, with ``jax.export``.
+
+    >>> import rosler_kernels as rk
+    >>> with assume_device("gpu", "NVIDIA H100 80GB HBM3"):
+    ...     rk.explain(rk.srht(0, 784, 64), (8, 784), implementation="mosaic_gpu").name
+    'mosaic_gpu'
+    """
+    token = _assumed.set(Device(platform, kind))
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
+
+
+def device() -> Device:
+    """The device that operations are compiled for."""
+    assumed = _assumed.get()
+    if assumed is not None:
+        return assumed
+    platform = jax.default_backend()
+    return Device("gpu" if platform in ("cuda", "rocm") else platform, jax.devices()[0].device_kind)
+
+
+def choose(
+    problem: Problem,
+    implementation: str | None,
+    unsupported: Callable[[str], str | None],
+) -> Choice:
+    """The implementation for a problem.
+
+    Args:
+      problem: what is asked for.
+      implementation: an explicit choice, or None.
+      unsupported: from the name of a back end's file, why it cannot run the problem, or None.
+
+    Returns:
+      Choice.
+
+    Raises:
+      ValueError: an explicit, forced or environment's choice is unknown or cannot run.
+    """
+    for name, source in (
+        (implementation, "asked for"),
+        (_forced.get(), "forced by use_implementation"),
+        (os.environ.get(VARIABLE) or None, f"set by {VARIABLE}"),
+    ):
+        if name is not None:
+            why = _impossible(_known(name, source), unsupported)
+            if why:
+                raise ValueError(
+                    f"{problem.operation}: implementation {name!r}, {source}, cannot run: {why}; "
+                    "use implementation='xla', which runs everywhere"
+                )
+            return Choice(name, source, tuning.lookup(device().kind, name, problem).blocks)
+    return _by_device(problem, unsupported)
+
+
+def _by_device(problem: Problem, unsupported: Callable[[str], str | None]) -> Choice:
+    here = device()
+    name = {"gpu": "mosaic_gpu", "tpu": "mosaic_tpu"}.get(here.platform)
+    if name is None:
+        return Choice("xla", f"there is no kernel for {here.platform}; XLA is its implementation")
+    why = _impossible(name, unsupported)
+    if why:
+        return Choice("xla", why)
+    found = tuning.lookup(here.kind, name, problem)
+    if found.wins:
+        return Choice(name, found.reason, found.blocks)
+    return Choice("xla", found.reason)
+
+
+def _impossible(name: str, unsupported: Callable[[str], str | None]) -> str | None:
+    backend, here = IMPLEMENTATIONS[name], device()
+    if backend.platform is not None and backend.platform != here.platform:
+        return f"it needs a {backend.platform}, and this is a {here.platform} ({here.kind})"
+    if name == "mosaic_gpu" and not tuning.is_hopper(here.kind):
+        return f"its wgmma instructions exist on Hopper GPUs alone (H100, H200), not on {here.kind}"
+    return unsupported(backend.module)
+
+
+def _known(name: str, source: str = "asked for") -> str:
+    if name not in IMPLEMENTATIONS:
+        known = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"implementation {name!r}, {source}; expected one of {known}")
+    return name
+
+
+def backend_options(choice: Choice, blocks: Any) -> dict[str, Any]:
+    """Keyword arguments that the chosen back end takes besides the operands.
+
+    Args:
+      choice: what runs.
+      blocks: the back end's ``Blocks``, or None where it has none.
+    """
+    backend = IMPLEMENTATIONS[choice.name]
+    if backend.platform is None and not backend.interpret:
+        return {}
+    options: dict[str, Any] = {"interpret": backend.interpret}
+    if choice.blocks is not None and blocks is not None:
+        options["blocks"] = blocks(**dict(choice.blocks))
+    return options

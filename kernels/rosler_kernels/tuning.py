@@ -1,0 +1,86 @@
+"""Measured block sizes: a table per kind of device, read from ``tuned.json``.
+
+An entry says, for one problem on one kind of device, which block sizes were fastest and how the
+kernel's time compared with XLA's. ``scripts/tune_kernels`` writes the table on the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from .selection import Problem
+
+NEAR = math.log(4.0)
+"""How far, in each dimension, a shape may be from a measured one: a factor of four."""
+
+
+class Tuned(NamedTuple):
+    """What the table says about a problem.
+
+    Attributes:
+      wins: whether the kernel was measured to be faster than XLA near this shape.
+      reason: one sentence.
+      blocks: the fastest block sizes near this shape, or None.
+    """
+
+    wins: bool
+    reason: str
+    blocks: tuple[tuple[str, int], ...] | None = None
+
+
+def is_hopper(kind: str) -> bool:
+    """Whether a device kind is of NVIDIA's Hopper generation (compute capability 9.0)."""
+    return any(name in kind for name in ("H100", "H200", "H800", "H20", "GH200"))
+
+
+def table() -> dict[str, Any]:
+    """The whole table: {implementation: {device kind: [entry, ...]}}.
+
+    >>> sorted(table())
+    ['mosaic_gpu', 'mosaic_tpu']
+    """
+    return _table()
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    text = importlib.resources.files(__package__).joinpath("tuned.json").read_text("utf-8")
+    return json.loads(text)
+
+
+def lookup(device_kind: str, implementation: str, problem: Problem) -> Tuned:
+    """The nearest measured entry for a problem.
+
+    Args:
+      device_kind: JAX's name of the device.
+      implementation: "mosaic_gpu" or "mosaic_tpu"; others have no entries.
+      problem: operation, family, dtype and shape.
+
+    Returns:
+      Tuned.
+    """
+    entries = table().get(implementation, {}).get(device_kind, [])
+    if not entries:
+        return Tuned(
+            False,
+            f"{implementation} was not measured on {device_kind}; scripts/tune_kernels measures it",
+        )
+    what = (problem.operation, problem.kind, problem.dtype)
+    same = [e for e in entries if (e["operation"], e["kind"], e["dtype"]) == what]
+    near = [(d, e) for e in same if (d := _distance(e["shape"], problem.shape)) <= NEAR]
+    if not near:
+        return Tuned(False, f"no measured shape of {' '.join(what)} is near {problem.shape}")
+    _, best = min(near, key=lambda pair: pair[0])
+    blocks = tuple(sorted(best["blocks"].items()))
+    ratio = best["xla_over_kernel"]
+    reason = f"measured {ratio:.2f}x XLA's speed at {tuple(best['shape'])} on {device_kind}"
+    return Tuned(ratio > 1.0, reason, blocks)
+
+
+def _distance(a: list[int], b: tuple[int, ...]) -> float:
+    return max(abs(math.log(max(x, 1) / max(y, 1))) for x, y in zip(a, b, strict=True))
