@@ -175,7 +175,7 @@ class Generator(NamedTuple):
         lane = self.mode.iota((2 * PIECE,), 0, plgpu.Layout.WG_STRIDED((2 * PIECE,), 1))
         for start in range(0, 2 * self.width, 2 * PIECE):
             block, place = self._hash_places(lane + np.int32(start), tile)
-            column = columns[pl.ds(place + start, 2 * PIECE)]
+            column = columns[_slice(place + np.int32(start), 2 * PIECE)]
             made = self._words(key, tile.row, block, column)
             for w in range(2):
                 words[w, pl.ds(start, 2 * PIECE)] = made[w]
@@ -232,7 +232,7 @@ class Generator(NamedTuple):
 
         def piece(i: int, j: int) -> Array:
             _, column = self._indices(i, j, tile)
-            at = pl.ds(tile.row + np.int32((i, j)[axis] * PIECE), PIECE)
+            at = _slice(tile.row + np.int32((i, j)[axis] * PIECE), PIECE)
             each = [
                 lax.broadcast_in_dim(
                     self.mode.load(codes.at[t, at], _LAYOUT.reduce(1 - axis), optimized=False),
@@ -271,6 +271,11 @@ def generator_arrays(
         return key, {"columns": jnp.tile(tiles, (1, width // PIECE, 1)).reshape(-1)}
     tiles = columns.reshape(-1, 1, width)
     return key, {"columns": jnp.tile(tiles, (1, DEPTH // PIECE, 1)).reshape(-1)}
+
+
+def _slice(start: Any, size: int) -> Any:
+    """A slice whose start may be known: references take a known one as a Python integer only."""
+    return pl.ds(int(start) if isinstance(start, np.integer) else start, size)
 
 
 def pad_axis(x: Array, axis: int, multiple: int) -> Array:
