@@ -1,0 +1,7 @@
+"""The Walsh-Hadamard transform."""
+
+from __future__ import annotations
+
+from .api import hadamard_transform
+
+__all__ = ["hadamard_transform"]

@@ -1,0 +1,27 @@
+"""The Walsh-Hadamard transform as one matrix product, and the matrix itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+def matrix(bits: int) -> np.ndarray:
+    """H of order 2^bits, float32: H[i, c] = (-1)^popcount(i & c)."""
+    h = np.ones((1, 1), np.float32)
+    for _ in range(bits):
+        h = np.block([[h, h], [h, -h]])
+    return h
+
+
+def transform(x: Float[Array, "b n"]) -> Float[Array, "b n"]:
+    """x H."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    h = jnp.asarray(matrix(x.shape[1].bit_length() - 1), wide)
+    return jnp.dot(x.astype(wide), h, precision=jax.lax.Precision.HIGHEST).astype(x.dtype)
