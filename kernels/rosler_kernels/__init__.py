@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from .chain import Parallel, sketch_matmul
+from .hadamard import hadamard_transform
+from .patches import project_patches
 from .projection import explain, project, project_transpose
 from .selection import IMPLEMENTATIONS, Choice, assume_device, use_implementation
 from .sketches import (
@@ -27,20 +30,24 @@ __all__ = [
     "IMPLEMENTATIONS",
     "Choice",
     "Family",
+    "Parallel",
     "Sketch",
     "assume_device",
     "block_perm",
     "explain",
     "family",
     "gaussian",
+    "hadamard_transform",
     "make",
     "materialize",
     "project",
+    "project_patches",
     "project_transpose",
     "rademacher",
     "rows_leverage",
     "rows_norm",
     "rows_uniform",
+    "sketch_matmul",
     "sparse_sign",
     "srht",
     "tile",

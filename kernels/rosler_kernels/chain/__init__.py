@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .api import sketch_matmul
+from .api import Parallel, sketch_matmul
 
-__all__ = ["sketch_matmul"]
+__all__ = ["Parallel", "sketch_matmul"]

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 import rosler_kernels as rk
 from rosler_jax.nn._ares import ares_product
-from rosler_jax.nn._thin import thin_dot
 from rosler_jax.nn.lifts import BatchedLift, ConvLift, DenseLift
 
 if TYPE_CHECKING:
@@ -58,7 +57,8 @@ def sketch_dot(
     Source: our reading of Li et al. (2021), doi 10.1038/s43588-021-00039-6.
     """
     if parallel is None:
-        return (thin_dot(x, c) @ u) @ r
+        x, c, u, r = _promote(x, c, u, r)
+        return rk.sketch_matmul(x, c, u, r)
     if psi is None or omega is None:
         raise ValueError("the parallel stage needs both sketches; pass psi= and omega= as well")
     y = ares_product(DenseLift(), x, c, u[None], r[None], parallel, psi, omega)
@@ -92,8 +92,19 @@ def seeded_dot(
       >>> seeded_dot(jnp.ones((2, 20)), jnp.ones((8, 4)), psi=psi, omega=omega).shape
       (2, 30)
     """
-    z = rk.project(x, psi) * jnp.asarray(math.sqrt(psi.cols / psi.rows), x.dtype)
-    return rk.project_transpose(z @ u, omega)
+    x, u = _promote(x, u)
+    return rk.sketch_matmul(x, psi, u * jnp.asarray(_input_scale(psi), u.dtype), omega)
+
+
+def _input_scale(psi: rk.Sketch) -> float:
+    """``sqrt(s_in / m)``: brings a projected input back to the size of the input's entries."""
+    return math.sqrt(psi.cols / psi.rows)
+
+
+def _promote(*arrays: Array) -> list[Array]:
+    """The same arrays in their common dtype."""
+    dtype = jnp.result_type(*arrays)
+    return [a.astype(dtype) for a in arrays]
 
 
 def _grouped_product(
@@ -179,7 +190,7 @@ def seeded_batched_dot(
 def _seeded_product(
     lift: Lift, x: Array, u: Float[Array, "g s_in s_out"], psi: rk.Sketch, omega: rk.Sketch
 ) -> Float[Array, "*batch g n"]:
-    z = lift.sketch(x, psi) * jnp.asarray(math.sqrt(psi.cols / psi.rows), x.dtype)
+    z = lift.sketch(x, psi) * jnp.asarray(_input_scale(psi), x.dtype)
     return rk.project_transpose(jnp.einsum("...ga,gab->...gb", z, u), omega)
 
 

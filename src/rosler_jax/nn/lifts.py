@@ -89,9 +89,21 @@ class ConvLift:
 
     def sketch(self, x: Array, psi: rk.Sketch) -> Array:
         """Convolves with the columns of ``Psi``, the same in every group."""
-        filters = rk.materialize(psi).astype(x.dtype)  # thin: (window * channels, l)
-        filters = filters.reshape(*self.spatial, -1, psi.cols)
-        return self(x, jnp.tile(filters, (1,) * (filters.ndim - 1) + (self.groups,)))
+
+        def one(x: Array) -> Array:
+            return rk.project_patches(
+                x,
+                psi,
+                window=self.spatial,
+                strides=self.strides,
+                padding=self.padding,
+                dilation=self.kernel_dilation,
+                input_dilation=self.input_dilation,
+            )
+
+        if self.groups == 1:
+            return one(x)[..., None, :]
+        return jax.vmap(one, -2, -2)(x.reshape(*x.shape[:-1], self.groups, -1))
 
 
 def conv_lift(

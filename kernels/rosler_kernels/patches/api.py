@@ -1,0 +1,161 @@
+"""project_patches: padding, checks, choice of implementation, exact derivatives."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from ..selection import IMPLEMENTATIONS, Choice, Problem, backend_options, choose
+from ._geometry import Geometry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+    from jaxtyping import Array, Float
+
+    from ..sketches import Sketch
+
+    Sizes = int | Sequence[int]
+
+
+def project_patches(
+    x: Float[Array, "b *spatial c"],
+    sketch: Sketch,
+    *,
+    window: Sequence[int],
+    strides: Sizes = 1,
+    padding: str | Sequence[tuple[int, int]] = "VALID",
+    dilation: Sizes = 1,
+    input_dilation: Sizes = 1,
+    implementation: str | None = None,
+) -> Float[Array, "b *out cols"]:
+    """Every patch of an image times Omega; the patches are never gathered into one array.
+
+    y_p = sum_w x_{p s + w d} Omega[w c : (w + 1) c], w over the window's pixels in C order: a
+    convolution with random filters (kernel layout: window, channels in, out). The cotangent is the
+    adjoint, through the same generator; nothing is differentiated through the sketch.
+
+    Args:
+      x: images (b, *spatial, c), floating.
+      sketch: rows = prod(window) c.
+      window: pixels, one number a spatial dimension.
+      strides: of the window.
+      padding: as of ``jax.lax.conv_general_dilated``: "SAME", "VALID", "SAME_LOWER" or pairs.
+      dilation: of the window.
+      input_dilation: of the image.
+      implementation: a key of ``rosler_kernels.IMPLEMENTATIONS``.
+
+    Returns:
+      array (b, *out, cols) of x's dtype, accumulated in float32 (or wider, if x is).
+
+    Raises:
+      TypeError: x is not floating.
+      ValueError: shapes do not fit, or the implementation is unknown or cannot run.
+
+    >>> from rosler_kernels import rademacher
+    >>> x = jnp.ones((2, 8, 8, 3))
+    >>> project_patches(x, rademacher(0, 27, 5), window=(3, 3), padding="SAME").shape
+    (2, 8, 8, 5)
+    """
+    x = jnp.asarray(x)
+    n = len(window)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"project_patches: dtype {x.dtype}; expected a floating array")
+    if x.ndim != n + 2 or math.prod(window) * x.shape[-1] != sketch.rows:
+        raise ValueError(
+            f"project_patches: x {x.shape}, window {tuple(window)}, sketch rows={sketch.rows}; "
+            f"expected {n} spatial dimensions and rows = prod(window) * channels"
+        )
+    geometry = Geometry(
+        tuple(window), _sizes("strides", strides, n), _sizes("dilation", dilation, n)
+    )
+    x = _pad(x, geometry, padding, _sizes("input_dilation", input_dilation, n))
+    choice = _choose(x, sketch, geometry, implementation)
+    return _project(choice, geometry, x.shape[1:-1], False, x, sketch)
+
+
+def _sizes(name: str, value: Sizes, n: int) -> tuple[int, ...]:
+    sizes = (value,) * n if isinstance(value, int) else tuple(value)
+    if len(sizes) != n or min(sizes, default=1) < 1:
+        raise ValueError(f"project_patches: {name}={value}; expected {n} positive numbers or one")
+    return sizes
+
+
+def _pad(
+    x: Array,
+    geometry: Geometry,
+    padding: str | Sequence[tuple[int, int]],
+    dilation: tuple[int, ...],
+) -> Array:
+    spatial = [(size - 1) * d + 1 for size, d in zip(x.shape[1:-1], dilation, strict=True)]
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(spatial, geometry.reach(), geometry.strides, padding)
+    config = [(low, high, d - 1) for (low, high), d in zip(padding, dilation, strict=True)]
+    if all(entry == (0, 0, 0) for entry in config):
+        return x
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+
+
+def _choose(x: Array, sketch: Sketch, geometry: Geometry, implementation: str | None) -> Choice:
+    outputs = x.shape[0] * math.prod(geometry.out(x.shape[1:-1]))
+    shape = (outputs, sketch.rows, sketch.cols)
+    problem = Problem("project_patches", sketch.kind, x.dtype.name, shape)
+
+    def unsupported(module: str) -> str | None:
+        check = getattr(_module(module), "unsupported", None)
+        return None if check is None else check(sketch, x.dtype)
+
+    return choose(problem, implementation, unsupported)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _project(
+    choice: Choice,
+    geometry: Geometry,
+    spatial: tuple[int, ...],
+    transpose: bool,
+    x: Array,
+    sketch: Sketch,
+) -> Array:
+    module = _module(IMPLEMENTATIONS[choice.name].module)
+    options: dict[str, Any] = backend_options(choice, getattr(module, "Blocks", None))
+    if transpose:
+        return module.project_transpose(x, sketch, geometry, spatial, **options)
+    return module.project(x, sketch, geometry, **options)
+
+
+def _forward(
+    choice: Choice,
+    geometry: Geometry,
+    spatial: tuple[int, ...],
+    transpose: bool,
+    x: Array,
+    sketch: Sketch,
+) -> tuple[Array, Sketch]:
+    return _project(choice, geometry, spatial, transpose, x, sketch), sketch
+
+
+def _backward(
+    choice: Choice,
+    geometry: Geometry,
+    spatial: tuple[int, ...],
+    transpose: bool,
+    sketch: Sketch,
+    cotangent: Array,
+) -> tuple[Array, None]:
+    back = Choice(choice.name, choice.reason)
+    return _project(back, geometry, spatial, not transpose, cotangent, sketch), None
+
+
+_project.defvjp(_forward, _backward)
