@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from ..hadamard import xla as hadamard
 from ..sketches import family
 from ..sketches._base import indices, inverse_sqrt
 from ..sketches.rows import samples
@@ -22,26 +22,50 @@ if TYPE_CHECKING:
     from ..sketches import Sketch
 
 TILE_ENTRIES = 2**18  # 1 MB of float32: stays in a core's second-level cache
+SPARSE_ROWS = 2**14
+"""Rows whose nonzeros are held at a time."""
 _ROW_ALIGNMENT = 64  # rows that share a hash
-_HADAMARD_BITS = 6  # largest Kronecker factor: H_64
+
+# Nanoseconds on two cores of a 2020s server, measured with scripts/bench_kernels: only their ratios
+# matter, and only to choose between two right algorithms.
+_PRODUCT, _ENTRY = 0.01, 0.8  # a multiplication in a matrix product; making an entry of Omega
+_GATHERED = 0.6  # fetching a number by its index
+_TRANSFORMED, _TRANSFORMED_FAR = 2.5, 8.0  # Hadamard transform of a number, in cache and beyond
+_CACHE = 2**21  # numbers
 
 
 def project(x: Float[Array, "b rows"], sketch: Sketch) -> Float[Array, "b cols"]:
     """x Omega, accumulated in float32 at least."""
-    return _project(sketch)(_widen(x), sketch).astype(x.dtype)
+    return _project(x.shape[0], sketch)(_widen(x), sketch).astype(x.dtype)
 
 
 def project_transpose(y: Float[Array, "b cols"], sketch: Sketch) -> Float[Array, "b rows"]:
     """y Omega^T, accumulated in float32 at least."""
-    return _transpose(sketch)(_widen(y), sketch).astype(y.dtype)
+    return _transpose(y.shape[0], sketch)(_widen(y), sketch).astype(y.dtype)
 
 
-def _project(sketch: Sketch) -> Callable[[Array, Sketch], Array]:
-    return _ALGORITHMS[family(sketch.kind).structure][0]
+def _project(batch: int, sketch: Sketch) -> Callable[[Array, Sketch], Array]:
+    structure = family(sketch.kind).structure
+    if structure == "hadamard" and _dense_is_faster(batch, sketch):
+        return _dense_project
+    return _ALGORITHMS[structure][0]
 
 
-def _transpose(sketch: Sketch) -> Callable[[Array, Sketch], Array]:
-    return _ALGORITHMS[family(sketch.kind).structure][1]
+def _transpose(batch: int, sketch: Sketch) -> Callable[[Array, Sketch], Array]:
+    structure = family(sketch.kind).structure
+    if structure in ("hadamard", "sparse") and _dense_is_faster(batch, sketch):
+        return _dense_transpose
+    return _ALGORITHMS[structure][1]
+
+
+def _dense_is_faster(batch: int, sketch: Sketch) -> bool:
+    """Whether making Omega tile by tile costs less than a sparse or fast product, a number of x."""
+    dense = sketch.cols * (_PRODUCT + _ENTRY / max(batch, 1))
+    if family(sketch.kind).structure == "sparse":
+        parameters = dict(sketch.params)
+        return dense < _GATHERED * parameters["nnz"] * parameters.get("kappa", 1)
+    far = max(batch, 1) << order_bits(sketch.rows) > _CACHE
+    return dense < (_TRANSFORMED_FAR if far else _TRANSFORMED)
 
 
 def _widen(x: Array) -> Array:
@@ -104,9 +128,28 @@ def _dense_transpose(y: Array, sketch: Sketch) -> Array:
 
 
 def _sparse_transpose(y: Array, sketch: Sketch) -> Array:
+    size = min(sketch.rows, SPARSE_ROWS)
+    whole, rest = divmod(sketch.rows, size)
+    if whole == 1 and not rest:
+        return _gathered(y, sketch, 0, size)
+
+    def step(i: Array, out: Array) -> Array:
+        part = _gathered(y, sketch, i * size, size)
+        return jax.lax.dynamic_update_slice_in_dim(out, part, i * size, axis=1)
+
+    out = jnp.zeros((y.shape[0], sketch.rows), y.dtype)
+    out = jax.lax.fori_loop(0, whole, step, out)
+    if rest:
+        out = out.at[:, whole * size :].set(_gathered(y, sketch, whole * size, rest))
+    return out
+
+
+def _gathered(y: Array, sketch: Sketch, row_start: int | Array, n_rows: int) -> Array:
+    """Those columns of y Omega^T: each sums a few columns of y."""
     pattern = family(sketch.kind).pattern
     assert pattern is not None
-    column, value = _stored(functools.partial(pattern, sketch), sketch.rows)
+    first = jnp.asarray(row_start, jnp.uint32)
+    column, value = _stored(lambda start, size: pattern(sketch, first + start, size), n_rows)
     terms = (
         jnp.take(y, column[:, k], axis=1, mode="clip") * value[:, k].astype(y.dtype)
         for k in range(column.shape[1])
@@ -114,30 +157,7 @@ def _sparse_transpose(y: Array, sketch: Sketch) -> Array:
     return functools.reduce(jnp.add, terms)
 
 
-# SRHT: a Walsh-Hadamard transform as products with small Hadamard matrices.
-
-
-def _hadamard_matrix(bits: int) -> np.ndarray:
-    h = np.ones((1, 1), np.float32)
-    for _ in range(bits):
-        h = np.block([[h, h], [h, -h]])
-    return h
-
-
-def _hadamard_transform(x: Float[Array, "b n"], bits: int) -> Float[Array, "b n"]:
-    """x H_n, n = 2^bits, by H_n = H_a (x) H_b (x) ...: n (a + b + ...) products, not n^2.
-
-    Each step transforms the lowest bits of the index and moves them to the top; after the last all
-    are back in place. Plain matrix products and transposes: XLA's CPU back end is fastest at these.
-    """
-    count = max(1, -(-bits // _HADAMARD_BITS))
-    for k in range(count):
-        part = (bits + k) // count
-        rest, order = 1 << (bits - part), 1 << part
-        h = jnp.asarray(_hadamard_matrix(part), x.dtype)
-        folded = _dot(x.reshape(x.shape[0] * rest, order), h)
-        x = jnp.swapaxes(folded.reshape(x.shape[0], rest, order), 1, 2).reshape(x.shape)
-    return x
+# SRHT: a Walsh-Hadamard transform.
 
 
 def _hadamard_project(x: Array, sketch: Sketch) -> Array:
@@ -145,7 +165,7 @@ def _hadamard_project(x: Array, sketch: Sketch) -> Array:
     sign = _stored(functools.partial(signs, sketch), sketch.rows)
     chosen = _stored(_index_columns(sketch), sketch.cols)
     x = jnp.pad(x * sign.astype(x.dtype), ((0, 0), (0, (1 << bits) - sketch.rows)))
-    out = jnp.take(_hadamard_transform(x, bits), chosen, axis=1, mode="clip")
+    out = jnp.take(hadamard.transform(x), chosen, axis=1, mode="clip")
     return out * inverse_sqrt(sketch.cols).astype(x.dtype)
 
 
@@ -155,7 +175,7 @@ def _hadamard_transpose(y: Array, sketch: Sketch) -> Array:
     # A gather through the inverse bijection: XLA's scatter is serial on CPU.
     rank = _stored(_index_ranks(sketch), 1 << bits)
     y = jnp.pad(y * inverse_sqrt(sketch.cols).astype(y.dtype), ((0, 0), (0, 1)))
-    out = _hadamard_transform(jnp.take(y, rank, axis=1, mode="clip"), bits)
+    out = hadamard.transform(jnp.take(y, rank, axis=1, mode="clip"))
     return out[:, : sketch.rows] * sign.astype(y.dtype)
 
 
