@@ -1,0 +1,177 @@
+"""X Omega and Y Omega^T for TPUs: tiles of Omega made in vector memory, fed to the matrix unit."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from .. import _entries
+from .._mosaic_tpu import (
+    BLOCK,
+    Generator,
+    ceil_to,
+    dot,
+    interpret_params,
+    operand_dtype,
+    pad_to,
+    parallel,
+    refuse,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from ..sketches import Sketch
+
+
+class Blocks(NamedTuple):
+    """Sizes that a tuner chooses.
+
+    Attributes:
+      batch: rows of x a tile, a multiple of 16.
+      rows: rows of Omega a tile, a multiple of 128.
+      cols: columns of Omega a tile, a multiple of 128.
+    """
+
+    batch: int = 256
+    rows: int = 512
+    cols: int = 128
+
+
+def unsupported(sketch: Sketch, dtype: Any) -> str | None:
+    """Why these kernels cannot run a sketch on a dtype; None where they can."""
+    return refuse(sketch.kind, dtype)
+
+
+def project(
+    x: Float[Array, "p c"],
+    sketch: Sketch,
+    *,
+    offsets: tuple[int, ...] = (0,),
+    rows_out: int | None = None,
+    blocks: Blocks | None = None,
+    interpret: bool = False,
+) -> Float[Array, "rows_out cols"]:
+    """y_i = sum_w x_{i + offsets[w]} Omega[w c : (w + 1) c].
+
+    Args:
+      x: (p, c), float32, bfloat16 or float16.
+      sketch: rows = c len(offsets); any family but row sampling.
+      offsets: not negative; (0,) is x Omega, more are the pixels of a convolution's window.
+      rows_out: rows of y, by default p.
+      blocks: tile sizes.
+      interpret: run on the CPU, with race detection.
+
+    Returns:
+      array (rows_out, cols) of x's dtype.
+    """
+    return _sum(False, x, sketch, offsets, rows_out, blocks, interpret)
+
+
+def project_transpose(
+    y: Float[Array, "p cols"],
+    sketch: Sketch,
+    *,
+    offsets: tuple[int, ...] = (0,),
+    rows_out: int | None = None,
+    blocks: Blocks | None = None,
+    interpret: bool = False,
+) -> Float[Array, "rows_out c"]:
+    """x_i = sum_w y_{i + offsets[w]} Omega[w c : (w + 1) c]^T; arguments as of ``project``."""
+    return _sum(True, y, sketch, offsets, rows_out, blocks, interpret)
+
+
+def _sum(
+    transpose: bool,
+    x: Array,
+    sketch: Sketch,
+    offsets: tuple[int, ...],
+    rows_out: int | None,
+    blocks: Blocks | None,
+    interpret: bool,
+) -> Array:
+    """One launch an offset: a shift by any number of rows has no place in a tiled memory."""
+    rows = x.shape[0] if rows_out is None else rows_out
+    group = sketch.rows // len(offsets)
+    out = group if transpose else sketch.cols
+    if 0 in (rows, out, x.shape[1]):
+        return jnp.zeros((rows, out), x.dtype)
+    dtype = operand_dtype(x.dtype, sketch.kind)
+    launch = functools.partial(_launch, transpose, sketch, group, blocks or Blocks(), interpret)
+    total = None
+    for i, offset in enumerate(offsets):
+        part = launch(x[offset : offset + rows].astype(dtype), i * group)
+        total = part if total is None else total + part
+    assert total is not None
+    return (total * _entries.scale(sketch)).astype(x.dtype)
+
+
+def _launch(
+    transpose: bool,
+    sketch: Sketch,
+    group: int,
+    blocks: Blocks,
+    interpret: bool,
+    x: Array,
+    base: int,
+) -> Array:
+    batch = min(blocks.batch, ceil_to(x.shape[0], 16))
+    rows = min(blocks.rows, ceil_to(group, 2 * BLOCK))
+    cols = min(blocks.cols, ceil_to(sketch.cols, 2 * BLOCK))
+    generator = Generator(sketch.kind, rows, cols, base % BLOCK == 0)
+    size = ceil_to(x.shape[0], batch), ceil_to(group, rows), ceil_to(sketch.cols, cols)
+    inner, outer = (size[2], size[1]) if transpose else (size[1], size[2])
+    inner_tile, outer_tile = (cols, rows) if transpose else (rows, cols)
+    row = (lambda i, j, k: j) if transpose else (lambda i, j, k: k)
+    column = (lambda i, j, k: k) if transpose else (lambda i, j, k: j)
+    operands = generator.operands(sketch, base, size[1], size[2])
+    kernel = functools.partial(_kernel, generator, transpose, inner // inner_tile)
+    call = pl.pallas_call(
+        kernel,
+        grid=(size[0] // batch, outer // outer_tile, inner // inner_tile),
+        in_specs=[
+            pl.BlockSpec((batch, inner_tile), lambda i, j, k: (i, k)),
+            *generator.specs(row, column, operands[1].shape[1]),
+        ],
+        out_specs=pl.BlockSpec((batch, outer_tile), lambda i, j, k: (i, j)),
+        out_shape=jax.ShapeDtypeStruct((size[0], outer), jnp.float32),
+        scratch_shapes=[
+            pltpu.VMEM((rows, cols), x.dtype),
+            pltpu.VMEM((batch, outer_tile), jnp.float32),
+        ],
+        compiler_params=parallel(3, interpret),
+        interpret=interpret_params(interpret),
+    )
+    out = call(pad_to(x, (size[0], inner)), *operands)
+    return out[: x.shape[0], : group if transpose else sketch.cols]
+
+
+def _kernel(
+    generator: Generator,
+    transpose: bool,
+    steps: int,
+    x: Any,
+    scalars: Any,
+    vector: Any,
+    y: Any,
+    omega: Any,
+    total: Any,
+) -> None:
+    j, k = pl.program_id(1), pl.program_id(2)
+
+    @pl.when(k == 0)
+    def _() -> None:
+        total[...] = jnp.zeros_like(total)
+
+    row_tile, col_tile = (j, k) if transpose else (k, j)
+    generator.write(omega, scalars, vector, row_tile, col_tile)
+    total[...] += dot(x[...], omega[...], 1 if transpose else 0)
+
+    @pl.when(k == steps - 1)
+    def _() -> None:
+        y[...] = total[...]
