@@ -183,8 +183,8 @@ def _run(
     )
     padded = ceil_to(rows, blocks.rows), ceil_to(cols, blocks.cols)
     x = pad_axis(x, 1, DEPTH)
-    missing = padded[0] + max(offsets) - x.shape[0]
-    x = jnp.pad(x, ((0, max(0, missing)), (0, 0)))
+    read = ceil_to(max(padded[0] + max(offsets), x.shape[0]), 8)  # TMA copies tiles of 8 rows
+    x = jnp.pad(x, ((0, read - x.shape[0]), (0, 0)))
     out = _launch(plan, x, sketch, padded)
     if blocks.splits > 1:
         out = jnp.sum(out, axis=0)
