@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
 
+_TILE = 8
+
+
 class Geometry(NamedTuple):
     """A window that slides over images which are padded already; one entry a spatial dimension.
 
@@ -65,6 +68,8 @@ def flat(geometry: Geometry, batch: int, spatial: tuple[int, ...]) -> Flat:
     """The flat form of images of that size."""
     strides = geometry.strides
     grid = tuple(-(-n // s) for n, s in zip(spatial, strides, strict=True))
+    # Rows of whole tiles: offsets then differ, modulo a tile, only by columns of the window.
+    grid = (*grid[:-1], -(-grid[-1] // _TILE) * _TILE)
     pixels = batch * math.prod(grid)
     offsets = []
     for position in geometry.positions():

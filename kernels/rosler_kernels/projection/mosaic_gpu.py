@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 SHARED_BYTES = 225_000  # of the 232,448 that a block may use on sm_90; barriers and padding too
 
 
+_TILE_ROWS = 8
+
+
 class Blocks(NamedTuple):
     """Sizes that a tuner chooses.
 
@@ -183,12 +186,27 @@ def _run(
     )
     padded = ceil_to(rows, blocks.rows), ceil_to(cols, blocks.cols)
     x = pad_axis(x, 1, DEPTH)
-    read = ceil_to(max(padded[0] + max(offsets), x.shape[0]), 8)  # TMA copies tiles of 8 rows
-    x = jnp.pad(x, ((0, read - x.shape[0]), (0, 0)))
+    x, offsets = _aligned(x, offsets, padded[0])
+    plan = plan._replace(offsets=offsets)
     out = _launch(plan, x, sketch, padded)
     if blocks.splits > 1:
         out = jnp.sum(out, axis=0)
     return out.reshape(padded)[:rows, :cols].astype(x.dtype)
+
+
+def _aligned(x: Array, offsets: tuple[int, ...], rows: int) -> tuple[Array, tuple[int, ...]]:
+    """The same rows of x, read from offsets that are multiples of 8.
+
+    A copy in tiles of 8 rows that starts within a tile loses what lies beyond it (and the
+    interpreter does not show it). So x is repeated, moved up by each remainder that occurs: for a
+    convolution over rows of a multiple of 8 pixels, once a column of the window.
+    """
+    remainders = sorted({offset % _TILE_ROWS for offset in offsets})
+    size = ceil_to(max(rows + max(offsets), x.shape[0]), _TILE_ROWS)
+    x = jnp.pad(x, ((0, size + remainders[-1] - x.shape[0]), (0, 0)))
+    copies = [x] if remainders == [0] else [x[r : r + size] for r in remainders]
+    moved = tuple(remainders.index(o % _TILE_ROWS) * size + o - o % _TILE_ROWS for o in offsets)
+    return (copies[0] if len(copies) == 1 else jnp.concatenate(copies)), moved
 
 
 def _launch(plan: _Plan, x: Array, sketch: Sketch, padded: tuple[int, int]) -> Array:
