@@ -53,7 +53,7 @@ def wanted(spec: Spec, x: np.ndarray, sketch: rk.Sketch) -> np.ndarray:
         size = min(TILE, spec.rows - start)
         omega = np.asarray(rk.tile(sketch, start, size), np.float64)
         parts.append(x @ omega.T if spec.transpose else x[:, start : start + size] @ omega)
-    return np.concatenate(parts, axis=1) if spec.transpose else sum(parts)
+    return np.concatenate(parts, axis=1) if spec.transpose else np.sum(parts, axis=0)
 
 
 def error(spec: Spec, got: jax.Array, x: jax.Array, sketch: rk.Sketch) -> float:

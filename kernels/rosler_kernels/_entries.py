@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .hashing import Tag, domain_key, threefry_2x32, uniform
+from .hashing import Tag, domain_key, sin_cos_turns, threefry_2x32, uniform
 from .sketches import family
 from .sketches._base import SIGN_BLOCK, indices, inverse_sqrt
 from .sketches.srht import columns as hadamard_columns
@@ -96,7 +96,7 @@ def sign_words(kind: str, key: Words, block: Array, column: Array) -> Words:
     """
     if kind == "rademacher":
         return threefry_2x32(key, (block, column))
-    d0, d1 = threefry_2x32(key, (block, np.uint32(0)))
+    d0, d1 = threefry_2x32(key, (block, 0))
     walsh = column & np.uint32(0)
     for bit, mask in enumerate(_WALSH_MASKS):
         walsh = walsh ^ (_spread(column >> np.uint32(bit)) & np.uint32(mask))
@@ -139,15 +139,14 @@ def normal(key: Words, row: UInt32[Array, "..."], column: UInt32[Array, "..."]) 
     """The unit normal entry of (row, column), float32.
 
     Every entry hashes its own pair of words: neighbouring rows share theirs, but no back end can
-    interleave rows cheaply. sin(a) = cos(a - pi/2) serves the odd rows.
+    interleave rows cheaply. Even rows take the cosine, odd rows the sine.
     """
     w0, w1 = threefry_2x32(key, (row >> np.uint32(1), column))
     square = np.float32(-2.0) * jnp.log(uniform(w0) + np.float32(2.0**-24))
     # Mosaic GPU has no square root; log(1) = 0 must not meet an infinite reciprocal.
     radius = square * lax.rsqrt(jnp.maximum(square, np.float32(1e-30)))
-    odd = (row & np.uint32(1)).astype(jnp.int32).astype(jnp.float32)
-    turns = uniform(w1) - np.float32(0.25) * odd  # exact: both are multiples of 2^-24
-    return radius * jnp.cos(turns * np.float32(2.0 * np.pi))
+    sine, cosine = sin_cos_turns(uniform(w1))
+    return radius * jnp.where((row & np.uint32(1)) == np.uint32(0), cosine, sine)
 
 
 def sparse(codes: list[Int32[Array, "..."]], column: Int32[Array, "..."]) -> Array:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .hashing import Words
     from .sketches import Sketch
 
+    Index = Array | np.int32
+
 DEPTH = 128  # rows of Omega a step: two hashes' worth, so that 64 columns keep 128 threads busy
 PIECE = 64  # side of the piece of a tile that is held in registers
 SWIZZLE = 128  # bytes
@@ -125,8 +127,8 @@ class Tile(NamedTuple):
       column: first column of Omega, int32 scalar.
     """
 
-    row: Array
-    column: Array
+    row: Index
+    column: Index
 
 
 class Generator(NamedTuple):
@@ -197,7 +199,7 @@ class Generator(NamedTuple):
 
         return piece
 
-    def _hash_places(self, lane: Array, tile: Tile) -> tuple[Array, Array]:
+    def _hash_places(self, lane: Array, tile: Tile) -> tuple[Array, Index]:
         """Which block of 64 rows each lane hashes, and where in ``columns`` the lanes begin."""
         first = lax.div(tile.row, np.int32(PIECE))
         if self.transpose:  # lanes: block by block, DEPTH columns each
@@ -206,7 +208,7 @@ class Generator(NamedTuple):
         block = first + lax.div(lane, np.int32(self.width))
         return block.astype(jnp.uint32), tile.column * np.int32(DEPTH // PIECE)
 
-    def _words(self, key: Words, row: Array, block: Array, column: Array) -> Words:
+    def _words(self, key: Words, row: Index, block: Array, column: Array) -> Words:
         low = _entries.sign_words(self.kind, key, block, column)
         if self.aligned:
             return low
@@ -300,4 +302,3 @@ def refuse(kind: str | None, nnz: int, dtype: Any) -> str | None:
     if nnz > MAX_NNZ:
         return f"{nnz} nonzeros a row; the kernel takes up to {MAX_NNZ}"
     return None
-

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from .sketches import Sketch
 
+    Index = Array | np.int32
+
 BLOCK = 64  # rows that share a hash
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -29,7 +31,8 @@ def parallel(grid: int, interpret: bool) -> Any:
     """
     if interpret:
         return pltpu.CompilerParams()
-    return pltpu.CompilerParams(dimension_semantics=("parallel",) * (grid - 1) + ("arbitrary",))
+    order: list[Any] = ["parallel"] * (grid - 1) + ["arbitrary"]
+    return pltpu.CompilerParams(dimension_semantics=order)
 
 
 def interpret_params(interpret: bool) -> Any:
@@ -88,7 +91,7 @@ class Generator(NamedTuple):
         return [scalars, pl.BlockSpec((1, self.cols), lambda *i: (0, column(*i)))]
 
     def write(
-        self, omega: Any, scalars: Any, vector: Any, row_tile: Array, col_tile: Array
+        self, omega: Any, scalars: Any, vector: Any, row_tile: Index, col_tile: Index
     ) -> None:
         """Fills ``omega`` (rows, cols), unscaled."""
         made = _entries.generator(self.kind)
@@ -125,9 +128,7 @@ class Generator(NamedTuple):
             words = _entries.shift_words(words, high, shift.astype(jnp.uint32))
         place = lax.broadcasted_iota(jnp.int32, (BLOCK, self.cols), 0)
         for i in range(count):
-            pair = tuple(
-                jnp.broadcast_to(word[i : i + 1, :], (BLOCK, self.cols)) for word in words
-            )
+            pair = tuple(jnp.broadcast_to(word[i : i + 1, :], (BLOCK, self.cols)) for word in words)
             sign = _entries.sign((pair[0], pair[1]), place)
             omega[pl.ds(i * BLOCK, BLOCK), :] = sign.astype(omega.dtype)
 
@@ -160,5 +161,3 @@ def pad_to(x: Array, shape: tuple[int, ...]) -> Array:
     """Zeros at the ends of the axes, up to a shape."""
     missing = [(0, b - a) for a, b in zip(x.shape, shape, strict=True)]
     return jnp.pad(x, missing) if any(m for _, m in missing) else x
-
-

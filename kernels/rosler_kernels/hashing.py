@@ -29,7 +29,7 @@ h)``.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +175,32 @@ def uniform(word: UInt32[Array, "..."]) -> Float[Array, "..."]:
     """
     # Through int32: not every accelerator converts uint32 to float.
     return (word >> _u32(8)).astype(jnp.int32).astype(jnp.float32) * np.float32(2.0**-24)
+
+
+def sin_cos_turns(v: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """(sin 2 pi v, cos 2 pi v) for v in [0, 1), float32, within 2e-7.
+
+    The angle is brought to an eighth of a turn without rounding, and both are polynomials there: a
+    few multiplications where a library's sine would spend several times as much on any argument.
+
+    >>> [round(float(a), 6) for a in sin_cos_turns(jnp.float32(1 / 12))]
+    [0.5, 0.866025]
+    """
+    turn = (v * np.float32(4.0) + np.float32(0.5)).astype(jnp.int32)
+    t = (v - turn.astype(jnp.float32) * np.float32(0.25)) * np.float32(2.0 * np.pi)
+    sine, cosine = t * _taylor(t * t, 1), _taylor(t * t, 0)
+    swap = (turn & np.int32(1)) != np.int32(0)
+    s, c = jnp.where(swap, cosine, sine), jnp.where(swap, sine, cosine)
+    s = jnp.where((turn & np.int32(2)) != np.int32(0), -s, s)
+    return s, jnp.where(((turn + np.int32(1)) & np.int32(2)) != np.int32(0), -c, c)
+
+
+def _taylor(z: Array, first: int) -> Array:
+    """1 - z / ((f + 1)(f + 2)) (1 - z / ((f + 3)(f + 4)) (...)): cos for f = 0, sin x / x for 1."""
+    total: Any = np.float32(1.0)
+    for k in range(first + 7, first, -2):
+        total = np.float32(1.0) - z * np.float32(1.0 / (k * (k + 1))) * total
+    return jnp.asarray(total)
 
 
 def bijection(key: Words, x: UInt32[Array, "..."], bits: int) -> UInt32[Array, "..."]:

@@ -62,9 +62,7 @@ def _table(
 ) -> tuple[Spec, ...]:
     return tuple(
         Spec(kind, *shape, dtype, transpose)
-        for kind, shape, dtype, transpose in itertools.product(
-            kinds, shapes, dtypes, (False, True)
-        )
+        for kind, shape, dtype, transpose in itertools.product(kinds, shapes, dtypes, (False, True))
     )
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     Factor = Array | Sketch
+    Index = Array | np.int32
 
 MAX_RANK = 128  # both intermediates, the core and two tiles of each outer factor: 200 kB
 ROWS = 64
@@ -91,7 +92,8 @@ def chain(
     (b, m), (s, l) = x.shape, core.shape
     n = right.rows if isinstance(right, Sketch) else right.shape[1]
     if 0 in (b, m, s, l, n):
-        return tuple(jnp.zeros((b, k), x.dtype) for k in (n, s, l))  # type: ignore[return-value]
+        y, h, z = (jnp.zeros((b, k), x.dtype) for k in (n, s, l))
+        return y, h, z
     blocks = Blocks() if blocks is None else blocks
     sizes = _Sizes(
         ceil_to(b, ROWS),
@@ -114,7 +116,7 @@ class _Sizes(NamedTuple):
     b: int
     m: int
     s: int
-    l: int  # noqa: E741
+    l: int
     n: int
     groups: int
 
@@ -201,7 +203,7 @@ class _Source(NamedTuple):
     outer: _Outer
     refs: dict[str, Any]
 
-    def fetch(self, step: Array, tiles: list[Any], arrived: Any, place: Any) -> None:
+    def fetch(self, step: Index, tiles: list[Any], arrived: Any, place: Any) -> None:
         """Starts the copy of a stored tile into slot step % 2."""
         if self.outer.generator is None:
             slot = lax.rem(step, np.int32(2))
@@ -277,7 +279,7 @@ def _sum_h(
     steps = sizes.m // DEPTH
     x_tiles, tiles = scratch["x_tiles"], scratch["left_tiles"]
 
-    def fetch(step: Array) -> None:
+    def fetch(step: Any) -> None:
         slot, at = lax.rem(step, np.int32(2)), pl.ds(step * np.int32(DEPTH), DEPTH)
         plgpu.copy_gmem_to_smem(
             x_ref.at[pl.ds(row, ROWS), at], x_tiles.at[slot], scratch["x_arrived"].at[slot]
@@ -316,7 +318,7 @@ def _columns(
     count = lax.max(np.int32(0), lax.min(np.int32(each), np.int32(total) - first))
     tiles, y_tile = scratch["right_tiles"], scratch["y_tile"]
 
-    def fetch(step: Array) -> None:
+    def fetch(step: Index) -> None:
         at = pl.ds((first + step) * np.int32(PIECE), PIECE)
         right.fetch(step, tiles, scratch["right_arrived"], (slice(None), at))
 

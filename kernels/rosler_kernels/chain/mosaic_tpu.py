@@ -97,7 +97,8 @@ def chain(
     (b, m), (s, l) = x.shape, core.shape
     n = right.rows if isinstance(right, Sketch) else right.shape[1]
     if 0 in (b, m, s, l, n):
-        return tuple(jnp.zeros((b, k), x.dtype) for k in (n, s, l))  # type: ignore[return-value]
+        y, h, z = (jnp.zeros((b, k), x.dtype) for k in (n, s, l))
+        return y, h, z
     blocks = Blocks() if blocks is None else blocks
     dtype = _common(x.dtype, left, right)
     batch = min(blocks.batch, ceil_to(b, 16))
@@ -137,7 +138,8 @@ def chain(
         *first.arrays,
         *last.arrays,
     )
-    return tuple(a[:b, :k].astype(x.dtype) for a, k in ((y, n), (h, s), (z, l)))  # type: ignore[return-value]
+    y, h, z = (a[:b, :k].astype(x.dtype) for a, k in ((y, n), (h, s), (z, l)))
+    return y, h, z
 
 
 def _common(dtype: Any, *factors: Factor) -> Any:

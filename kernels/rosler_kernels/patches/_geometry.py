@@ -92,9 +92,7 @@ def to_pixels(x: Array, geometry: Geometry, form: Flat) -> Array:
     return x.reshape(form.phases * form.pixels, x.shape[-1])
 
 
-def from_pixels(
-    pixels: Array, geometry: Geometry, form: Flat, spatial: tuple[int, ...]
-) -> Array:
+def from_pixels(pixels: Array, geometry: Geometry, form: Flat, spatial: tuple[int, ...]) -> Array:
     """The inverse of ``to_pixels``."""
     n, c = len(form.grid), pixels.shape[-1]
     x = pixels.reshape(*geometry.strides, -1, *form.grid, c)

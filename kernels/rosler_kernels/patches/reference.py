@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def project(x: Array, sketch: Sketch, geometry: Geometry) -> Array:
     """(b, *spatial, c) -> (b, *out, cols)."""
     patches = jnp.concatenate(
-        [x[_pixels(geometry, x.shape[1:-1], position)] for position in geometry.positions()], axis=-1
+        [x[_pixels(geometry, x.shape[1:-1], position)] for position in geometry.positions()],
+        axis=-1,
     )
     flat = projection.project(patches.reshape(-1, sketch.rows), sketch)
     return flat.reshape(*patches.shape[:-1], sketch.cols)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-
 from ..sketches import family
 
 if TYPE_CHECKING:
@@ -87,9 +86,7 @@ def _convolve(x: Array, filters: Array, geometry: Geometry) -> Array:
 
 def _view(x: Array, geometry: Geometry, position: tuple[int, ...]) -> Array:
     out = geometry.out(x.shape[1:-1])
-    stops = [
-        p + (n - 1) * s + 1 for p, n, s in zip(position, out, geometry.strides, strict=True)
-    ]
+    stops = [p + (n - 1) * s + 1 for p, n, s in zip(position, out, geometry.strides, strict=True)]
     return jax.lax.slice(
         x,
         (0, *position, 0),
@@ -106,5 +103,3 @@ def _place(
     for p, n, s, size in zip(position, y.shape[1:-1], geometry.strides, spatial, strict=True):
         config.append((p, size - (p + (n - 1) * s + 1), s - 1))
     return jax.lax.pad(y, jnp.zeros((), y.dtype), [*config, (0, 0, 0)])
-
-

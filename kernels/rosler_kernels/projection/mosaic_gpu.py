@@ -231,7 +231,9 @@ def _launch(plan: _Plan, x: Array, sketch: Sketch, padded: tuple[int, int]) -> A
             for _ in range(plan.parts.x)
             if plan.parts.x > 1
         ],
-        "omega_parts": [shared((buffers, DEPTH, blocks.cols), narrow) for _ in range(plan.parts.omega)],
+        "omega_parts": [
+            shared((buffers, DEPTH, blocks.cols), narrow) for _ in range(plan.parts.omega)
+        ],
         "words": plgpu.SMEM(plan.generator.scratch(), jnp.uint32),
         "out_tile": shared((blocks.rows, blocks.cols), out_dtype),
         "arrived": plgpu.Barrier(num_barriers=blocks.stages),
@@ -270,7 +272,7 @@ def _body(
     count = lax.min(np.int32(each), np.int32(plan.steps) - first)
     key = key_ref[0], key_ref[1]
 
-    def fetch(step: Array) -> None:
+    def fetch(step: Array | np.int32) -> None:
         offset, inner = _position(plan, first + step)
         slot = lax.rem(step, np.int32(blocks.stages))
         start = row * np.int32(m) + _shift(plan.offsets, offset)
@@ -310,7 +312,7 @@ def _body(
     plgpu.wait_smem_to_gmem(0)
 
 
-def _position(plan: _Plan, step: Array) -> tuple[Array, Array]:
+def _position(plan: _Plan, step: Array | np.int32) -> tuple[Array, Array]:
     """Which offset a step belongs to, and where it starts in the contraction."""
     tiles = np.int32(plan.contraction // DEPTH)
     return lax.div(step, tiles), lax.rem(step, tiles) * np.int32(DEPTH)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from ..hashing import Tag, domain_key, threefry_2x32, uniform
+from ..hashing import Tag, domain_key, sin_cos_turns, threefry_2x32, uniform
 from ._base import Family, Sketch, aligned_rows, indices, inverse_sqrt, new_sketch
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def tile(
         w0, w1 = threefry_2x32(key, (indices(first, n_pairs)[:, None], columns[None, :]))
         radius = jnp.sqrt(-2.0 * jnp.log(uniform(w0) + np.float32(2.0**-24)))
         radius = radius * inverse_sqrt(sketch.cols)
-        angle = uniform(w1) * np.float32(2.0 * np.pi)
-        pairs = jnp.stack([radius * jnp.cos(angle), radius * jnp.sin(angle)], axis=1)
+        sine, cosine = sin_cos_turns(uniform(w1))
+        pairs = jnp.stack([radius * cosine, radius * sine], axis=1)
         return pairs.reshape(2 * n_pairs, n_cols)
 
     return aligned_rows(generate, 2, row_start, n_rows)
