@@ -1,7 +1,10 @@
 """Which implementation runs an operation, and why.
 
 In this order: the ``implementation`` argument, the innermost ``use_implementation``, the
-environment variable ``ROSLER_KERNELS_IMPLEMENTATION``, and else the device. A Pallas kernel is
+environment variable ``ROSLER_KERNELS_IMPLEMENTATION``, and else the device. An implementation that
+the device does not have is an error in all three; one that does not serve an operation, its family
+or its dtype is an error as an argument, while XLA stands in where a whole program was told to use
+it. A Pallas kernel is
 chosen of itself only on a kind of device for which measured block sizes are in the table of
 ``rosler_kernels.tuning``, and only near shapes where it was measured to win; a kernel that nobody
 timed on a device does not run there unasked.
@@ -162,12 +165,15 @@ def choose(
         (os.environ.get(VARIABLE) or None, f"set by {VARIABLE}"),
     ):
         if name is not None:
-            why = _impossible(_known(name, source), unsupported)
-            if why:
+            missing = _missing(_known(name, source))
+            why = missing or unsupported(IMPLEMENTATIONS[name].module)
+            if why and (missing or implementation is not None):
                 raise ValueError(
                     f"{problem.operation}: implementation {name!r}, {source}, cannot run: {why}; "
                     "use implementation='xla', which runs everywhere"
                 )
+            if why:
+                return Choice("xla", f"{name} was {source}, but {why}")
             return Choice(name, source, tuning.lookup(device().kind, name, problem).blocks)
     return _by_device(problem, unsupported)
 
@@ -177,7 +183,7 @@ def _by_device(problem: Problem, unsupported: Callable[[str], str | None]) -> Ch
     name = {"gpu": "mosaic_gpu", "tpu": "mosaic_tpu"}.get(here.platform)
     if name is None:
         return Choice("xla", f"there is no kernel for {here.platform}; XLA is its implementation")
-    why = _impossible(name, unsupported)
+    why = _missing(name) or unsupported(IMPLEMENTATIONS[name].module)
     if why:
         return Choice("xla", why)
     found = tuning.lookup(here.kind, name, problem)
@@ -186,13 +192,14 @@ def _by_device(problem: Problem, unsupported: Callable[[str], str | None]) -> Ch
     return Choice("xla", found.reason)
 
 
-def _impossible(name: str, unsupported: Callable[[str], str | None]) -> str | None:
+def _missing(name: str) -> str | None:
+    """Why this device does not have an implementation; None where it does."""
     backend, here = IMPLEMENTATIONS[name], device()
     if backend.platform is not None and backend.platform != here.platform:
         return f"it needs a {backend.platform}, and this is a {here.platform} ({here.kind})"
     if name == "mosaic_gpu" and not tuning.is_hopper(here.kind):
         return f"its wgmma instructions exist on Hopper GPUs alone (H100, H200), not on {here.kind}"
-    return unsupported(backend.module)
+    return None
 
 
 def _known(name: str, source: str = "asked for") -> str:

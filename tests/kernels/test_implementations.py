@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import rosler_kernels as rk
 from rosler_kernels import _entries
-from rosler_kernels.specs import KERNEL_FAMILIES, SMALL, tolerance
+from rosler_kernels.specs import KERNEL_FAMILIES, SMALL, Spec, tolerance
 
 PLATFORM = jax.default_backend()
 IMPLEMENTATIONS = [
@@ -97,7 +97,7 @@ def _jitted(implementation, transpose):
 def test_any_shape_and_seed(implementation, kind, rows, cols, lead, dtype, seed, transpose):
     if kind == "srht":
         cols = min(cols, 1 << (rows - 1).bit_length())
-    spec = rk.specs.Spec(kind, 1, rows, cols, dtype, transpose)
+    spec = Spec(kind, 1, rows, cols, dtype, transpose)
     sketch = spec.sketch(seed)
     x = jax.random.normal(jax.random.key(0), (*lead, cols if transpose else rows)).astype(dtype)
     omega = exact(sketch)
@@ -284,3 +284,16 @@ def test_index_arithmetic_at_the_end_of_the_range():
     words = _entries.sign_words("rademacher", (key[0], key[1]), row // 64, column)
     got = _entries.sign(words, (row % 64).astype(jnp.int32)) * _entries.scale(sketch)
     np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_a_wide_srht_goes_through_the_transform(transpose, dtype, implementation):
+    spec = Spec("srht", 3, 600, 512, dtype, transpose)
+    sketch, x = spec.sketch(3), spec.inputs(0)
+    omega = exact(sketch)
+    rtol, atol = tolerance(spec)
+    want = np.asarray(x, np.float64) @ (omega.T if transpose else omega)
+    # Rounded once more, between the transform and the scale.
+    check(run(spec, x, sketch, implementation), want, 2 * rtol, 4 * atol)

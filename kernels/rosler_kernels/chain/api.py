@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..projection import project
+from ..projection import explain, project
 from ..selection import IMPLEMENTATIONS, Choice, Problem, backend_options, choose
 from ..sketches import Sketch
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     Factor = Array | Sketch
+    Chosen = tuple[Choice, str | None]
 
 
 class Parallel(NamedTuple):
@@ -82,7 +83,7 @@ def sketch_matmul(
     x = jnp.asarray(x)
     _check(x, c, u, r, parallel)
     choice = _choose(x, c, u, r, implementation)
-    return _chain(choice, x, c, u, r, parallel)
+    return _chain((choice, implementation), x, c, u, r, parallel)
 
 
 def _sizes(factor: Factor, transposed: bool) -> tuple[int, int]:
@@ -134,10 +135,27 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{name}")
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run(choice: Choice, x: Array, c: Factor, u: Array, r: Factor) -> tuple[Array, Array, Array]:
+def _run(chosen: Chosen, x: Array, c: Factor, u: Array, r: Factor) -> tuple[Array, Array, Array]:
+    choice, implementation = chosen
+    # Which projections an XLA chain uses is settled here: inside, a cached trace would keep it.
+    rows = math.prod(x.shape[:-1])
+    projections = tuple(
+        explain(f, (rows, size), x.dtype, transpose=transpose, implementation=implementation).name
+        if choice.name == "xla" and isinstance(f, Sketch)
+        else "xla"
+        for f, size, transpose in ((c, x.shape[-1], False), (r, u.shape[1], True))
+    )
+    return _compiled(choice, projections, x, c, u, r)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(
+    choice: Choice, projections: tuple[str, ...], x: Array, c: Factor, u: Array, r: Factor
+) -> tuple[Array, Array, Array]:
     module = _module(IMPLEMENTATIONS[choice.name].module)
     options = backend_options(choice, getattr(module, "Blocks", None))
+    if choice.name == "xla":
+        options["projections"] = projections
     flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y, h, z = module.chain(flat, c, u, r, **options)
     lead = x.shape[:-1]
@@ -146,27 +164,27 @@ def _run(choice: Choice, x: Array, c: Factor, u: Array, r: Factor) -> tuple[Arra
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chain(
-    choice: Choice, x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None
+    chosen: Chosen, x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None
 ) -> Array:
-    return _run(choice, x, c, u, r)[0]
+    return _run(chosen, x, c, u, r)[0]
 
 
 def _forward(
-    choice: Choice, x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None
+    chosen: Chosen, x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None
 ) -> tuple[Array, tuple[Any, ...]]:
-    y, h, z = _run(choice, x, c, u, r)
+    y, h, z = _run(chosen, x, c, u, r)
     return y, (x, c, u, r, parallel, h, z)
 
 
-def _backward(choice: Choice, residuals: tuple[Any, ...], delta: Array) -> tuple[Any, ...]:
+def _backward(chosen: Chosen, residuals: tuple[Any, ...], delta: Array) -> tuple[Any, ...]:
     x, c, u, r, parallel, h, z = residuals
-    dx, delta_r, delta_h = _run(choice, delta, _transpose(r), u.T, _transpose(c))
+    dx, delta_r, delta_h = _run(chosen, delta, _transpose(r), u.T, _transpose(c))
     if parallel is None:
         d_c = None if isinstance(c, Sketch) else _outer(x, delta_h)
         d_r = None if isinstance(r, Sketch) else _outer(z, delta)
         return dx, d_c, _outer(h, delta_r), d_r, None
-    delta_omega = project(delta, parallel.omega, implementation=choice.name)
-    x_psi = project(x, parallel.psi, implementation=choice.name)
+    delta_omega = project(delta, parallel.omega, implementation=chosen[1])
+    x_psi = project(x, parallel.psi, implementation=chosen[1])
     return dx, _outer(x, delta_omega), _outer(delta_omega, x_psi), _outer(x_psi, delta), None
 
 

@@ -35,6 +35,8 @@ from .._mosaic_gpu import (
     shared,
     split,
 )
+from ..hadamard import mosaic_gpu as hadamard
+from . import _srht
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -168,6 +170,11 @@ def _run(
     cols = group if transpose else sketch.cols
     if 0 in (rows, cols, x.shape[1]):
         return jnp.zeros((rows, cols), x.dtype)
+    if len(offsets) == 1 and rows == x.shape[0] and blocks is None:
+        transform = functools.partial(hadamard.transform, interpret=interpret)
+        fast = _srht.by_transform(transpose, x, sketch, transform, hadamard.MAX_ORDER)
+        if fast is not None:
+            return fast
     count = parts(x.dtype, sketch.kind)
     if blocks is None:
         blocks = default_blocks(rows, cols, x.shape[1] * len(offsets), count)

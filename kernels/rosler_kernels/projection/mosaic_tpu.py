@@ -22,6 +22,8 @@ from .._mosaic_tpu import (
     parallel,
     refuse,
 )
+from ..hadamard import mosaic_tpu as hadamard
+from . import _srht
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -101,6 +103,11 @@ def _sum(
     out = group if transpose else sketch.cols
     if 0 in (rows, out, x.shape[1]):
         return jnp.zeros((rows, out), x.dtype)
+    if len(offsets) == 1 and rows == x.shape[0] and blocks is None:
+        transform = functools.partial(hadamard.transform, interpret=interpret)
+        fast = _srht.by_transform(transpose, x, sketch, transform, hadamard.MAX_ORDER)
+        if fast is not None:
+            return fast
     dtype = operand_dtype(x.dtype, sketch.kind)
     launch = functools.partial(_launch, transpose, sketch, group, blocks or Blocks(), interpret)
     total = None

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from ..hadamard import xla as hadamard
 from ..sketches import family
-from ..sketches._base import indices, inverse_sqrt
+from ..sketches._base import indices
 from ..sketches.rows import samples
 from ..sketches.srht import columns, order_bits, ranks, signs
+from . import _srht
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,22 +162,15 @@ def _gathered(y: Array, sketch: Sketch, row_start: int | Array, n_rows: int) -> 
 
 
 def _hadamard_project(x: Array, sketch: Sketch) -> Array:
-    bits = order_bits(sketch.rows)
     sign = _stored(functools.partial(signs, sketch), sketch.rows)
     chosen = _stored(_index_columns(sketch), sketch.cols)
-    x = jnp.pad(x * sign.astype(x.dtype), ((0, 0), (0, (1 << bits) - sketch.rows)))
-    out = jnp.take(hadamard.transform(x), chosen, axis=1, mode="clip")
-    return out * inverse_sqrt(sketch.cols).astype(x.dtype)
+    return _srht.project(x, sketch, sign, chosen, hadamard.transform)
 
 
 def _hadamard_transpose(y: Array, sketch: Sketch) -> Array:
-    bits = order_bits(sketch.rows)
     sign = _stored(functools.partial(signs, sketch), sketch.rows)
-    # A gather through the inverse bijection: XLA's scatter is serial on CPU.
-    rank = _stored(_index_ranks(sketch), 1 << bits)
-    y = jnp.pad(y * inverse_sqrt(sketch.cols).astype(y.dtype), ((0, 0), (0, 1)))
-    out = hadamard.transform(jnp.take(y, rank, axis=1, mode="clip"))
-    return out[:, : sketch.rows] * sign.astype(y.dtype)
+    rank = _stored(_index_ranks(sketch), 1 << order_bits(sketch.rows))
+    return _srht.project_transpose(y, sketch, sign, rank, hadamard.transform)
 
 
 def _index_columns(sketch: Sketch) -> Callable[[Array, int], Array]:
@@ -186,9 +180,8 @@ def _index_columns(sketch: Sketch) -> Callable[[Array, int], Array]:
 def _index_ranks(sketch: Sketch) -> Callable[[Array, int], Array]:
     def generate(start: Array, size: int) -> Array:
         rank = ranks(sketch, indices(start, size))
-        return jnp.minimum(rank, jnp.uint32(sketch.cols)).astype(
-            jnp.int32
-        )  # cols: a column of zeros
+        # cols: a column of zeros
+        return jnp.minimum(rank, jnp.uint32(sketch.cols)).astype(jnp.int32)
 
     return generate
 
