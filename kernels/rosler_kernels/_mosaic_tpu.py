@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -13,6 +14,8 @@ from jax.experimental.pallas import tpu as pltpu
 from . import _entries
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Array
 
     from .sketches import Sketch
@@ -33,6 +36,19 @@ def parallel(grid: int, interpret: bool) -> Any:
         return pltpu.CompilerParams()
     order: list[Any] = ["parallel"] * (grid - 1) + ["arbitrary"]
     return pltpu.CompilerParams(dimension_semantics=order)
+
+
+def out_struct(shape: tuple[int, ...], operands: Sequence[Array]) -> Any:
+    """A float32 result that varies over the mesh axes, under ``shard_map``, that any operand does.
+
+    JAX 0.10.2 and later call what varies ``manual_axis_type``, earlier ones ``vma``.
+    """
+    union = sum(a.reshape(-1)[0].astype(jnp.float32) for a in operands)
+    kind = jax.typeof(union)
+    for name in ("manual_axis_type", "vma"):
+        if hasattr(kind, name):
+            return jax.ShapeDtypeStruct(shape, jnp.float32, **{name: getattr(kind, name)})
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def interpret_params(interpret: bool) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -23,6 +22,7 @@ from .._mosaic_tpu import (
     dot,
     interpret_params,
     operand_dtype,
+    out_struct,
     pad_to,
     parallel,
     refuse,
@@ -124,7 +124,9 @@ def chain(
             pl.BlockSpec((batch, ranks[0]), lambda i, k: (i, 0)),
             pl.BlockSpec((batch, ranks[1]), lambda i, k: (i, 0)),
         ],
-        out_shape=[jax.ShapeDtypeStruct((rows, k), jnp.float32) for k in (outputs, *ranks)],
+        out_shape=[
+            out_struct((rows, k), (x, core, *first.arrays, *last.arrays)) for k in (outputs, *ranks)
+        ],
         scratch_shapes=[
             pltpu.VMEM((in_tile, ranks[0]), dtype),
             pltpu.VMEM((out_tile, ranks[1]), dtype),

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from .._mosaic_tpu import ceil_to, dot, interpret_params, pad_to, parallel, refuse
+from .._mosaic_tpu import ceil_to, dot, interpret_params, out_struct, pad_to, parallel, refuse
 from .reference import matrix
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def transform(x: Float[Array, "b n"], *, interpret: bool = False) -> Float[Array
             pl.BlockSpec((_LANES, _LANES), lambda i: (0, 0)),
         ],
         out_specs=pl.BlockSpec((height, _LANES), lambda i: (i, 0)),
-        out_shape=jax.ShapeDtypeStruct(flat.shape, jnp.float32),
+        out_shape=out_struct(flat.shape, (flat,)),
         compiler_params=parallel(1, interpret),
         interpret=interpret_params(interpret),
     )

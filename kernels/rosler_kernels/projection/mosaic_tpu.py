@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -18,6 +17,7 @@ from .._mosaic_tpu import (
     dot,
     interpret_params,
     operand_dtype,
+    out_struct,
     pad_to,
     parallel,
     refuse,
@@ -146,7 +146,7 @@ def _launch(
             *generator.specs(row, column, operands[1].shape[1]),
         ],
         out_specs=pl.BlockSpec((batch, outer_tile), lambda i, j, k: (i, j)),
-        out_shape=jax.ShapeDtypeStruct((size[0], outer), jnp.float32),
+        out_shape=out_struct((size[0], outer), (x, *operands)),
         scratch_shapes=[
             pltpu.VMEM((rows, cols), x.dtype),
             pltpu.VMEM((batch, outer_tile), jnp.float32),

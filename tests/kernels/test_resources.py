@@ -1,0 +1,105 @@
+"""Memory of a projection, and projections over several devices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import rosler_kernels as rk
+from rosler_kernels.projection import xla
+from rosler_kernels.sketches.srht import order_bits
+from rosler_kernels.specs import CPU
+
+LARGE = [spec for spec in CPU if spec.rows * spec.cols > 4 * xla.TILE_ENTRIES]
+ALLOWED = 3 * 4 * xla.TILE_ENTRIES  # a tile in float32, its words, and a copy
+
+
+@pytest.mark.parametrize("spec", LARGE, ids=lambda spec: spec.name)
+def test_extra_memory_is_of_a_tile(spec):
+    project = rk.project_transpose if spec.transpose else rk.project
+    width = spec.cols if spec.transpose else spec.rows
+    x = jax.ShapeDtypeStruct((spec.batch, width), spec.dtype)
+    compiled = jax.jit(lambda x, s: project(x, s, implementation="xla")).lower(x, spec.sketch(0))
+    extra = compiled.compile().memory_analysis().temp_size_in_bytes
+    if spec.kind == "srht" and spec.batch << order_bits(spec.rows) <= xla._CACHE:
+        # A transform works on the whole of a small x, padded: twice its bytes.
+        assert extra <= ALLOWED + 8 * (spec.batch << order_bits(spec.rows))
+    else:
+        assert extra <= ALLOWED
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import rosler_kernels as rk
+mesh = Mesh(np.array(jax.devices()), ("data",))
+assert len(jax.devices()) == 4
+x = jax.random.normal(jax.random.key(0), (8, 100))
+for kind in ("rademacher", "gaussian", "sparse_sign", "block_perm", "srht", "rows_uniform"):
+    sketch = rk.make(kind, 3, 100, 24)
+    want = rk.project(x, sketch, implementation="reference")
+    loss = lambda x: jnp.sum(jnp.sin(rk.project(x, sketch)))
+    shard = jax.shard_map(
+        lambda x, s: rk.project(x, s), mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data")
+    )
+    np.testing.assert_allclose(jax.jit(shard)(x, sketch), want, atol=1e-5)
+    # The gradient, device by device.
+    grad = jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    np.testing.assert_allclose(jax.jit(grad)(x), jax.grad(loss)(x), atol=1e-5)
+    # And by sharding alone, without shard_map.
+    placed = jax.device_put(x, NamedSharding(mesh, P("data")))
+    np.testing.assert_allclose(jax.jit(rk.project)(placed, sketch), want, atol=1e-5)
+seeds = jnp.arange(4)
+each = jax.shard_map(
+    lambda x, seed: rk.project(x, rk.rademacher(seed[0], 100, 24)),
+    mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"),
+)
+got = jax.jit(each)(x, seeds).reshape(4, 8, 24)
+for k in range(4):
+    np.testing.assert_allclose(got[k], rk.project(x, rk.rademacher(k, 100, 24)), atol=1e-5)
+print("sharded")
+"""
+
+
+def test_shard_map_over_four_devices():
+    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    environment["JAX_PLATFORMS"] = "cpu"
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.strip() == "sharded", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_shard_map_of_a_kernel_lowers(platform):
+    from jax.sharding import AbstractDevice, AbstractMesh
+    from jax.sharding import PartitionSpec as P
+
+    kind = "NVIDIA H100 80GB HBM3" if platform == "gpu" else "TPU v5e"
+    device = AbstractDevice(
+        device_kind=kind, num_cores=1, platform="gpu" if platform == "gpu" else "tpu"
+    )
+    mesh = AbstractMesh((2,), ("data",), abstract_device=device)
+    name = "mosaic_gpu_v2" if platform == "gpu" else "tpu_custom_call"
+
+    def run(x, seed):
+        sketch = rk.rademacher(seed, 512, 128)
+        return rk.project(x, sketch, implementation=f"mosaic_{platform}")
+
+    with rk.assume_device(platform, kind):
+        sharded = jax.shard_map(run, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+        exported = jax.export.export(
+            jax.jit(sharded),
+            platforms=["cuda" if platform == "gpu" else "tpu"],
+            disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(name)],
+        )(jax.ShapeDtypeStruct((256, 512), jnp.bfloat16), jax.ShapeDtypeStruct((), jnp.uint32))
+    assert f"@{name}(" in exported.mlir_module()
