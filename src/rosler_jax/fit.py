@@ -146,7 +146,11 @@ def make_optimizer(
 
 
 def make_fit(
-    config: TrainConfig, specs: list[dict[str, Any]], num_examples: int, std: float = 1.0
+    config: TrainConfig,
+    specs: list[dict[str, Any]],
+    num_examples: int,
+    std: float | Array = 1.0,
+    inputs: Callable[[Array], Array] | None = None,
 ) -> Fit:
     """Builds the pure functions of a run.
 
@@ -154,7 +158,8 @@ def make_fit(
       config: the run.
       specs: layers of the network, as :func:`network_specs` gives them.
       num_examples: size of the training split.
-      std: standard deviation of the inputs, the unit of ``config.noise``.
+      std: standard deviation of the inputs, the unit of ``config.noise``; may be traced.
+      inputs: applied to what the network sees, after augmentation; nothing by default.
 
     Returns:
       :class:`Fit`: ``init(key)``, ``epoch(state, arrays)``, ``logits(params, buffers, x)``.
@@ -197,8 +202,11 @@ def make_fit(
             params,
         )
 
+    def prepared(x: Array) -> Array:
+        return x if inputs is None else inputs(x)
+
     def logits(params: PyTree, buffers: PyTree, x: Array) -> Array:
-        return nnx.merge(graphdef, params, buffers)(x).astype(jnp.float32)
+        return nnx.merge(graphdef, params, buffers)(prepared(x)).astype(jnp.float32)
 
     def init(key: Key[Array, ""]) -> TrainState:
         key_model, key_run = jax.random.split(key)
@@ -219,7 +227,7 @@ def make_fit(
         params: PyTree, buffers: PyTree, x: Array, y: Array, epoch: Array
     ) -> tuple[Array, tuple[Array, PyTree]]:
         model = nnx.merge(graphdef, quantized(params, epoch), buffers)
-        out = model(x).astype(jnp.float32)
+        out = model(prepared(x)).astype(jnp.float32)
         targets = optax.smooth_labels(jax.nn.one_hot(y, out.shape[-1]), config.label_smoothing)
         buffers = split_state(model)[2]
         return optax.softmax_cross_entropy(out, targets).mean(), (out, buffers)
@@ -292,14 +300,14 @@ def keep_best(state: TrainState, accuracy: Array, eligible: Array) -> TrainState
     )
 
 
-def augmented(config: TrainConfig, key: Key[Array, ""], x: Array, std: float) -> Array:
-    """Applies the augmentations that the config asks for."""
+def augmented(config: TrainConfig, key: Key[Array, ""], x: Array, std: float | Array) -> Array:
+    """Applies the augmentations that the config asks for; a traced noise counts as asked for."""
     key_shift, key_flip, key_noise = jax.random.split(key, 3)
     if config.shift:
         x = augment.shift(key_shift, x, config.shift)
     if config.flip:
         x = augment.flip(key_flip, x)
-    if config.noise:
+    if isinstance(config.noise, jax.Array) or config.noise:
         x = augment.noise(key_noise, x, config.noise * std)
     return x
 

@@ -72,10 +72,20 @@ def load(
       >>> toy.train_x.shape, toy.validation_x.shape, toy.test_x.shape, toy.num_classes
       ((12, 20), (4, 20), (4, 20), 2)
     """
+    raw = read(name_or_path, **options)
+    return make_dataset(str(name_or_path), raw, validation=validation, seed=seed)
+
+
+def read(name_or_path: str | os.PathLike[str], **options: Any) -> Raw:
+    """The splits of a data set as its source stores them; arguments as of :func:`load`.
+
+    Raises:
+      DataError: naming the file, what is wrong with it and what was expected.
+      OSError: if a file cannot be read.
+    """
     name = str(name_or_path)
     named = isinstance(name_or_path, str) and name in SOURCES
-    raw = _from_source(name, options) if named else _from_path(Path(name), options)
-    return make_dataset(name, raw, validation=validation, seed=seed)
+    return _from_source(name, options) if named else _from_path(Path(name), options)
 
 
 def _from_source(name: str, options: dict[str, Any]) -> Raw:
