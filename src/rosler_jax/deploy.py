@@ -136,12 +136,17 @@ def load_network(path: str | os.PathLike[str]) -> LoadedNetwork:
     if not isinstance(specs, list) or not all(isinstance(s, dict) for s in specs):
         raise ModelFileError(f"{path}: its spec has no list of layers; save it with save_network")
     try:
-        return LoadedNetwork(specs, _rebuild(specs, file.tensors), file)
+        return LoadedNetwork(specs, rebuild(specs, file.tensors), file)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ModelFileError(f"{path}: tensors and layers do not fit: {error}") from error
 
 
-def _rebuild(specs: Sequence[Spec], tensors: Mapping[str, Any]) -> Network:
+def rebuild(specs: Sequence[Spec], tensors: Mapping[str, Any]) -> Network:
+    """The network of a model file's layers and named tensors.
+
+    Raises:
+      ValueError: if they do not fit.
+    """
     abstract = nnx.eval_shape(lambda: Network(specs, rngs=nnx.Rngs(0)))
     graphdef, *state = split_state(abstract)
     names = {f"layers/{name}": tensor for name, tensor in tensors.items()}

@@ -211,16 +211,16 @@ def out_of_patience(
     return len(history) - 1 - accuracies.index(max(accuracies)) >= config.patience
 
 
-def to_ship(run: Prepared, params: Any, buffers: Any) -> Trained:
+def trained_to_ship(
+    config: TrainConfig, specs: list[dict[str, Any]], params: Any, buffers: Any
+) -> Trained:
     """The network of these parameters in the form that ships."""
-    if run.config.method == "restrict-rank":
-        where = is_hidden_kernel(run.specs)
-        return from_restricted(
-            run.specs, params, extract_factors(params, run.config.rank, where)[0]
-        )
-    trained = Trained(run.specs, params, buffers)
+    if config.method == "restrict-rank":
+        where = is_hidden_kernel(specs)
+        return from_restricted(specs, params, extract_factors(params, config.rank, where)[0])
+    trained = Trained(specs, params, buffers)
     # What was trained through the quantiser must ship in the very form that the quantiser saw.
-    aware = run.config.quantization_aware and run.config.bits < 32
+    aware = config.quantization_aware and config.bits < 32
     return unfolded(trained) if aware else deploy(trained)
 
 
@@ -246,7 +246,7 @@ def unfolded(trained: Trained) -> Trained:
 def model_bytes(run: Prepared, state: TrainState) -> int:
     """Bytes that the model file will have: known before training, since shapes decide."""
     params = jax.tree.map(np.zeros_like, jax.device_get(state.params))
-    trained = to_ship(run, params, state.buffers)
+    trained = trained_to_ship(run.config, run.specs, params, state.buffers)
     tensors = pack(trained, run.config.bits)
     return len(modelfile.encode(tensors, {"layers": trained.specs}, {}))
 
@@ -262,7 +262,7 @@ def finish(
             f"method={config.method}); train longer"
         )
     params, buffers = jax.device_get((state.best_params, state.best_buffers))
-    trained = to_ship(run, params, buffers)
+    trained = trained_to_ship(config, run.specs, params, buffers)
     save_network(folder / MODEL, trained, bits=config.bits)
     shipped = load_network(folder / MODEL)
     loss, accuracy = score(shipped.network, run.dataset.test_x, run.dataset.test_y)

@@ -12,11 +12,12 @@ import traceback
 from collections.abc import Sequence
 
 from rosler_jax._version import __version__
-from rosler_jax.cli import evaluate, info, size, train
+from rosler_jax.cli import evaluate, info, size, sweep, train
 from rosler_jax.cli._command import Command, Outcome, UsageError
 
 COMMANDS: dict[str, Command] = {
     "train": train.COMMAND,
+    "sweep": sweep.COMMAND,
     "evaluate": evaluate.COMMAND,
     "size": size.COMMAND,
     "info": info.COMMAND,

@@ -222,17 +222,40 @@ class Population:
         )
         return jax.jit(sharded)
 
-    def run(self, members: Sequence[Member]) -> Outcome:
-        """Trains a chunk of members; outcomes as NumPy, stacked in their order."""
-        count, devices = len(members), self.mesh.size
-        padded = [*members, *[members[-1]] * (-count % devices)]
-        place = NamedSharding(self.mesh, P("members"))
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
-        stacked = jax.device_put(stacked, place)
+    def compile(self, members: Sequence[Member]) -> Any:
+        """The compiled program for so many members, a multiple of the devices."""
+        return self.program.lower(*self._placed(members)).compile()
+
+    def call(self, compiled: Any, members: Sequence[Member]) -> Outcome:
+        """Trains members with a compiled program; waits for them."""
+        return jax.block_until_ready(compiled(*self._placed(members)))
+
+    @staticmethod
+    def bytes_needed(compiled: Any) -> int:
+        """What a compiled program takes on a device, by XLA's own analysis."""
+        m = compiled.memory_analysis()
+        return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
+
+    def run(self, members: Sequence[Member], size: int = 0) -> Outcome:
+        """Trains a chunk of members; outcomes as NumPy, stacked in their order.
+
+        Args:
+          members: at least one.
+          size: how many the program is for, if more: a smaller chunk is filled up with copies of
+            its last member, so that nothing is compiled again.
+        """
+        count = len(members)
+        size = max(size, count)
+        padded = [*members, *[members[-1]] * (size + -size % self.mesh.size - count)]
+        out = jax.device_get(self.program(*self._placed(padded)))
+        return jax.tree.map(lambda a: a[:count], out)
+
+    def _placed(self, members: Sequence[Member]) -> tuple[Member, Array, Array]:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+        stacked = jax.device_put(stacked, NamedSharding(self.mesh, P("members")))
         whole = NamedSharding(self.mesh, P())
         x, y = (jax.device_put(a, whole) for a in (self.examples.x, self.examples.y))
-        out = jax.device_get(self.program(stacked, x, y))
-        return jax.tree.map(lambda a: a[:count], out)
+        return stacked, x, y
 
 
 def _pad(leaf: Array, like: Any) -> Array:

@@ -1,0 +1,255 @@
+"""Populations and sweeps on disk: equal to single runs, isolated, durable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rosler_jax import data as datasets
+from rosler_jax import run as runs
+from rosler_jax.config import TrainConfig
+from rosler_jax.sweep import SweepError, parse, runner, sweep
+from rosler_jax.sweep import table as tables
+from rosler_jax.sweep.plan import make_plan
+from rosler_jax.sweep.population import Population, read_examples
+
+SPEC = {
+    "hidden": [16],
+    "method": "chain",
+    "epochs": 2,
+    "axes": {
+        "learning_rate": {"grid": [1e-3, 1e-2]},
+        "rank": {"grid": [2, 4]},
+        "bits": {"grid": [8, 16]},
+    },
+}
+TIMES = ("seconds",)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """300 examples of three classes that a small net learns in part."""
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 3
+    x = rng.normal(size=(300, 20)).astype(np.float32) + np.eye(3, 20)[y] * 2
+    path = tmp_path_factory.mktemp("data") / "toy.npz"
+    np.savez(path, x=x, y=y)
+    return str(path)
+
+
+@pytest.fixture
+def spec(data):
+    return parse({**SPEC, "data": data, "batch_size": 32})
+
+
+def same_rows(a, b):
+    strip = lambda row: {k: v for k, v in row.items() if k not in TIMES}
+    return [strip(r) for r in a] == [strip(r) for r in b]
+
+
+@pytest.mark.parametrize(
+    "method", ["chain", "low-rank", "ares-bp", "seeded", "dense", "restrict-rank"]
+)
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_member_equals_a_run_of_its_own(method, width, data, tmp_path):
+    if width > 1 and method not in ("chain", "ares-bp"):
+        pytest.skip("one padded and one stateful method are enough")
+    base = TrainConfig(data=data, method=method, hidden=(16,), epochs=2, batch_size=32)
+    members = [
+        dataclasses.replace(base, rank=r, learning_rate=lr, noise=n, label_smoothing=0.1, seed=s)
+        for r, lr, n, s in ((2, 1e-3, 0.1, 0), (4, 1e-2, 0.2, 3), (2, 3e-3, 0.3, 3))
+    ]
+    for group in make_plan(members):
+        population = Population(group.config, runner.load_examples(members[0]), width)
+        rows = [population.member(c) for c in group.trainings]
+        out = population.run(rows)
+        for k, config in enumerate(group.trainings):
+            one = jax.tree.map(lambda a, k=k: a[k], out)
+            got = runner._result(config, one, rows[k], population)
+            want = runs.train(config, tmp_path / f"{config.rank}-{config.seed}-{k}-{config.noise}")
+            # The same sums in another order: rounding alone, over some twenty updates; one example
+            # of 60 may fall on the other side.
+            assert abs(got["test_accuracy"] - want["test_accuracy"]) <= 1 / 60 + 1e-9
+            assert abs(got["validation_accuracy"] - want["validation_accuracy"]) <= 1 / 20
+            assert got["file_bytes"] == want["file_bytes"]
+            assert got["parameters"] == want["parameters"]
+            prepared = runs.prepare(config)
+            state = jax.jit(prepared.functions.init)(jax.random.key(config.seed))
+            for _ in range(config.epochs):
+                state, metrics = prepared.epoch(state, prepared.arrays)
+            np.testing.assert_allclose(one.history.loss[-1], metrics.loss, rtol=1e-4)
+            params, _ = population.crop(one.params, one.buffers, config)
+            if int(one.best_epoch) == int(state.best_epoch):
+                for a, b in zip(
+                    jax.tree.leaves(params), jax.tree.leaves(state.best_params), strict=True
+                ):
+                    np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_a_member_that_diverges_touches_no_other(data):
+    base = TrainConfig(data=data, method="chain", hidden=(16,), rank=2, epochs=2, batch_size=32)
+    good = [dataclasses.replace(base, seed=s) for s in (0, 1)]
+    bad = dataclasses.replace(base, seed=2, learning_rate=1e30)
+    examples = runner.load_examples(base)
+    population = Population(base, examples)
+    with_bad = population.run([population.member(c) for c in (good[0], bad, good[1])])
+    alone = population.run([population.member(c) for c in good], 3)
+    assert with_bad.history.finite.tolist()[1] != [True, True]
+    for a, b in zip(jax.tree.leaves(with_bad), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_array_equal(a[[0, 2]], b)
+
+
+def test_a_sweep_writes_a_row_a_member(spec, tmp_path):
+    seen = []
+    done = sweep(spec, tmp_path / "s", report=seen.append)
+    assert done.failed == 0
+    rows = tables.read_rows(tmp_path / "s" / "table.parquet")
+    assert [row["member"] for row in rows] == list(range(8))
+    assert list(rows[0])[:5] == ["member", "learning_rate", "rank", "bits", "status"]
+    assert rows[1]["file_bytes"] > rows[0]["file_bytes"]  # 16 bits over 8
+    assert len(rows[0]["curve"]) == 2
+    assert seen[-1]["done"] == seen[-1]["total"] == 8
+    config = json.loads(rows[3]["config"])
+    assert (config["rank"], config["bits"]) == (4, 16)
+
+
+def test_a_failed_member_is_a_row(data, tmp_path):
+    axes = {"learning_rate": {"grid": [1e-3, 1e30]}}
+    source = {"data": data, "method": "chain", "hidden": [8], "rank": 2, "epochs": 2, "axes": axes}
+    done = sweep(parse({**source, "batch_size": 32}), tmp_path / "s")
+    assert [row["status"] for row in done.rows] == ["done", "failed"]
+    assert done.failed == 1
+
+
+def test_interrupted_and_resumed_is_the_table_of_an_undisturbed_sweep(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "MAX_CHUNK", 1)
+    monkeypatch.setattr(runner, "_choose_width", lambda group, examples: (1, 0.0))
+    whole = sweep(spec, tmp_path / "whole")
+    parts = sorted((tmp_path / "whole" / "parts").iterdir())
+    assert len(parts) > 1
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(spec, tmp_path / "cut", report=stop)
+    assert len(list((tmp_path / "cut" / "parts").iterdir())) == 1
+    with pytest.raises(SweepError, match="already holds a sweep"):
+        sweep(spec, tmp_path / "cut")
+    resumed = sweep(spec, tmp_path / "cut", resume=True)
+    assert same_rows(resumed.rows, whole.rows)
+    # And with nothing left to do.
+    assert same_rows(sweep(spec, tmp_path / "cut", resume=True).rows, whole.rows)
+
+
+def test_a_changed_spec_a_second_process_and_a_damaged_part_are_refused(spec, tmp_path):
+    folder = tmp_path / "s"
+    sweep(spec, folder)
+    other = parse({**spec.source, "epochs": 3})
+    with pytest.raises(SweepError, match="epochs: 2 -> 3"):
+        sweep(other, folder, resume=True)
+    with runner.locked(folder), pytest.raises(SweepError, match="another process"):
+        sweep(spec, folder, resume=True)
+    with pytest.raises(SweepError, match="no sweep to resume"):
+        sweep(spec, tmp_path / "nothing", resume=True)
+    (part, *_) = (folder / "parts").iterdir()
+    part.write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="not a Parquet table"):
+        sweep(spec, folder, resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        sweep(spec, tmp_path / "file" / "s")
+
+
+def test_members_of_two_data_sets_are_refused(data, tmp_path):
+    axes = {"data": {"grid": [data, "mnist5k"]}}
+    with pytest.raises(SweepError, match="differ in data"):
+        sweep(parse({"method": "chain", "axes": axes}), tmp_path / "s")
+
+
+TOML = """
+data = {data!r}
+hidden = [16]
+method = "chain"
+epochs = 2
+batch_size = 32
+[axes]
+learning_rate = {{ log_uniform = [1e-3, 1e-2], n = 6 }}
+rank = {{ grid = [2, 4] }}
+"""
+
+
+def rosler(*arguments, **options):
+    command = [sys.executable, "-m", "rosler_jax", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, **options
+    )
+
+
+def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text(TOML.format(data=data))
+    dry = rosler("sweep", path, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "12 members, 12 trainings" in dry.stdout
+    assert "nothing was run" in dry.stdout
+
+    folder = tmp_path / "s"
+    slow = dict(os.environ, ROSLER_SWEEP_CHUNK_SECONDS="0.0001")
+    command = [sys.executable, "-m", "rosler_jax", "sweep", path, "--out", folder]
+    process = subprocess.Popen(
+        [*map(str, command)], env=slow, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.time() + 240
+    while not (folder / "parts").exists() and time.time() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = rosler("sweep", "--resume", folder, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["members"] == 12
+    whole = rosler("sweep", path, "--out", tmp_path / "whole", env=slow)
+    assert whole.returncode == 0, whole.stderr
+    assert "12 members, 0 failed" in whole.stdout
+    a, b = (tables.read_rows(f / "table.parquet") for f in (folder, tmp_path / "whole"))
+    widths = [
+        json.loads((f / "plan.json").read_text())["widths"] for f in (folder, tmp_path / "whole")
+    ]
+    if widths[0] == widths[1]:
+        assert same_rows(a, b)
+    best = rosler(
+        "sweep", "best", folder, "--min-accuracy", 0, "--out", tmp_path / "best", "--json"
+    )
+    assert best.returncode == 0, best.stderr
+    found = json.loads(best.stdout)
+    assert found["file_bytes"] == min(row["file_bytes"] for row in a)
+    assert (out / "model.rosler").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("s.toml",), ("s.toml", "--resume", "d"), ("best",), ("s.toml", "d", "--out", "o")],
+)
+def test_wrong_usage_has_exit_code_2(arguments):
+    done = rosler("sweep", *arguments)
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+
+
+def test_examples_with_a_validation_split_of_their_own_keep_it(data):
+    raw = datasets.read(data)
+    x, y = raw.train
+    fixed = raw._replace(train=(x[:100], y[:100]), validation=(x[100:150], y[100:150]))
+    examples = read_examples("toy", fixed)
+    train, held = examples.split(TrainConfig())
+    assert train.tolist() == list(range(100))
+    assert held.tolist() == list(range(100, 150))

@@ -1,0 +1,117 @@
+"""Axes and plans."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rosler_jax.config import TrainConfig
+from rosler_jax.sweep import SpecError, load, make_plan, parse
+
+EXAMPLE = """
+data = "mnist5k"
+hidden = [128]
+method = "chain"
+epochs = 3
+[axes]
+learning_rate = { log_uniform = [1e-4, 1e-2], n = 16 }
+rank = { grid = [4, 8] }
+seed = { grid = [0, 1, 2, 3] }
+"""
+
+
+def test_the_example_of_the_documentation(tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text(EXAMPLE)
+    spec = load(path)
+    members = spec.configs()
+    assert len(members) == 128
+    assert [axis.name for axis in spec.axes] == ["learning_rate", "rank", "seed"]
+    assert len(set(members)) == 128
+    rates = np.array([m.learning_rate for m in members])
+    assert rates.min() >= 1e-4
+    assert rates.max() <= 1e-2
+    # Log-uniform: about half of 16 below the geometric middle; fewer than 2 has p < 1e-3.
+    assert 2 <= len({r for r in rates if r < 1e-3}) <= 14
+    (group,) = make_plan(members)
+    assert group.config.rank == 8
+
+
+def test_draws_depend_on_name_and_seed_alone():
+    axis = {"uniform": [0.0, 0.5], "n": 4}
+    one = parse({"axes": {"momentum": axis}})
+    two = parse({"axes": {"noise": axis, "momentum": axis}})
+    other = parse({"sweep_seed": 1, "axes": {"momentum": axis}})
+    assert one.axes[0] == two.axes[1]
+    assert two.axes[0].values != two.axes[1].values
+    assert one.axes[0] != other.axes[0]
+
+
+def test_integer_and_choice():
+    spec = parse(
+        {"axes": {"rank": {"integer": [2, 3], "n": 20}, "hidden": {"choice": [[8], [16]], "n": 20}}}
+    )
+    assert set(spec.axes[0].values) == {2, 3}
+    assert set(spec.axes[1].values) == {(8,), (16,)}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({}, "needs a table of axes"),
+        ({"axes": {"learning_rat": {"grid": [1]}}}, "did you mean 'learning_rate'"),
+        ({"rnk": 3, "axes": {"rank": {"grid": [1]}}}, "did you mean 'rank'"),
+        ({"rank": 3, "axes": {"rank": {"grid": [1]}}}, "both fixed and an axis"),
+        ({"axes": {"rank": {"grid": []}}}, "not empty"),
+        ({"axes": {"rank": [1, 2]}}, "expected one of grid, choice"),
+        ({"axes": {"rank": {"grid": [1], "m": 3}}}, "has m"),
+        ({"axes": {"noise": {"uniform": [0, 1]}}}, "n=None"),
+        ({"axes": {"noise": {"uniform": [1, 0], "n": 2}}}, "low is not below"),
+        ({"axes": {"noise": {"uniform": [1], "n": 2}}}, "expected .low, high."),
+        ({"axes": {"noise": {"log_uniform": [0, 1], "n": 2}}}, "positive ends"),
+        ({"axes": {"rank": {"integer": [0.5, 2], "n": 2}}}, "whole numbers"),
+    ],
+)
+def test_a_wrong_axis_is_named(source, message):
+    with pytest.raises(SpecError, match=message):
+        parse(source)
+
+
+def test_an_impossible_member_is_named(tmp_path):
+    with pytest.raises(SpecError, match=r"member \{'rank': 0\}: rank=0"):
+        parse({"axes": {"rank": {"grid": [4, 0]}}}).configs()
+    path = tmp_path / "s.toml"
+    path.write_text("rank = ")
+    with pytest.raises(SpecError, match="not TOML"):
+        load(path)
+
+
+BASE = TrainConfig(method="chain", hidden=(32,), epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("varied", "programs", "trainings"),
+    [
+        ([{"learning_rate": r} for r in (1e-3, 1e-2)], 1, 2),
+        ([{"rank": r} for r in (2, 4, 8)], 1, 3),
+        ([{"bits": b} for b in (4, 8, 16)], 1, 1),
+        ([{"bits": b, "quantization_aware": True} for b in (4, 8)], 2, 2),
+        ([{"method": m} for m in ("chain", "seeded")], 2, 2),
+        ([{"method": "seeded", "rank": r} for r in (2, 4)], 2, 2),
+        ([{"method": "dense", "rank": r} for r in (2, 4)], 1, 1),
+        ([{"noise": n} for n in (0.0, 0.1, 0.2)], 2, 3),
+        ([{"hidden": h} for h in ((32,), (16, 16))], 2, 2),
+    ],
+)
+def test_members_share_what_they_can(varied, programs, trainings):
+    plan = make_plan([dataclasses.replace(BASE, **v) for v in varied])
+    assert len(plan) == programs
+    assert sum(len(group.trainings) for group in plan) == trainings
+    assert sorted(sum((m for g in plan for m in g.members), ())) == list(range(len(varied)))
+
+
+def test_patience_is_refused():
+    with pytest.raises(ValueError, match="leave patience out"):
+        make_plan([dataclasses.replace(BASE, patience=3)])
