@@ -45,7 +45,7 @@ def flip(key: Key[Array, ""], x: Array) -> Array:
     return jnp.where(mirrored, jnp.flip(x, axis=2), x)
 
 
-def noise(key: Key[Array, ""], x: Array, stddev: float) -> Float[Array, "..."]:
+def noise(key: Key[Array, ""], x: Array, stddev: float | Array) -> Float[Array, "..."]:
     """Adds Gaussian noise; the result is float32.
 
     Example:

@@ -226,9 +226,8 @@ def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path):
     ]
     if widths[0] == widths[1]:
         assert same_rows(a, b)
-    best = rosler(
-        "sweep", "best", folder, "--min-accuracy", 0, "--out", tmp_path / "best", "--json"
-    )
+    out = tmp_path / "best"
+    best = rosler("sweep", "best", folder, "--min-accuracy", 0, "--out", out, "--json")
     assert best.returncode == 0, best.stderr
     found = json.loads(best.stdout)
     assert found["file_bytes"] == min(row["file_bytes"] for row in a)

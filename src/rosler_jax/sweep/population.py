@@ -137,8 +137,9 @@ def train_member(
 ) -> Outcome:
     """One whole training, pure: what is mapped over a population."""
     train, validation = member.train, member.validation
+    chosen: Any = _Chosen  # has what a run asks of an array: rows by index, and a shape
     arrays = Arrays(
-        _Chosen(x, train), _Chosen(y, train), _Chosen(x, validation), _Chosen(y, validation)
+        chosen(x, train), chosen(y, train), chosen(x, validation), chosen(y, validation)
     )
     functions = make_fit(
         _with(config, member.hyper),

@@ -144,7 +144,7 @@ def _choose_width(group: Group, examples: Examples) -> tuple[int, float]:
         compiled = population.compile(members)
         if population.bytes_needed(compiled) > MEMORY_SHARE * memory():
             break
-        each = _timed(lambda c=compiled, p=population, m=members: p.call(c, m)) / count / share
+        each = _timed(population, compiled, members) / count / share
         if each > 1.2 * best[1]:
             break
         if each < best[1]:
@@ -161,10 +161,10 @@ def _like(trial: TrainConfig, member: TrainConfig) -> TrainConfig:
     return configs.from_dict(own)
 
 
-def _timed(call: Callable[[], Any]) -> float:
-    call()
+def _timed(population: Population, compiled: Any, members: Sequence[Member]) -> float:
+    population.call(compiled, members)
     start = time.perf_counter()
-    call()
+    population.call(compiled, members)
     return time.perf_counter() - start
 
 
