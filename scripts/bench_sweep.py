@@ -3,10 +3,10 @@
     python scripts/bench_sweep.py --out runs/sweep_bench
     python scripts/bench_sweep.py --out runs/sweep_bench --members 64 --repeats 3
 
-All train a rank-8 784-256-10 net on mnist5k with other learning rates and seeds. "one after another"
-is this library's own compiled loop, compiled once, one training at a time on all cores. PyTorch
-takes part where it is installed, on a few members, scaled up. Compilation is left out everywhere;
-each variant is timed in turn, several times.
+All train a rank-8 784-256-10 net on mnist5k with other learning rates and seeds. "one after
+another" is this library's own compiled loop, compiled once, one training at a time on all cores.
+PyTorch takes part where it is installed, on a few members, scaled up. Compilation is left out
+everywhere; each variant is timed in turn, several times.
 """
 
 from __future__ import annotations
@@ -101,7 +101,11 @@ def torch_run(configs: list[TrainConfig], examples: Examples) -> Callable[[], No
             with torch.no_grad():
                 (net((pixels[held] - mean) / std).argmax(1) == labels[held]).float().mean()
 
-    return lambda: [train(config) for config in configs[:TORCH_MEMBERS]] and None
+    def run() -> None:
+        for config in configs[:TORCH_MEMBERS]:
+            train(config)
+
+    return run
 
 
 def seconds(call: Callable[[], None]) -> float:
