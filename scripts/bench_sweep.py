@@ -28,7 +28,8 @@ import numpy as np
 
 from rosler_jax import data as datasets
 from rosler_jax.config import TrainConfig
-from rosler_jax.sweep.population import Examples, Member, Population, read_examples
+from rosler_jax.sweep.examples import Examples, read_examples
+from rosler_jax.sweep.population import Member, Population
 
 TORCH_MEMBERS = 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -138,6 +139,26 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
             f"unknown config field(s) {', '.join(unknown)}; expected some of {sorted(known)}"
         )
     return TrainConfig(**values)
+
+
+def command_line(config: TrainConfig) -> str:
+    """The command that trains exactly this config, but for its ``--out``.
+
+    Example:
+      >>> command_line(TrainConfig(method="chain", hidden=(64,), learning_rate=0.01))
+      'rosler train --hidden 64 --method chain --learning-rate 0.01'
+    """
+    words = ["rosler", "train"]
+    for field in dataclasses.fields(TrainConfig):
+        value, option = getattr(config, field.name), field.name.replace("_", "-")
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [f"--{option}", shlex.quote("none" if value in (None, ()) else text)]
+    return " ".join(words)
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -17,10 +17,12 @@ import pytest
 from rosler_jax import data as datasets
 from rosler_jax import run as runs
 from rosler_jax.config import TrainConfig
-from rosler_jax.sweep import SweepError, parse, runner, sweep
+from rosler_jax.sweep import SweepError, load_examples, parse, runner, schedule, sweep
+from rosler_jax.sweep import folder as folders
 from rosler_jax.sweep import table as tables
+from rosler_jax.sweep.examples import read_examples
 from rosler_jax.sweep.plan import make_plan
-from rosler_jax.sweep.population import Population, read_examples
+from rosler_jax.sweep.population import Population
 
 SPEC = {
     "hidden": [16],
@@ -69,12 +71,12 @@ def test_a_member_equals_a_run_of_its_own(method, width, data, tmp_path):
         for r, lr, n, s in ((2, 1e-3, 0.1, 0), (4, 1e-2, 0.2, 3), (2, 3e-3, 0.3, 3))
     ]
     for group in make_plan(members):
-        population = Population(group.config, runner.load_examples(members[0]), width)
+        population = Population(group.config, load_examples(members[0]), width)
         rows = [population.member(c) for c in group.trainings]
         out = population.run(rows)
         for k, config in enumerate(group.trainings):
             one = jax.tree.map(lambda a, k=k: a[k], out)
-            got = runner._result(config, one, rows[k], population)
+            got = runner.result(config, one, rows[k], population)
             want = runs.train(config, tmp_path / f"{config.rank}-{config.seed}-{k}-{config.noise}")
             # The same sums in another order: rounding alone, over some twenty updates; one example
             # of 60 may fall on the other side.
@@ -99,7 +101,7 @@ def test_a_member_that_diverges_touches_no_other(data):
     base = TrainConfig(data=data, method="chain", hidden=(16,), rank=2, epochs=2, batch_size=32)
     good = [dataclasses.replace(base, seed=s) for s in (0, 1)]
     bad = dataclasses.replace(base, seed=2, learning_rate=1e30)
-    examples = runner.load_examples(base)
+    examples = load_examples(base)
     population = Population(base, examples)
     with_bad = population.run([population.member(c) for c in (good[0], bad, good[1])])
     alone = population.run([population.member(c) for c in good], 3)
@@ -131,8 +133,8 @@ def test_a_failed_member_is_a_row(data, tmp_path):
 
 
 def test_interrupted_and_resumed_is_the_table_of_an_undisturbed_sweep(spec, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "MAX_CHUNK", 1)
-    monkeypatch.setattr(runner, "_choose_width", lambda group, examples: (1, 0.0))
+    monkeypatch.setattr(schedule, "MAX_CHUNK", 1)
+    monkeypatch.setattr(schedule, "choose_width", lambda *_: schedule.Cost(1, 0.0, 0))
     whole = sweep(spec, tmp_path / "whole")
     parts = sorted((tmp_path / "whole" / "parts").iterdir())
     assert len(parts) > 1
@@ -157,7 +159,7 @@ def test_a_changed_spec_a_second_process_and_a_damaged_part_are_refused(spec, tm
     other = parse({**spec.source, "epochs": 3})
     with pytest.raises(SweepError, match="epochs: 2 -> 3"):
         sweep(other, folder, resume=True)
-    with runner.locked(folder), pytest.raises(SweepError, match="another process"):
+    with folders.locked(folder), pytest.raises(SweepError, match="another process"):
         sweep(spec, folder, resume=True)
     with pytest.raises(SweepError, match="no sweep to resume"):
         sweep(spec, tmp_path / "nothing", resume=True)
@@ -222,7 +224,8 @@ def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path):
     assert "12 members, 0 failed" in whole.stdout
     a, b = (tables.read_rows(f / "table.parquet") for f in (folder, tmp_path / "whole"))
     widths = [
-        json.loads((f / "plan.json").read_text())["widths"] for f in (folder, tmp_path / "whole")
+        [cost[0] for cost in json.loads((f / "stages/000.json").read_text())["plan"]["costs"]]
+        for f in (folder, tmp_path / "whole")
     ]
     if widths[0] == widths[1]:
         assert same_rows(a, b)

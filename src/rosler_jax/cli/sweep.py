@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> Outcome:
     names = [axis.name for axis in spec.axes]
     text = (
         f"{top(done.rows, names)}\n\n{len(done.rows)} members, {done.failed} failed; wrote\n"
-        f"{folder / 'table.parquet'}"
+        f"{folder / 'table.parquet'}\n{folder / 'report.html'}"
     )
     data = {"members": len(done.rows), "failed": done.failed, "out": str(folder)}
     return Outcome(text, {**data, "best": _row(_ranked(done.rows)[:1])})
@@ -95,14 +95,16 @@ def _use_devices(count: int | None) -> None:
 
 
 def _plan(spec: Any) -> Outcome:
-    from rosler_jax.sweep import runner
+    from rosler_jax import sweep
 
-    members = spec.configs()
-    runner.check(members)
-    plan = runner.make_schedule(spec, runner.load_examples(members[0]))
-    total = sum(s * len(g.trainings) for s, g in zip(plan.seconds, plan.groups, strict=True))
-    lines = [*plan.lines(), f"{len(members)} members, about {total:.0f} s; nothing was run"]
-    data = {"members": len(members), "programs": len(plan.groups), "seconds": total}
+    members = [spec.first()] if spec.search else spec.configs()
+    sweep.runner.check(members)
+    plan = sweep.make_schedule(members, sweep.load_examples(members[0]))
+    count = spec.search.trials if spec.search else len(members)
+    seconds = plan.seconds * sweep.halving.effort(spec)
+    lines = [*plan.lines(), *sweep.halving.lines(spec)]
+    lines.append(f"{count} members, about {seconds:.0f} s; nothing was run")
+    data = {"members": count, "programs": len(plan.groups), "seconds": seconds}
     return Outcome("\n".join(lines), data)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rosler_jax.config import TrainConfig
@@ -57,8 +58,12 @@ def program_key(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(training_key(config), **neutral)
 
 
-def make_plan(configs: list[TrainConfig]) -> list[Group]:
+def make_plan(configs: Sequence[TrainConfig], least_rank: int = 1) -> list[Group]:
     """Groups the members of a sweep into as few programs as their differences allow.
+
+    Args:
+      configs: the members.
+      least_rank: what a padded rank is at least, so that later members fit the same program.
 
     Raises:
       ValueError: if a member asks for what a population cannot do.
@@ -87,7 +92,8 @@ def make_plan(configs: list[TrainConfig]) -> list[Group]:
         programs.setdefault(program_key(training), []).append(training)
     groups = []
     for key, found in programs.items():
-        widest = dataclasses.replace(key, rank=max(t.rank for t in found))
+        least = least_rank if key.method in PADDED else 1
+        widest = dataclasses.replace(key, rank=max(least, *(t.rank for t in found)))
         members = tuple(tuple(trainings[t]) for t in found)
         groups.append(Group(widest, tuple(found), members))
     return groups

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -19,8 +18,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rosler_jax.config import TrainConfig
-from rosler_jax.data._dataset import Raw, as_inputs, as_labels, moments, stratified
+from rosler_jax.data._dataset import moments
 from rosler_jax.fit import Arrays, Metrics, TrainState, make_fit, network_specs
+from rosler_jax.sweep import hosts
+from rosler_jax.sweep.examples import Examples
 from rosler_jax.sweep.plan import DYNAMIC
 
 if TYPE_CHECKING:
@@ -29,68 +30,26 @@ if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
 
 
-class Examples(NamedTuple):
-    """The examples of a data set, training and validation together, and its test split."""
-
-    x: Array
-    y: Array
-    fixed: tuple[np.ndarray, np.ndarray] | None  # indices, where the source has its own validation
-    test_x: np.ndarray
-    test_y: np.ndarray
-    num_classes: int
-
-    @property
-    def in_features(self) -> int:
-        """Numbers in an example."""
-        return math.prod(self.x.shape[1:])
-
-    def split(self, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of a member's training and validation examples."""
-        if self.fixed is not None:
-            return self.fixed
-        return stratified(np.asarray(self.y), config.validation, config.seed)
-
-
-def read_examples(name: str, raw: Raw) -> Examples:
-    """Checks the splits of a source and puts them in order.
-
-    Raises:
-      DataError: for shapes, labels or values that cannot be used.
-    """
-    parts = [raw.train] if raw.validation is None else [raw.train, raw.validation]
-    xs = [as_inputs(np.asarray(x), f"{name}, training") for x, _ in parts]
-    ys = [as_labels(np.asarray(y), len(x), name) for x, (_, y) in zip(xs, parts, strict=True)]
-    test_x = as_inputs(np.asarray(raw.test[0]), f"{name}, test split")
-    test_y = as_labels(np.asarray(raw.test[1]), len(test_x), f"{name}, test split")
-    fixed = None
-    if raw.validation is not None:
-        whole = np.arange(len(xs[0]) + len(xs[1]))
-        fixed = whole[: len(xs[0])], whole[len(xs[0]) :]
-    y = np.concatenate(ys)
-    classes = int(max(y.max(), test_y.max())) + 1
-    x = np.concatenate(xs)
-    return Examples(jnp.asarray(x), jnp.asarray(y), fixed, test_x, test_y, classes)
-
-
 class Member(NamedTuple):
-    """One training as data; a population stacks them."""
+    """One training as data: NumPy until a population stacks and places it, then traced."""
 
     state: TrainState
-    hyper: dict[str, Array]  # one entry for each dynamic field but the seed
-    train: Array  # indices
-    validation: Array
-    mean: Array
-    std: Array
+    hyper: dict[str, Any]  # one entry for each dynamic field but the seed
+    train: Any  # indices
+    validation: Any
+    mean: Any
+    std: Any
 
 
 class Outcome(NamedTuple):
-    """What is left of a training."""
+    """What is left of a training, or of a part of one."""
 
     params: PyTree
     buffers: PyTree
     best_accuracy: Array
     best_epoch: Array
     history: Metrics  # each of shape (epochs,)
+    state: TrainState | None  # to go on from; None if nothing follows
 
 
 @jax.tree_util.register_pytree_node_class
@@ -133,9 +92,24 @@ def _standardize(x: Array, mean: Array, std: Array) -> Array:
 
 
 def train_member(
-    config: TrainConfig, specs: list[dict[str, Any]], member: Member, x: Array, y: Array
+    config: TrainConfig,
+    specs: list[dict[str, Any]],
+    member: Member,
+    x: Array,
+    y: Array,
+    epochs: int | None = None,
+    keep: bool = False,
 ) -> Outcome:
-    """One whole training, pure: what is mapped over a population."""
+    """Trains one member, pure: what is mapped over a population.
+
+    Args:
+      config: what the members share.
+      specs: layers of its network.
+      member: from its first epoch, or from where it stopped.
+      x, y: all examples.
+      epochs: how many; all of the config's by default.
+      keep: return the state to go on from, too.
+    """
     train, validation = member.train, member.validation
     chosen: Any = _Chosen  # has what a run asks of an array: rows by index, and a shape
     arrays = Arrays(
@@ -149,11 +123,10 @@ def train_member(
         lambda a: _standardize(a, member.mean, member.std),
     )
     state, history = jax.lax.scan(
-        lambda s, _: functions.epoch(s, arrays), member.state, None, length=config.epochs
+        lambda s, _: functions.epoch(s, arrays), member.state, None, length=epochs or config.epochs
     )
-    return Outcome(
-        state.best_params, state.best_buffers, state.best_accuracy, state.best_epoch, history
-    )
+    best = state.best_params, state.best_buffers, state.best_accuracy, state.best_epoch
+    return Outcome(*best, history, state if keep else None)
 
 
 class Population:
@@ -163,31 +136,46 @@ class Population:
       config: what the members share; its rank is what smaller ranks are padded to.
       examples: the data.
       width: members under one ``vmap``.
+      epochs: how many of the config's epochs the program trains.
+      keep: whether outcomes hold the state to go on from.
     """
 
-    def __init__(self, config: TrainConfig, examples: Examples, width: int = 1):
+    def __init__(
+        self,
+        config: TrainConfig,
+        examples: Examples,
+        width: int = 1,
+        epochs: int | None = None,
+        keep: bool = False,
+    ):
         self.config, self.examples, self.width = config, examples, width
+        self.epochs, self.keep = epochs, keep
         self.specs = _neutral_specs(config, examples)
-        self.mesh = Mesh(np.array(jax.local_devices()), ("members",))
+        self.mesh = Mesh(np.array(jax.devices()), ("members",))
         self._inits: dict[int, Any] = {}
 
-    def member(self, config: TrainConfig) -> Member:
-        """A training's config as data, its state padded to the population's rank."""
+    def member(self, config: TrainConfig, state: TrainState | None = None) -> Member:
+        """A training's config as data, its state padded to the population's rank.
+
+        Args:
+          config: the training.
+          state: at the config's own rank, to go on from; its initial one by default.
+        """
         train, validation = self.examples.split(config)
         mean, std = moments(np.asarray(self.examples.x)[train])
-        own = self._init(config)(jax.random.key(config.seed))
-        like = jax.eval_shape(self._init(self.config), jax.random.key(0))
+        own = self._init(config)(jax.random.key(config.seed)) if state is None else state
+        like = self.abstract(self.config)
         hyper = {name: getattr(config, name) for name in DYNAMIC if name != "seed"}
         hyper["learning_rate"] = config.peak_learning_rate
         if not self.config.noise:
             del hyper["noise"]
         return Member(
             state=jax.tree.map(_pad, own, like),
-            hyper={name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()},
-            train=jnp.asarray(train, jnp.int32),
-            validation=jnp.asarray(validation, jnp.int32),
-            mean=jnp.float32(round(mean, 4)),
-            std=jnp.float32(round(max(std, 1e-12), 4)),
+            hyper={name: np.float32(value) for name, value in hyper.items()},
+            train=np.asarray(train, np.int32),
+            validation=np.asarray(validation, np.int32),
+            mean=np.float32(round(mean, 4)),
+            std=np.float32(round(max(std, 1e-12), 4)),
         )
 
     def _init(self, config: TrainConfig) -> Any:
@@ -201,15 +189,19 @@ class Population:
 
     def crop(self, params: PyTree, buffers: PyTree, config: TrainConfig) -> tuple[PyTree, PyTree]:
         """Parameters and buffers at a training's own rank again, as NumPy."""
-        like = jax.eval_shape(self._init(config), jax.random.key(0))
+        like = self.abstract(config)
         return _crop(params, like.params), _crop(buffers, like.buffers)
+
+    def abstract(self, config: TrainConfig) -> TrainState:
+        """Shapes of a training's state, at the config's own rank."""
+        return jax.eval_shape(self._init(config), jax.random.key(0))
 
     @functools.cached_property
     def program(self) -> Any:
         """The jitted function from a stack of members, and the examples, to their outcomes."""
 
         def one(member: Member, x: Array, y: Array) -> Outcome:
-            return train_member(self.config, self.specs, member, x, y)
+            return train_member(self.config, self.specs, member, x, y, self.epochs, self.keep)
 
         def block(members: Member, x: Array, y: Array) -> Outcome:
             run = lambda m: one(m, x, y)  # noqa: E731
@@ -238,7 +230,7 @@ class Population:
         return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
 
     def run(self, members: Sequence[Member], size: int = 0) -> Outcome:
-        """Trains a chunk of members; outcomes as NumPy, stacked in their order.
+        """Trains a chunk of members; outcomes as NumPy, stacked in their order, on every host.
 
         Args:
           members: at least one.
@@ -248,21 +240,27 @@ class Population:
         count = len(members)
         size = max(size, count)
         padded = [*members, *[members[-1]] * (size + -size % self.mesh.size - count)]
-        out = jax.device_get(self.program(*self._placed(padded)))
+        out = hosts.gather(self.program(*self._placed(padded)))
         return jax.tree.map(lambda a: a[:count], out)
 
-    def _placed(self, members: Sequence[Member]) -> tuple[Member, Array, Array]:
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-        stacked = jax.device_put(stacked, NamedSharding(self.mesh, P("members")))
+    @functools.cached_property
+    def _data(self) -> tuple[Array, Array]:
+        """The examples, whole on every device."""
         whole = NamedSharding(self.mesh, P())
-        x, y = (jax.device_put(a, whole) for a in (self.examples.x, self.examples.y))
-        return stacked, x, y
+        x, y = self.examples.x, self.examples.y
+        return hosts.place(np.asarray(x), whole), hosts.place(np.asarray(y), whole)
+
+    def _placed(self, members: Sequence[Member]) -> tuple[Member, Array, Array]:
+        along = NamedSharding(self.mesh, P("members"))
+        stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(v) for v in leaves]), *members)
+        return jax.tree.map(lambda a: hosts.place(a, along), stacked), *self._data
 
 
-def _pad(leaf: Array, like: Any) -> Array:
+def _pad(leaf: Any, like: Any) -> np.ndarray:
     """Zeros behind a leaf, up to the shape of another."""
+    leaf = np.asarray(leaf)
     missing = [(0, b - a) for a, b in zip(leaf.shape, like.shape, strict=True)]
-    return jnp.pad(leaf, missing) if any(m for _, m in missing) else leaf
+    return np.pad(leaf, missing) if any(m for _, m in missing) else leaf
 
 
 def _crop(tree: PyTree, like: PyTree) -> PyTree:

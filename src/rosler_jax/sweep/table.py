@@ -22,9 +22,9 @@ def _parquet() -> Any:
     return pyarrow
 
 
-def part_path(folder: Path, chunk: int) -> Path:
-    """The file of a chunk."""
-    return folder / PARTS / f"{chunk:06d}.parquet"
+def part_path(folder: Path, stage: int, chunk: int) -> Path:
+    """The file of a stage's chunk."""
+    return folder / PARTS / f"{stage:03d}-{chunk:06d}.parquet"
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -52,14 +52,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: not a Parquet table: {error}; delete it and resume") from error
 
 
-def merge(folder: Path, chunks: int) -> list[dict[str, Any]]:
-    """Gathers all finished chunks into the table, in the order of members."""
-    rows: list[dict[str, Any]] = []
-    for chunk in range(chunks):
-        path = part_path(folder, chunk)
-        if path.exists():
-            rows += read_rows(path)
-    rows.sort(key=lambda row: row["member"])
-    if rows:
-        write_rows(folder / TABLE, rows)
-    return rows
+def last_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each member's row of the last stage that it was in, in the order of members.
+
+    Example:
+      >>> last_rows([{"member": 0, "stage": 1}, {"member": 0, "stage": 0}])
+      [{'member': 0, 'stage': 1}]
+    """
+    latest = {row["member"]: row for row in sorted(rows, key=lambda row: row["stage"])}
+    return [latest[member] for member in sorted(latest)]

@@ -1,0 +1,113 @@
+"""A sweep's folder: who holds it, what sweep it is, and what each stage decided."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rosler_jax._files import replace_text
+from rosler_jax.sweep import hosts
+from rosler_jax.sweep.spec import SweepSpec, difference
+
+SPEC, LOCK, STAGES = "sweep.json", "lock", "stages"
+
+
+class SweepError(RuntimeError):
+    """A sweep that cannot start or go on; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder against a second process; of several hosts, the first one does.
+
+    Raises:
+      SweepError: if another process has it.
+      OSError: if the folder cannot be written.
+    """
+    if not hosts.is_first():
+        yield
+        return
+    with (folder / LOCK).open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SweepError(f"{folder}: another process is running this sweep") from None
+        yield
+
+
+def open_folder(folder: Path, spec: SweepSpec, resume: bool) -> None:
+    """Makes a new sweep's folder, or checks that an old one holds the same sweep.
+
+    Raises:
+      SweepError: if the folder holds another sweep, or has nothing to resume.
+      OSError: if it cannot be made or written.
+    """
+    exists = (folder / SPEC).exists()
+    if resume and not exists:
+        raise SweepError(f"{folder}: holds no sweep to resume")
+    if not resume and exists:
+        raise SweepError(f"{folder}: already holds a sweep; resume it, or choose another folder")
+    if resume:
+        changed = difference(stored_spec(folder), json.loads(json.dumps(spec.source)))
+        if changed:
+            raise SweepError(f"{folder} holds another sweep:\n  " + "\n  ".join(changed))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written; choose another folder")
+
+
+def store_spec(folder: Path, spec: SweepSpec) -> None:
+    """Writes what the sweep is, the first time; a folder without it holds no sweep."""
+    if hosts.is_first() and not (folder / SPEC).exists():
+        replace_text(folder / SPEC, json.dumps(spec.source, indent=2) + "\n")
+
+
+def stored_spec(folder: Path) -> dict[str, Any]:
+    """The source of the sweep that a folder holds.
+
+    Raises:
+      SweepError: if there is none, or it is damaged.
+    """
+    path = folder / SPEC
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SweepError(f"{path}: no such file; {folder} holds no sweep") from None
+    except ValueError as error:
+        raise SweepError(f"{path}: damaged: {error}") from error
+
+
+def stage_path(folder: Path, stage: int) -> Path:
+    """The file of what a stage decided before it ran."""
+    return folder / STAGES / f"{stage:03d}.json"
+
+
+def read_stage(folder: Path, stage: int) -> dict[str, Any] | None:
+    """What a stage decided, on every host; None if it has not begun.
+
+    Raises:
+      SweepError: if the file is damaged.
+    """
+    found = None
+    if hosts.is_first():
+        path = stage_path(folder, stage)
+        with contextlib.suppress(FileNotFoundError):
+            text = path.read_text(encoding="utf-8")
+            try:
+                found = json.loads(text)
+            except ValueError as error:
+                raise SweepError(f"{path}: damaged: {error}") from error
+    return hosts.share(found)
+
+
+def write_stage(folder: Path, stage: int, decided: dict[str, Any]) -> None:
+    """Keeps what a stage decided, before it runs."""
+    if hosts.is_first():
+        path = stage_path(folder, stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(decided) + "\n")

@@ -1,0 +1,174 @@
+"""The page of a sweep, in a real browser; the commands on it; its pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+
+from rosler_jax import config as configs
+from rosler_jax.cli import _main
+from rosler_jax.cli._config_options import build_config, given_options
+from rosler_jax.config import TrainConfig
+from rosler_jax.sweep import report
+
+FLAGS = (
+    "headless=new",
+    "no-sandbox",
+    "disable-gpu",
+    "disable-quic",
+    "no-first-run",
+    "disable-sync",
+    "disable-background-networking",
+    "disable-component-update",
+    "disable-dev-shm-usage",
+)
+AXES = ["learning_rate", "rank", "method"]
+
+
+def make_rows(count=40):
+    """Rows such as a sweep writes; two failed, one of them hostile to a page."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(count):
+        varied = {"learning_rate": float(rng.uniform(1e-4, 1e-2)), "rank": int(rng.integers(2, 9))}
+        varied["method"] = ("chain", "low-rank")[i % 2]
+        data = "</script><script>alert(1)</script>" if i == 1 else "mnist5k"
+        config = TrainConfig(**varied, hidden=(64,), data=data, seed=i)
+        failed = i in (3, 4)
+        accuracy = math.nan if failed else float(rng.uniform(0.5, 0.95))
+        rows.append(
+            {
+                "member": i,
+                **varied,
+                "status": "failed" if failed else "done",
+                "validation_accuracy": accuracy,
+                "test_accuracy": accuracy,
+                "file_bytes": 0 if failed else int(rng.integers(2000, 30000)),
+                "compression": accuracy,
+                "seconds": 0.5,
+                "epochs_done": 3,
+                "curve": [0.2, math.nan if failed else 0.5, accuracy],
+                "config": json.dumps(configs.to_dict(config)),
+            }
+        )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium that logs its console and every request."""
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("no chromium with chromedriver on the PATH (Debian: chromium, chromium-driver)")
+    options = selenium.ChromeOptions()
+    options.binary_location = binary
+    for flag in FLAGS:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+    yield driver
+    driver.quit()
+
+
+def requests(browser):
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [e for e in events if e["method"] == "Network.requestWillBeSent"]
+    return [e["params"]["request"]["url"] for e in sent]
+
+
+def shown(browser, column):
+    cells = browser.find_elements("css selector", f"#members tbody td.{column}")
+    return [cell.text for cell in cells]
+
+
+def test_the_page_in_a_browser(browser, tmp_path):
+    rows = make_rows()
+    report.write_report(tmp_path, AXES, rows)
+    browser.get((tmp_path / "report.html").as_uri())
+    assert browser.get_log("browser") == []
+    outside = [url for url in requests(browser) if not url.startswith(("file:", "data:"))]
+    assert outside == []
+
+    good = report.usable(rows)
+    assert len(browser.find_elements("css selector", "#pareto circle.dot")) == len(good) == 38
+    assert len(browser.find_elements("css selector", "#coordinates polyline")) == len(good)
+    assert len(browser.find_elements("css selector", "#curves polyline")) == report.CURVES
+    (front,) = browser.find_elements("css selector", "#pareto path.front")
+    assert front.get_attribute("d").count("V") == len(report.pareto(good)) - 1
+    assert front.rect["width"] > 100
+    assert "40 members: 38 done" in browser.find_element("id", "counts").text
+
+    # Sorted by accuracy at first; then by bytes, rising and falling, what has none last.
+    ranked = [row["member"] for row in report.best(rows)]
+    assert shown(browser, "member")[:38] == [str(m) for m in ranked]
+    buttons = browser.find_elements("css selector", "#members th button")
+    (by_bytes,) = [b for b in buttons if b.text == "file_bytes"]
+    for rising in (False, True):
+        browser.execute_script("arguments[0].click()", by_bytes)
+        sizes = [int(t.replace(",", "")) for t in shown(browser, "file_bytes")]
+        assert sizes == sorted((r["file_bytes"] for r in rows), reverse=not rising)
+    (by_method,) = [b for b in buttons if b.text == "method"]
+    browser.execute_script("arguments[0].click()", by_method)
+    assert shown(browser, "method") == sorted(r["method"] for r in rows)
+
+    # Hover and choice.
+    dot = browser.find_elements("css selector", "#pareto circle.dot")[5]
+    browser.execute_script(
+        "arguments[0].dispatchEvent(new MouseEvent('mousemove', {bubbles: true}))", dot
+    )
+    assert "validation_accuracy:" in browser.find_element("id", "tip").text
+    browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('click'))", dot)
+    member = int(dot.get_attribute("data-member"))
+    expected = configs.command_line(configs.from_dict(json.loads(rows[member]["config"])))
+    assert expected in browser.find_element("id", "chosen").text
+
+    browser.find_element("id", "filter").send_keys("low-rank")
+    assert set(shown(browser, "method")) == {"low-rank"}
+    assert browser.get_log("browser") == []
+
+
+def test_a_sweep_where_all_failed_still_has_a_page(browser, tmp_path):
+    rows = [make_rows(5)[3]]
+    assert report.write_report(tmp_path, AXES, rows) == [tmp_path / "report.html"]
+    browser.get((tmp_path / "report.html").as_uri())
+    assert browser.get_log("browser") == []
+    assert "1 members: 0 done, 0 stopped early, 1 failed" in browser.page_source
+
+
+def test_values_cannot_end_the_script():
+    text = report.page_text(AXES, make_rows())
+    assert text.count("</script>") == 1
+    assert "NaN" not in text.split("const SHOWN")[0]
+
+
+def test_pictures_are_written(tmp_path):
+    written = report.write_report(tmp_path, AXES, make_rows())
+    assert [path.name for path in written] == [
+        "report.html",
+        "pareto.png",
+        "coordinates.png",
+        "curves.png",
+    ]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in written[1:])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(),
+        TrainConfig(hidden=(), method="dense", noise=0.1 + 0.2, flip=True),
+        TrainConfig(data="a b.npz", method="seeded", in_sketch=7, quantization_aware=True, bits=4),
+        dataclasses.replace(TrainConfig(), learning_rate=1e-05, hidden=(3, 5), patience=2),
+    ],
+)
+def test_the_command_gives_the_config_back(config):
+    words = shlex.split(configs.command_line(config))
+    arguments = _main.build_parser()[0].parse_args([*words[1:], "--out", "x"])
+    assert build_config(given_options(arguments)) == config
