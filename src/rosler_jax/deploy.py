@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -147,8 +149,7 @@ def rebuild(specs: Sequence[Spec], tensors: Mapping[str, Any]) -> Network:
     Raises:
       ValueError: if they do not fit.
     """
-    abstract = nnx.eval_shape(lambda: Network(specs, rngs=nnx.Rngs(0)))
-    graphdef, *state = split_state(abstract)
+    graphdef, *state = _abstract(json.dumps([dict(spec) for spec in specs]))
     names = {f"layers/{name}": tensor for name, tensor in tensors.items()}
     buffer_names = {
         path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(state[1])[0]
@@ -156,6 +157,13 @@ def rebuild(specs: Sequence[Spec], tensors: Mapping[str, Any]) -> Network:
     values = dequantize_params({k: v for k, v in names.items() if k not in buffer_names}, state[0])
     rest = dequantize_params({k: v for k, v in names.items() if k in buffer_names}, state[1])
     return nnx.merge(graphdef, values, rest)
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract(specs: str) -> tuple[Any, Any, Any]:
+    """A network's graph and shapes; kept, since a sweep rebuilds thousands of the same."""
+    layers = json.loads(specs)
+    return split_state(nnx.eval_shape(lambda: Network(layers, rngs=nnx.Rngs(0))))
 
 
 def from_restricted(specs: Sequence[Spec], params: PyTree, extracted: PyTree) -> Trained:

@@ -129,6 +129,13 @@ def train_member(
     return Outcome(*best, history, state if keep else None)
 
 
+@functools.lru_cache(maxsize=64)
+def _initializer(config: TrainConfig, in_features: int, num_classes: int, count: int) -> Any:
+    """The jitted initial state of a config, kept: populations of a sweep share it."""
+    specs = network_specs(config, in_features, num_classes)
+    return jax.jit(make_fit(config, specs, count).init)
+
+
 class Population:
     """The compiled program of a group, and how its members become data.
 
@@ -152,7 +159,8 @@ class Population:
         self.epochs, self.keep = epochs, keep
         self.specs = _neutral_specs(config, examples)
         self.mesh = Mesh(np.array(jax.devices()), ("members",))
-        self._inits: dict[int, Any] = {}
+        self._shapes: dict[int, TrainState] = {}  # these two hold what was computed before
+        self._splits: dict[tuple[float, int], tuple[Any, Any, Any, Any]] = {}
 
     def member(self, config: TrainConfig, state: TrainState | None = None) -> Member:
         """A training's config as data, its state padded to the population's rank.
@@ -161,8 +169,7 @@ class Population:
           config: the training.
           state: at the config's own rank, to go on from; its initial one by default.
         """
-        train, validation = self.examples.split(config)
-        mean, std = moments(np.asarray(self.examples.x)[train])
+        train, validation, mean, std = self._split(config)
         own = self._init(config)(jax.random.key(config.seed)) if state is None else state
         like = self.abstract(self.config)
         hyper = {name: getattr(config, name) for name in DYNAMIC if name != "seed"}
@@ -172,20 +179,29 @@ class Population:
         return Member(
             state=jax.tree.map(_pad, own, like),
             hyper={name: np.float32(value) for name, value in hyper.items()},
-            train=np.asarray(train, np.int32),
-            validation=np.asarray(validation, np.int32),
-            mean=np.float32(round(mean, 4)),
-            std=np.float32(round(max(std, 1e-12), 4)),
+            train=train,
+            validation=validation,
+            mean=mean,
+            std=std,
         )
+
+    def _split(self, config: TrainConfig) -> tuple[Any, Any, Any, Any]:
+        """Indices of a training's examples, and the moments of its inputs."""
+        key = (config.validation, config.seed)
+        if key not in self._splits:
+            train, validation = self.examples.split(config)
+            mean, std = moments(np.asarray(self.examples.x)[train])
+            found = np.float32(round(mean, 4)), np.float32(round(max(std, 1e-12), 4))
+            self._splits[key] = (np.asarray(train, "i4"), np.asarray(validation, "i4"), *found)
+        return self._splits[key]
 
     def _init(self, config: TrainConfig) -> Any:
         """The jitted initialisation at a config's own rank."""
-        if config.rank not in self._inits:
-            own = dataclasses.replace(self.config, rank=config.rank)
-            size = len(self.examples.split(config)[0])
-            functions = make_fit(own, _neutral_specs(own, self.examples), size)
-            self._inits[config.rank] = jax.jit(functions.init)
-        return self._inits[config.rank]
+        own = dataclasses.replace(self.config, rank=config.rank)
+        if own.method != "ares-bp":  # only there does the state depend on how long the run is
+            own = dataclasses.replace(own, epochs=1, quantize_from=0.0)
+        count = len(self._split(config)[0])
+        return _initializer(own, self.examples.in_features, self.examples.num_classes, count)
 
     def crop(self, params: PyTree, buffers: PyTree, config: TrainConfig) -> tuple[PyTree, PyTree]:
         """Parameters and buffers at a training's own rank again, as NumPy."""
@@ -194,7 +210,9 @@ class Population:
 
     def abstract(self, config: TrainConfig) -> TrainState:
         """Shapes of a training's state, at the config's own rank."""
-        return jax.eval_shape(self._init(config), jax.random.key(0))
+        if config.rank not in self._shapes:
+            self._shapes[config.rank] = jax.eval_shape(self._init(config), jax.random.key(0))
+        return self._shapes[config.rank]
 
     @functools.cached_property
     def program(self) -> Any:
