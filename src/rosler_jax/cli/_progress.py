@@ -1,12 +1,14 @@
-"""Progress of a training run on stderr: a bar on a terminal, a line an epoch elsewhere."""
+"""Progress on stderr: a bar on a terminal, elsewhere a line an epoch or a line a chunk."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 
 Report = Callable[[dict[str, float]], None]
+Tell = Callable[[dict[str, float]], tuple[float, str]]
 
 
 @contextlib.contextmanager
@@ -15,7 +17,7 @@ def progress(epochs: int, quiet: bool) -> Iterator[Report | None]:
     if quiet:
         yield None
     elif sys.stderr.isatty() and _has_rich():
-        with _bar(epochs) as report:
+        with _bar(epochs, lambda row: (row["epoch"], line(row, epochs))) as report:
             yield report
     else:
         yield lambda row: print(f"epoch {line(row, epochs)}", file=sys.stderr, flush=True)
@@ -45,15 +47,45 @@ def _has_rich() -> bool:
 
 
 @contextlib.contextmanager
-def _bar(epochs: int) -> Iterator[Report]:
+def population_progress(quiet: bool) -> Iterator[Report | None]:
+    """Gives what to call with a sweep's state after every chunk; None if nothing is wanted."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty() and _has_rich():
+        with _bar(None, lambda row: (row["done"], members_line(row))) as report:
+            yield report
+    else:
+        yield lambda row: print(members_line(row), file=sys.stderr, flush=True)
+
+
+def members_line(row: dict[str, float]) -> str:
+    """How far a sweep is, in words.
+
+    Example:
+      >>> members_line({"done": 64, "total": 128, "best": 0.875, "rate": 4.0, "left": 16.0})
+      '64/128 members, best 0.8750, 4.00 members/s, 16 s left'
+    """
+    left = "?" if math.isinf(row["left"]) else f"{row['left']:.0f} s"
+    return (
+        f"{row['done']:.0f}/{row['total']:.0f} members, best {row['best']:.4f}, "
+        f"{row['rate']:.2f} members/s, {left} left"
+    )
+
+
+@contextlib.contextmanager
+def _bar(
+    total: int | None, tell: Callable[[dict[str, float]], tuple[float, str]]
+) -> Iterator[Report]:
+    """A bar; ``tell`` says how far a row is, and what that is in words."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(20), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"0/{epochs}: loading and compiling", total=epochs)
+        task = bar.add_task("loading and compiling", total=total)
 
         def report(row: dict[str, float]) -> None:
-            bar.update(task, completed=row["epoch"], description=line(row, epochs))
+            done, text = tell(row)
+            bar.update(task, total=row.get("total", total), completed=done, description=text)
 
         yield report

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rosler_jax.cli._command import Command, Outcome, UsageError, table
+from rosler_jax.cli._progress import population_progress
 
 TOP = 10
 
@@ -34,7 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="of `best`: the smallest file of at least this validation accuracy",
     )
+    parser.add_argument("--tensorboard", metavar="DIR", help="write scalars for TensorBoard, too")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    hosts = parser.add_argument_group(
+        "several hosts", "start the same command on each; the first one writes"
+    )
+    hosts.add_argument(
+        "--distributed", action="store_true", help="find the others (Slurm, TPU pods, Open MPI)"
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, for all the same")
+    hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    hosts.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -50,6 +62,7 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.resume is not None and (args.out or args.data or args.dry_run):
         raise UsageError("--resume goes on with the sweep as it is; leave the other options out")
     _use_devices(args.devices)
+    _join(args)
 
     from rosler_jax import sweep
 
@@ -62,8 +75,10 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.dry_run:
         return _plan(spec)
     folder = Path(args.resume or args.out)
-    report = None if args.quiet else _progress
-    done = sweep.sweep(spec, folder, resume=args.resume is not None, report=report)
+    with population_progress(args.quiet) as report, _stdout_to_stderr():
+        done = sweep.sweep(spec, folder, resume=args.resume is not None, report=report)
+    if args.tensorboard is not None and sweep.hosts.is_first():
+        sweep.write_scalars(Path(args.tensorboard), done.rows, [a.name for a in spec.axes])
     names = [axis.name for axis in spec.axes]
     text = (
         f"{top(done.rows, names)}\n\n{len(done.rows)} members, {done.failed} failed; wrote\n"
@@ -94,6 +109,35 @@ def _use_devices(count: int | None) -> None:
             raise UsageError(f"--devices {count}: JAX runs on other devices already") from None
 
 
+def _join(args: argparse.Namespace) -> None:
+    """Joins the other hosts, if there are any."""
+    named = (args.coordinator, args.processes, args.process)
+    if any(value is not None for value in named) and None in named:
+        raise UsageError("--coordinator, --processes and --process go together")
+    if args.distributed or args.coordinator is not None:
+        import jax
+
+        jax.distributed.initialize(*named)
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """The library that connects the hosts prints to stdout, where the result belongs."""
+    import jax
+
+    if jax.process_count() == 1:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _plan(spec: Any) -> Outcome:
     from rosler_jax import sweep
 
@@ -106,16 +150,6 @@ def _plan(spec: Any) -> Outcome:
     lines.append(f"{count} members, about {seconds:.0f} s; nothing was run")
     data = {"members": count, "programs": len(plan.groups), "seconds": seconds}
     return Outcome("\n".join(lines), data)
-
-
-def _progress(row: dict[str, Any]) -> None:
-    left = "?" if math.isinf(row["left"]) else f"{row['left']:.0f} s"
-    print(
-        f"{row['done']}/{row['total']} members, best {row['best']:.4f}, {row['rate']:.2f} members/s"
-        f", {left} left",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def _ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

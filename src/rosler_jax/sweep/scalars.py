@@ -1,0 +1,43 @@
+"""A sweep's curves and results for TensorBoard: one run a member."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+METRICS = ("validation_accuracy", "test_accuracy", "file_bytes")
+
+
+def write_scalars(folder: Path, rows: Sequence[dict[str, Any]], axes: Sequence[str]) -> None:
+    """Writes event files: the validation curve, and the axes with what came of them (HParams).
+
+    Args:
+      folder: for ``tensorboard --logdir``.
+      rows: of the sweep's table.
+      axes: columns that varied.
+
+    Raises:
+      ImportError: if tensorboardX is not installed.
+      OSError: if the files cannot be written.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "TensorBoard files need tensorboardX: pip install 'rosler-jax[tensorboard]'"
+        ) from error
+    for row in rows:
+        metrics = {name: row[name] for name in METRICS if math.isfinite(row[name])}
+        with SummaryWriter(str(folder / f"member-{row['member']:05d}")) as writer:
+            for epoch, value in enumerate(row["curve"], 1):
+                if math.isfinite(value):
+                    writer.add_scalar("validation_accuracy", value, epoch)
+            if metrics:
+                varied = {name: _plain(row[name]) for name in axes}
+                writer.add_hparams(varied, {f"final/{k}": v for k, v in metrics.items()}, name=".")
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | float | str | bool) else str(value)

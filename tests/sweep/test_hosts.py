@@ -1,0 +1,100 @@
+"""Several processes with jax.distributed run one sweep, and end with the table of one process."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rosler_jax.sweep import table as tables
+
+TOML = """
+data = {data!r}
+hidden = [16]
+method = "chain"
+epochs = 2
+batch_size = 32
+{more}
+[axes]
+learning_rate = {{ log_uniform = [1e-3, 1e-2], n = 5 }}
+rank = {{ grid = [2, 4] }}
+"""
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "rosler_jax", "sweep", *map(str, arguments), "--devices", "1"]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def together(*arguments):
+    """Runs the command as two processes; what they printed."""
+    where = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
+    running = [
+        subprocess.Popen(
+            [*command(*arguments), *where, "--process", str(i), "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    found = [process.communicate(timeout=300) for process in running]
+    for process, (_, err) in zip(running, found, strict=True):
+        assert process.returncode == 0, err
+    return [json.loads(out) for out, _ in found]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """300 examples of three classes that a small net learns in part."""
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 3
+    x = rng.normal(size=(300, 20)).astype(np.float32) + np.eye(3, 20)[y] * 2
+    path = tmp_path_factory.mktemp("data") / "toy.npz"
+    np.savez(path, x=x, y=y)
+    return str(path)
+
+
+@pytest.mark.parametrize("more", ["", "halving = { rungs = [1], keep = 0.5 }"])
+def test_two_processes_end_with_the_table_of_one(data, more, tmp_path):
+    spec = tmp_path / "sweep.toml"
+    spec.write_text(TOML.format(data=data, more=more))
+    one = subprocess.run(
+        command(spec, "--out", tmp_path / "one"), capture_output=True, text=True, check=False
+    )
+    assert one.returncode == 0, one.stderr
+    both = together(spec, "--out", tmp_path / "two")
+    assert [out["members"] for out in both] == [10, 10]
+    assert both[0]["best"] == both[1]["best"]
+    a, b = (tables.read_rows(tmp_path / name / "table.parquet") for name in ("one", "two"))
+    for x, y in zip(a, b, strict=True):
+        assert (x["member"], x["status"], x["file_bytes"]) == (
+            y["member"],
+            y["status"],
+            y["file_bytes"],
+        )
+        # One or several members under a vmap: rounding; one of 30 examples may go astray.
+        np.testing.assert_allclose(x["curve"], y["curve"], atol=1 / 30 + 1e-6)
+        np.testing.assert_allclose(x["loss"], y["loss"], rtol=1e-4)
+    resumed = together("--resume", tmp_path / "two")
+    assert resumed[0]["members"] == 10
+
+
+def test_a_second_host_without_a_name_is_refused():
+    done = subprocess.run(
+        command("s.toml", "--out", "o", "--coordinator", "127.0.0.1:1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "go together" in done.stderr
