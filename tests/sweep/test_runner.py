@@ -237,6 +237,53 @@ def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path):
     assert (out / "model.rosler").exists()
 
 
+LIMITED = """
+import resource, sys
+from rosler_jax import sweep
+from rosler_jax.cli import main
+spec, out, limit = sys.argv[1:]
+sweep.schedule.choose_width = lambda *_: sweep.schedule.Cost(1, 0.0, 0)
+write = sweep.table.write_rows
+def limited(path, rows):
+    soft = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), soft[1]))
+    try:
+        write(path, rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+sweep.table.write_rows = limited
+sys.exit(main(["sweep", spec, "--out", out]))
+"""
+
+
+def test_a_full_disk_is_an_error_and_corrupts_nothing(data, tmp_path):
+    path, folder = tmp_path / "sweep.toml", tmp_path / "s"
+    path.write_text(TOML.format(data=data))
+    command = [sys.executable, "-c", LIMITED, str(path), str(folder)]
+    run = lambda limit: subprocess.run(
+        [*command, limit], capture_output=True, text=True, timeout=300, check=False
+    )
+    full = run("1000")  # bytes that a file may have: as on a disk that is full in the middle of it
+    assert full.returncode == 1
+    assert "error:" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert list((folder / "parts").iterdir()) == []
+    resumed = rosler("sweep", "--resume", folder, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["members"] == 12
+
+
+def test_a_folder_that_cannot_be_written_is_refused(spec, tmp_path, monkeypatch):
+    folder = tmp_path / "s"
+    folder.mkdir()
+    folder.chmod(0o500)
+    if os.access(folder, os.W_OK):  # root may write anywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="cannot be written; choose another"):
+        sweep(spec, folder)
+    assert list(folder.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "arguments",
     [(), ("s.toml",), ("s.toml", "--resume", "d"), ("best",), ("s.toml", "d", "--out", "o")],

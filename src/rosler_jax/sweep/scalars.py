@@ -24,19 +24,22 @@ def write_scalars(folder: Path, rows: Sequence[dict[str, Any]], axes: Sequence[s
     """
     try:
         from tensorboardX import SummaryWriter
+        from tensorboardX.summary import hparams
     except ImportError as error:
         raise ImportError(
             "TensorBoard files need tensorboardX: pip install 'rosler-jax[tensorboard]'"
         ) from error
     for row in rows:
-        metrics = {name: row[name] for name in METRICS if math.isfinite(row[name])}
+        final = {f"final/{name}": row[name] for name in METRICS if math.isfinite(row[name])}
         with SummaryWriter(str(folder / f"member-{row['member']:05d}")) as writer:
             for epoch, value in enumerate(row["curve"], 1):
                 if math.isfinite(value):
                     writer.add_scalar("validation_accuracy", value, epoch)
-            if metrics:
-                varied = {name: _plain(row[name]) for name in axes}
-                writer.add_hparams(varied, {f"final/{k}": v for k, v in metrics.items()}, name=".")
+            # Not add_hparams: it opens a second file, in this folder one of the same name.
+            for summary in hparams({name: _plain(row[name]) for name in axes}, final):
+                writer.file_writer.add_summary(summary)
+            for name, value in final.items():
+                writer.add_scalar(name, value, row["epochs_done"])
 
 
 def _plain(value: Any) -> Any:
