@@ -28,8 +28,11 @@ import numpy as np
 
 from rosler_jax import data as datasets
 from rosler_jax.config import TrainConfig
+from rosler_jax.fit import Arrays, Metrics, TrainState, make_fit
 from rosler_jax.sweep.examples import Examples, read_examples
-from rosler_jax.sweep.population import Member, Population
+from rosler_jax.sweep.plan import make_plan
+from rosler_jax.sweep.population import Member, Population, with_hyper
+from rosler_jax.sweep.schedule import choose_width
 
 TORCH_MEMBERS = 4
 
@@ -46,15 +49,31 @@ def members(count: int, epochs: int) -> list[TrainConfig]:
 
 def alone(population: Population, data: list[Member]) -> Callable[[], None]:
     """One training at a time, one program, one device that has all cores."""
-    from rosler_jax.sweep.population import train_member
+    config, examples = population.config, population.examples
+    x, y = examples.x, examples.y
 
-    x, y = population.examples.x, population.examples.y
-    one = jax.jit(lambda m, x, y: train_member(population.config, population.specs, m, x, y))
-    jax.block_until_ready(one(data[0], x, y))
+    @jax.jit
+    def one(member: Member, arrays: Arrays) -> tuple[TrainState, Metrics]:
+        functions = make_fit(
+            with_hyper(config, member.hyper),
+            population.specs,
+            len(data[0].train),
+            member.std,
+            lambda a: (a.astype("float32") - member.mean) * (1.0 / member.std),
+        )
+        step = lambda state, _: functions.epoch(state, arrays)  # noqa: E731
+        return jax.lax.scan(step, member.state, None, config.epochs)
+
+    def arrays(member: Member) -> Arrays:
+        train, held = member.train, member.validation
+        return Arrays(x[train], y[train], x[held], y[held])
+
+    splits = {id(member.train): arrays(member) for member in data}
+    jax.block_until_ready(one(data[0], splits[id(data[0].train)]))
 
     def run() -> None:
         for member in data:
-            jax.block_until_ready(one(member, x, y))
+            jax.block_until_ready(one(member, splits[id(member.train)]))
 
     return run
 
@@ -67,8 +86,13 @@ def together(population: Population, data: list[Member]) -> Callable[[], None]:
 
 
 def torch_run(configs: list[TrainConfig], examples: Examples) -> Callable[[], None]:
-    """The same net, batches, optimiser and schedule in eager PyTorch."""
+    """The same net, batches, optimiser and schedule in eager PyTorch, on one thread.
+
+    For a net this small one is faster than two here, and it does not get in the way of XLA's.
+    """
     import torch
+
+    torch.set_num_threads(1)
 
     pixels = torch.tensor(np.asarray(examples.x, np.float32).reshape(len(examples.y), -1))
     labels = torch.tensor(np.asarray(examples.y), dtype=torch.long)
@@ -126,16 +150,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--devices", type=int, default=os.cpu_count(), help="virtual, on a CPU")
-    parser.add_argument("--width", type=int, default=1, help="members under one vmap")
+    parser.add_argument("--width", type=int, help="members that share batches (default: timed)")
+    parser.add_argument("--torch", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args(arguments)
     jax.config.update("jax_num_cpu_devices", options.devices)
     configs = members(options.members, options.epochs)
     examples = read_examples("mnist5k", datasets.read("mnist5k"))
-    population = Population(configs[0], examples, options.width)
+    (group,) = make_plan(configs)
+    cost = choose_width(group, examples) if options.width is None else (options.width, 1)
+    population = Population(configs[0], examples, *cost[:2])
     data = [population.member(config) for config in configs]
     calls = {"population": together(population, data), "one after another": alone(population, data)}
     scale = {name: 1.0 for name in calls}
-    if importlib.util.find_spec("torch"):
+    if options.torch and importlib.util.find_spec("torch"):
         calls["PyTorch, eager"] = torch_run(configs, examples)
         scale["PyTorch, eager"] = len(configs) / TORCH_MEMBERS
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -154,7 +181,8 @@ def main(arguments: list[str]) -> int:
         "devices": jax.local_device_count(),
         "jax": jax.__version__,
         "python": platform.python_version(),
-        **{k: v for k, v in vars(options).items() if k != "out"},
+        "members together on a device": population.width * population.blocks,
+        **{k: v for k, v in vars(options).items() if k not in ("out", "width")},
     }
     options.out.mkdir(parents=True, exist_ok=True)
     text = "\n".join(lines)

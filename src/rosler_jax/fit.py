@@ -245,7 +245,7 @@ def make_fit(
 
     def epoch(state: TrainState, arrays: Arrays) -> tuple[TrainState, Metrics]:
         key = jax.random.wrap_key_data(state.key)
-        key, key_order, key_steps = jax.random.split(key, 3)
+        _, key_order, key_steps = jax.random.split(key, 3)
         order = jax.random.permutation(key_order, num_examples)[: steps * config.batch_size]
         batches = (order.reshape(steps, config.batch_size), jax.random.split(key_steps, steps))
         carry, (losses, hits) = jax.lax.scan(
@@ -262,7 +262,7 @@ def make_fit(
         finite = jnp.isfinite(losses).all() & jnp.isfinite(val_loss) & all_finite(params)
         new = state._replace(
             epoch=state.epoch + 1,
-            key=jax.random.key_data(key),
+            key=next_key(state.key),
             params=params,
             buffers=buffers,
             opt_state=opt_state,
@@ -272,6 +272,11 @@ def make_fit(
         return new, Metrics(losses.mean(), hits.mean(), val_loss, val_accuracy, finite)
 
     return Fit(graphdef, init, epoch, logits)
+
+
+def next_key(key: Array) -> Array:
+    """The key data of the epoch after the one that begins with ``key``."""
+    return jax.random.key_data(jax.random.split(jax.random.wrap_key_data(key), 3)[0])
 
 
 def may_end_here(config: TrainConfig, epoch: Array, quantize_epoch: int, steps: int) -> Array:

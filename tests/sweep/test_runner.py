@@ -134,7 +134,7 @@ def test_a_failed_member_is_a_row(data, tmp_path):
 
 def test_interrupted_and_resumed_is_the_table_of_an_undisturbed_sweep(spec, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "MAX_CHUNK", 1)
-    monkeypatch.setattr(schedule, "choose_width", lambda *_: schedule.Cost(1, 0.0, 0))
+    monkeypatch.setattr(schedule, "choose_width", lambda *_: schedule.Cost(1, 1, 0.0, 0))
     whole = sweep(spec, tmp_path / "whole")
     parts = sorted((tmp_path / "whole" / "parts").iterdir())
     assert len(parts) > 1
@@ -242,7 +242,7 @@ import resource, sys
 from rosler_jax import sweep
 from rosler_jax.cli import main
 spec, out, limit = sys.argv[1:]
-sweep.schedule.choose_width = lambda *_: sweep.schedule.Cost(1, 0.0, 0)
+sweep.schedule.choose_width = lambda *_: sweep.schedule.Cost(1, 1, 0.0, 0)
 write = sweep.table.write_rows
 def limited(path, rows):
     soft = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -41,7 +41,7 @@ def spec(data):
 
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch):
-    monkeypatch.setattr(schedule, "choose_width", lambda *_: schedule.Cost(1, 0.0, 0))
+    monkeypatch.setattr(schedule, "choose_width", lambda *_: schedule.Cost(1, 1, 0.0, 0))
 
 
 def study_of(folder):

@@ -58,6 +58,11 @@ def program_key(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(training_key(config), **neutral)
 
 
+def batches_key(config: TrainConfig) -> tuple[float, int]:
+    """What decides a training's examples and their order: members of one key share batches."""
+    return config.validation, config.seed
+
+
 def make_plan(configs: Sequence[TrainConfig], least_rank: int = 1) -> list[Group]:
     """Groups the members of a sweep into as few programs as their differences allow.
 
@@ -91,7 +96,8 @@ def make_plan(configs: Sequence[TrainConfig], least_rank: int = 1) -> list[Group
     for training in trainings:
         programs.setdefault(program_key(training), []).append(training)
     groups = []
-    for key, found in programs.items():
+    for key, unsorted in programs.items():
+        found = sorted(unsorted, key=batches_key)  # those that share their batches together
         least = least_rank if key.method in PADDED else 1
         widest = dataclasses.replace(key, rank=max(least, *(t.rank for t in found)))
         members = tuple(tuple(trainings[t]) for t in found)

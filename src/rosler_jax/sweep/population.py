@@ -1,8 +1,10 @@
 """A population: many trainings of one program, as data.
 
 The examples lie on the device once; a member is its hyperparameters, its initial state and the
-indices of its training and validation examples. Members run under ``vmap`` in blocks, the blocks of
-a device one after the other, the devices side by side under ``shard_map``.
+indices of its training and validation examples. Members of one seed see the same batches in the
+same order: they run as a block under ``vmap`` with the batch shared, so that their first layers
+become one large matrix product. Some blocks run under a second ``vmap``, the others one after
+another, the devices side by side under ``shard_map``.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from jax.sharding import PartitionSpec as P
 
 from rosler_jax.config import TrainConfig
 from rosler_jax.data._dataset import moments
-from rosler_jax.fit import Arrays, Metrics, TrainState, make_fit, network_specs
+from rosler_jax.fit import Arrays, Metrics, TrainState, make_fit, network_specs, next_key
 from rosler_jax.sweep import hosts
 from rosler_jax.sweep.examples import Examples
-from rosler_jax.sweep.plan import DYNAMIC
+from rosler_jax.sweep.plan import DYNAMIC, batches_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +38,17 @@ class Member(NamedTuple):
     state: TrainState
     hyper: dict[str, Any]  # one entry for each dynamic field but the seed
     train: Any  # indices
+    validation: Any
+    mean: Any
+    std: Any
+
+
+class Shared(NamedTuple):
+    """What the members of a block have in common: the order of their batches, and their data."""
+
+    key: Any
+    epoch: Any
+    train: Any
     validation: Any
     mean: Any
     std: Any
@@ -74,7 +87,7 @@ class _Chosen:
         return cls(*children)
 
 
-def _with(config: TrainConfig, hyper: dict[str, Array]) -> TrainConfig:
+def with_hyper(config: TrainConfig, hyper: dict[str, Array]) -> TrainConfig:
     """The config with traced fields, which its own checks could not compare."""
     out = object.__new__(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
@@ -91,42 +104,63 @@ def _standardize(x: Array, mean: Array, std: Array) -> Array:
     return (x.astype(jnp.float32) - mean) * (1.0 / std)
 
 
-def train_member(
+def train_block(
     config: TrainConfig,
     specs: list[dict[str, Any]],
-    member: Member,
+    shared: Shared,
+    states: TrainState,
+    hyper: dict[str, Array],
     x: Array,
     y: Array,
     epochs: int | None = None,
     keep: bool = False,
 ) -> Outcome:
-    """Trains one member, pure: what is mapped over a population.
+    """Trains a block of members, pure.
+
+    The random key and the count of epochs stay outside the ``vmap``: what follows from them, the
+    batches above all, is computed once for the block.
 
     Args:
       config: what the members share.
       specs: layers of its network.
-      member: from its first epoch, or from where it stopped.
+      shared: of the block.
+      states, hyper: of its members, stacked.
       x, y: all examples.
       epochs: how many; all of the config's by default.
-      keep: return the state to go on from, too.
+      keep: return the states to go on from, too.
     """
-    train, validation = member.train, member.validation
+    train, validation = shared.train, shared.validation
     chosen: Any = _Chosen  # has what a run asks of an array: rows by index, and a shape
     arrays = Arrays(
         chosen(x, train), chosen(y, train), chosen(x, validation), chosen(y, validation)
     )
-    functions = make_fit(
-        _with(config, member.hyper),
-        specs,
-        train.shape[0],
-        member.std,
-        lambda a: _standardize(a, member.mean, member.std),
+
+    def one(
+        state: TrainState, hyper: dict[str, Array], key: Array, epoch: Array
+    ) -> tuple[TrainState, Metrics]:
+        functions = make_fit(
+            with_hyper(config, hyper),
+            specs,
+            train.shape[0],
+            shared.std,
+            lambda a: _standardize(a, shared.mean, shared.std),
+        )
+        return functions.epoch(state._replace(key=key, epoch=epoch), arrays)
+
+    def step(carry: Any, _: None) -> tuple[Any, Metrics]:
+        states, key, epoch = carry
+        states, metrics = jax.vmap(one, in_axes=(0, 0, None, None))(states, hyper, key, epoch)
+        return (states, next_key(key), epoch + 1), metrics
+
+    start = (states, shared.key, shared.epoch)
+    (states, key, epoch), history = jax.lax.scan(step, start, None, epochs or config.epochs)
+    history = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), history)
+    count = history.loss.shape[0]
+    states = states._replace(
+        key=jnp.broadcast_to(key, (count, *key.shape)), epoch=jnp.broadcast_to(epoch, (count,))
     )
-    state, history = jax.lax.scan(
-        lambda s, _: functions.epoch(s, arrays), member.state, None, length=epochs or config.epochs
-    )
-    best = state.best_params, state.best_buffers, state.best_accuracy, state.best_epoch
-    return Outcome(*best, history, state if keep else None)
+    best = states.best_params, states.best_buffers, states.best_accuracy, states.best_epoch
+    return Outcome(*best, history, states if keep else None)
 
 
 @functools.lru_cache(maxsize=64)
@@ -142,7 +176,8 @@ class Population:
     Attributes:
       config: what the members share; its rank is what smaller ranks are padded to.
       examples: the data.
-      width: members under one ``vmap``.
+      width: members of a block, which share their batches.
+      blocks: that run together.
       epochs: how many of the config's epochs the program trains.
       keep: whether outcomes hold the state to go on from.
     """
@@ -152,10 +187,12 @@ class Population:
         config: TrainConfig,
         examples: Examples,
         width: int = 1,
+        blocks: int = 1,
         epochs: int | None = None,
         keep: bool = False,
     ):
-        self.config, self.examples, self.width = config, examples, width
+        self.config, self.examples = config, examples
+        self.width, self.blocks = width, blocks
         self.epochs, self.keep = epochs, keep
         self.specs = _neutral_specs(config, examples)
         self.mesh = Mesh(np.array(jax.devices()), ("members",))
@@ -187,7 +224,7 @@ class Population:
 
     def _split(self, config: TrainConfig) -> tuple[Any, Any, Any, Any]:
         """Indices of a training's examples, and the moments of its inputs."""
-        key = (config.validation, config.seed)
+        key = batches_key(config)
         if key not in self._splits:
             train, validation = self.examples.split(config)
             mean, std = moments(np.asarray(self.examples.x)[train])
@@ -216,30 +253,30 @@ class Population:
 
     @functools.cached_property
     def program(self) -> Any:
-        """The jitted function from a stack of members, and the examples, to their outcomes."""
+        """The jitted function from stacked blocks, and the examples, to their outcomes."""
 
-        def one(member: Member, x: Array, y: Array) -> Outcome:
-            return train_member(self.config, self.specs, member, x, y, self.epochs, self.keep)
+        def block(given: tuple[Shared, TrainState, Any], x: Array, y: Array) -> Outcome:
+            return train_block(self.config, self.specs, *given, x, y, self.epochs, self.keep)
 
-        def block(members: Member, x: Array, y: Array) -> Outcome:
-            run = lambda m: one(m, x, y)  # noqa: E731
-            if self.width == 1:
-                return jax.lax.map(run, members)
-            return jax.lax.map(run, members, batch_size=self.width)
+        def device(given: tuple[Shared, TrainState, Any], x: Array, y: Array) -> Outcome:
+            run = lambda b: block(b, x, y)  # noqa: E731
+            if self.blocks == 1:
+                return jax.lax.map(run, given)
+            return jax.lax.map(run, given, batch_size=self.blocks)
 
         specs = (P("members"), P(), P())
         sharded = jax.shard_map(
-            block, mesh=self.mesh, in_specs=specs, out_specs=P("members"), check_vma=False
+            device, mesh=self.mesh, in_specs=specs, out_specs=P("members"), check_vma=False
         )
         return jax.jit(sharded)
 
     def compile(self, members: Sequence[Member]) -> Any:
-        """The compiled program for so many members, a multiple of the devices."""
-        return self.program.lower(*self._placed(members)).compile()
+        """The compiled program for so many members, blocks for every device."""
+        return self.program.lower(*self._placed(layout(members, self.width))).compile()
 
     def call(self, compiled: Any, members: Sequence[Member]) -> Outcome:
         """Trains members with a compiled program; waits for them."""
-        return jax.block_until_ready(compiled(*self._placed(members)))
+        return jax.block_until_ready(compiled(*self._placed(layout(members, self.width))))
 
     @staticmethod
     def bytes_needed(compiled: Any) -> int:
@@ -252,14 +289,17 @@ class Population:
 
         Args:
           members: at least one.
-          size: how many the program is for, if more: a smaller chunk is filled up with copies of
-            its last member, so that nothing is compiled again.
+          size: how many blocks the program is for, if more: a smaller chunk is filled up with
+            copies of its last block, so that nothing is compiled again.
         """
-        count = len(members)
-        size = max(size, count)
-        padded = [*members, *[members[-1]] * (size + -size % self.mesh.size - count)]
+        rows = layout(members, self.width)
+        size = max(size, len(rows))
+        padded = [*rows, *[rows[-1]] * (size + -size % self.mesh.size - len(rows))]
         out = hosts.gather(self.program(*self._placed(padded)))
-        return jax.tree.map(lambda a: a[:count], out)
+        place = {j: i for i, (j, _) in enumerate(member for row in rows for member in row)}
+        at = np.array([place[j] for j in range(len(members))])  # of copies, the last: all the same
+        flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), out)
+        return jax.tree.map(lambda a: a[at], flat)
 
     @functools.cached_property
     def _data(self) -> tuple[Array, Array]:
@@ -268,10 +308,40 @@ class Population:
         x, y = self.examples.x, self.examples.y
         return hosts.place(np.asarray(x), whole), hosts.place(np.asarray(y), whole)
 
-    def _placed(self, members: Sequence[Member]) -> tuple[Member, Array, Array]:
+    def _placed(self, rows: Sequence[Block]) -> tuple[Any, Array, Array]:
         along = NamedSharding(self.mesh, P("members"))
-        stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(v) for v in leaves]), *members)
-        return jax.tree.map(lambda a: hosts.place(a, along), stacked), *self._data
+        firsts = [row[0][1] for row in rows]
+        shared = _stack(
+            [
+                Shared(m.state.key, m.state.epoch, m.train, m.validation, m.mean, m.std)
+                for m in firsts
+            ]
+        )
+        states = _stack([_stack([m.state for _, m in row]) for row in rows])
+        hyper = _stack([_stack([m.hyper for _, m in row]) for row in rows])
+        given = jax.tree.map(lambda a: hosts.place(a, along), (shared, states, hyper))
+        return given, *self._data
+
+
+Block = list[tuple[int, Member]]
+"""Members that share their batches, each with its place among all."""
+
+
+def layout(members: Sequence[Member], width: int) -> list[Block]:
+    """Puts members that share their batches into blocks, filled up with copies of the last."""
+    alike: dict[Any, Block] = {}
+    for i, member in enumerate(members):
+        order = (id(member.train), np.asarray(member.state.key).tobytes(), int(member.state.epoch))
+        alike.setdefault(order, []).append((i, member))
+    rows = []
+    for found in alike.values():
+        filled = [*found, *[found[-1]] * (-len(found) % width)]
+        rows += [filled[i : i + width] for i in range(0, len(filled), width)]
+    return rows
+
+
+def _stack(trees: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(v) for v in leaves]), *trees)
 
 
 def _pad(leaf: Any, like: Any) -> np.ndarray:

@@ -239,12 +239,11 @@ def run_chunk(
 
 
 def _population(work: Work, stage: Stage, group: int) -> Population:
-    config, width = stage.plan.groups[group].config, stage.plan.costs[group].width
+    config, cost = stage.plan.groups[group].config, stage.plan.costs[group]
     epochs = (stage.stop or config.epochs) - stage.start
-    key = (config, width, epochs, stage.stop is None)
+    key = (config, cost.width, cost.blocks, epochs, stage.stop is not None)
     if key not in work.populations:
-        keep = stage.stop is not None
-        work.populations[key] = Population(config, work.examples, width, epochs, keep)
+        work.populations[key] = Population(config, work.examples, *key[1:])
     return work.populations[key]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import os
 import time
@@ -14,7 +15,7 @@ from rosler_jax import config as configs
 from rosler_jax.config import TrainConfig
 from rosler_jax.sweep import hosts
 from rosler_jax.sweep.examples import Examples
-from rosler_jax.sweep.plan import Group, make_plan, program_key
+from rosler_jax.sweep.plan import Group, batches_key, make_plan, program_key
 from rosler_jax.sweep.population import Member, Population
 
 CHUNK_SECONDS = 20.0
@@ -28,12 +29,14 @@ class Cost(NamedTuple):
     """What was found out about a program.
 
     Attributes:
-      width: members under one ``vmap``.
+      width: members of a block, which share their batches.
+      blocks: that run together.
       seconds: of one whole training, all devices busy; 0 where not timed.
       bytes: of device memory for one member, by XLA's own analysis; 0 where not compiled.
     """
 
     width: int
+    blocks: int
     seconds: float
     bytes: int
 
@@ -65,8 +68,10 @@ class Plan(NamedTuple):
         return sum(cost.seconds * len(group.trainings) for cost, group in pairs)
 
     def size(self, group: int) -> int:
-        """Trainings in a group's largest call: what its program is compiled for."""
-        return max(len(c.trainings) for c in self.chunks if c.group == group)
+        """Blocks in a group's largest call: what its program is compiled for."""
+        trainings, width = self.groups[group].trainings, self.costs[group].width
+        calls = [[trainings[i] for i in c.trainings] for c in self.chunks if c.group == group]
+        return max(count_blocks(call, width) for call in calls)
 
     def lines(self) -> list[str]:
         """The plan in words, a line a program."""
@@ -76,15 +81,28 @@ class Plan(NamedTuple):
         group, cost = self.groups[i], self.costs[i]
         config = group.config
         rank = "" if config.method == "dense" else f", rank up to {config.rank}"
-        memory = f"{cost.bytes * self.size(i) / 1e6:.0f} MB, " if cost.bytes else ""
+        memory = cost.bytes * self.size(i) * cost.width / 1e6
+        needs = f"{memory:.0f} MB, " if cost.bytes else ""
+        together = cost.width * cost.blocks
         return (
             f"program {i + 1}: {config.method}{rank}, hidden "
             f"{','.join(map(str, config.hidden))}, {config.epochs} epochs: "
             f"{sum(len(m) for m in group.members)} members, {len(group.trainings)} trainings, "
-            f"{cost.width} at a time on each device, "
-            f"{sum(chunk.group == i for chunk in self.chunks)} calls, {memory}"
+            f"{together} at a time on each device, "
+            f"{sum(chunk.group == i for chunk in self.chunks)} calls, {needs}"
             f"about {cost.seconds * len(group.trainings):.0f} s"
         )
+
+
+def count_blocks(trainings: Sequence[TrainConfig], width: int) -> int:
+    """Blocks that trainings fill, those of each seed by themselves.
+
+    Example:
+      >>> count_blocks([TrainConfig(seed=s) for s in (0, 0, 0, 1)], width=2)
+      3
+    """
+    alike = collections.Counter(batches_key(config) for config in trainings)
+    return sum(math.ceil(count / width) for count in alike.values())
 
 
 Costs = dict[TrainConfig, Cost]
@@ -125,7 +143,7 @@ def _split(count: int, cost: Cost, share: float) -> list[tuple[int, ...]]:
     fitting = MAX_CHUNK if seconds == 0 else max(1, int(min(MAX_CHUNK, chunk_seconds() / seconds)))
     if cost.bytes:
         fitting = min(fitting, max(1, int(MEMORY_SHARE * memory() * _devices() / cost.bytes)))
-    slots = _devices() * cost.width
+    slots = _devices() * cost.width * cost.blocks
     size = max(slots, fitting // slots * slots)
     even = math.ceil(count / math.ceil(count / size) / slots) * slots
     return [tuple(range(a, min(count, a + even))) for a in range(0, count, even)]
@@ -141,29 +159,46 @@ def chunk_seconds() -> float:
 
 
 def choose_width(group: Group, examples: Examples) -> Cost:
-    """The number of members under one ``vmap`` that trains most a second, one always among them."""
-    devices = _devices()
-    if len(group.trainings) <= 2 * devices:
-        return Cost(1, 0.0, 0)
-    trial = group.config if group.config.method == "ares-bp" else _one_epoch(group.config)
-    share = trial.epochs / group.config.epochs
-    best = Cost(1, math.inf, 0)
+    """How many members together train most a second, one at a time always being among the choices.
+
+    First members that share their batches, as many as a seed has; then blocks of these.
+    """
+    devices, count = _devices(), len(group.trainings)
+    if count <= 2 * devices:
+        return Cost(1, 1, 0.0, 0)
+    alike = max(collections.Counter(batches_key(c) for c in group.trainings).values())
+    best = Cost(1, 1, math.inf, 0)
     for width in WIDTHS:
-        if width > 1 and width * devices > len(group.trainings):
+        if width > 1 and (width > alike or width * devices > count):
             break
-        population = Population(trial, examples, width)
-        count = devices * width
-        members = [population.member(_like(trial, c)) for c in group.trainings[:count]]
-        compiled = population.compile(members)
-        needed = population.bytes_needed(compiled)
-        if needed > MEMORY_SHARE * memory():
+        found = _tried(group, examples, width, 1)
+        if found is None or found.seconds > 1.2 * best.seconds:
             break
-        each = _timed(population, compiled, members) / count / share
-        if each > 1.2 * best.seconds:
+        best = min(best, found, key=lambda cost: cost.seconds)
+    for blocks in WIDTHS[1:]:
+        if blocks * best.width * devices > count:
             break
-        if each < best.seconds:
-            best = Cost(width, each, needed // count)
+        found = _tried(group, examples, best.width, blocks)
+        if found is None or found.seconds > 1.2 * best.seconds:
+            break
+        best = min(best, found, key=lambda cost: cost.seconds)
     return best
+
+
+def _tried(group: Group, examples: Examples, width: int, blocks: int) -> Cost | None:
+    """What a choice costs, timed on copies of a member over an epoch; None if it needs too much."""
+    trial = group.config if group.config.method == "ares-bp" else _one_epoch(group.config)
+    population = Population(trial, examples, width, blocks)
+    count = _devices() * width * blocks
+    member = population.member(_like(trial, group.trainings[0]))
+    members = [member] * count
+    compiled = population.compile(members)
+    needed = population.bytes_needed(compiled)
+    if needed > MEMORY_SHARE * memory():
+        return None
+    share = trial.epochs / group.config.epochs
+    seconds = _timed(population, compiled, members) / count / share
+    return Cost(width, blocks, seconds, needed * _devices() // count)
 
 
 def _one_epoch(config: TrainConfig) -> TrainConfig:
