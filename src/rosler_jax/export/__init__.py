@@ -1,0 +1,1 @@
+"""From a trained model file to what runs elsewhere: C, ONNX, TFLite, StableHLO."""
