@@ -57,8 +57,12 @@ def _drop(spec: Spec, *names: str) -> dict[str, Any]:
 
 
 def _window(spec: Spec) -> dict[str, Any]:
-    """JSON lists back to the tuples that convolutions want."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in _drop(spec).items()}
+    """JSON lists back to the tuples that convolutions want, pairs of padding among them."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return {k: tuples(v) for k, v in _drop(spec).items()}
 
 
 Builder = Callable[[Spec, Any, nnx.Rngs], Any]
