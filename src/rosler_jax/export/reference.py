@@ -51,11 +51,9 @@ def convolve(x: Array, kernel: Any, window: Window, **options: Any) -> Array:
     )  # fmt: skip
 
 
-def patch_kernel(op: PatchProject, entries: Any) -> Any:
-    """The filters of all groups, ``(*window, c_in / g, g inner)``, of a sketch's entries."""
-    rows = op.sketch.rows
+def group_filters(op: Any, entries: Any) -> Any:
+    """Entries of a sketch ``(window c_in / g, inner)`` as the filters of all groups of a window."""
     filters = entries.reshape(*op.window.size, -1, op.sketch.cols)
-    assert filters.size == rows * op.sketch.cols
     return jnp.tile(filters, (1,) * (filters.ndim - 1) + (op.window.groups,))
 
 
@@ -94,7 +92,7 @@ COMPUTE: dict[type[Op], Callable[[Any, Array], Array]] = {
     Conv: lambda op, x: _add(convolve(x, op.weight.values, op.window), op.bias),
     Project: _project,
     PatchProject: lambda op, x: convolve(
-        x, patch_kernel(op, rk.materialize(op.sketch) * jnp.float32(op.scale)), op.window
+        x, group_filters(op, rk.materialize(op.sketch) * jnp.float32(op.scale)), op.window
     ),
     Activate: lambda op, x: ACTIVATIONS[op.kind](x),
     Pool: _pool,
