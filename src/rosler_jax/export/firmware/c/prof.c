@@ -6,7 +6,7 @@
        NAME CALLS INSTRUCTIONS LOADS STORES
        ...
        whole           the same for the whole run
-       last NAME       where the guest was in the end
+       last NAME       where the guest was in the end, or when it faulted
 
    An instruction whose condition failed counts; a load or store counts once for every access, so
    that one of several registers counts as that many. */
@@ -62,7 +62,7 @@ typedef struct {
 
 static function *functions; /* sorted by address; the last one stands for all other code */
 static size_t function_count;
-static function *begin_mark, *end_mark, *current;
+static function *begin_mark, *end_mark, *fault_mark, *current, *faulted;
 static FILE *out;
 static unsigned window;
 static int counting;
@@ -115,6 +115,7 @@ static void executed(unsigned int vcpu, void *data) {
     if (s->entry && current != s->in) {
         if (s->in == end_mark) end_window();
         if (s->in == begin_mark) begin_window();
+        if (s->in == fault_mark && faulted == NULL) faulted = current;
         s->in->count[CALLS]++;
     }
     current = s->in;
@@ -153,7 +154,8 @@ static void finished(qemu_plugin_id_t id, void *data) {
     (void)id, (void)data;
     fprintf(out, "whole\n");
     for (size_t i = 0; i < function_count; i++) write_row(&functions[i], nothing);
-    if (current != NULL) fprintf(out, "last %s\n", current->name);
+    if (faulted == NULL) faulted = current;
+    if (faulted != NULL) fprintf(out, "last %s\n", faulted->name);
     fclose(out);
 }
 
@@ -178,6 +180,7 @@ static void read_functions(const char *path) {
     for (size_t i = 0; i < function_count; i++) {
         if (strcmp(functions[i].name, "firmware_begin") == 0) begin_mark = &functions[i];
         if (strcmp(functions[i].name, "firmware_end") == 0) end_mark = &functions[i];
+        if (strcmp(functions[i].name, "firmware_fault") == 0) fault_mark = &functions[i];
     }
 }
 

@@ -19,7 +19,6 @@ typedef union {
     void (*handler)(void);
 } vector;
 
-/* Faults that are not enabled one by one escalate to the third; the others should never come. */
 __attribute__((section(".vectors"), used)) static const vector vectors[16] = {
     {.stack = firmware_stack_top},  {.handler = firmware_reset},
     {.handler = firmware_fault},    {.handler = firmware_fault},
@@ -34,7 +33,30 @@ __attribute__((section(".vectors"), used)) static const vector vectors[16] = {
 #define SYSTEM_REGISTER(address) (*(volatile uint32_t *)(address))
 #define CPACR SYSTEM_REGISTER(0xE000ED88u)
 #define CFSR SYSTEM_REGISTER(0xE000ED28u)
+#define CCR SYSTEM_REGISTER(0xE000ED14u)
+#define SHCSR SYSTEM_REGISTER(0xE000ED24u)
+#define MPU_CTRL SYSTEM_REGISTER(0xE000ED94u)
+#define MPU_RBAR SYSTEM_REGISTER(0xE000ED9Cu)
+#define MPU_RASR SYSTEM_REGISTER(0xE000EDA0u)
+#define REGION(address, number) ((address) | 16u | (number))
+#define MEGABYTES_1 (19u << 1)
+#define MEGABYTES_4 (21u << 1)
+#define NO_ACCESS (0u << 24)
+#define READ_ONLY (6u << 24)
 #define PATTERN 0xA5C3965Au
+
+/* The emulated board ignores writes below its memory, where a full stack goes, and obeys those to
+   its flash. Memory protection makes faults of both. */
+static void protect_memory(void) {
+    MPU_RBAR = REGION(0x1FF00000u, 0u);
+    MPU_RASR = NO_ACCESS | MEGABYTES_1 | 1u;
+    MPU_RBAR = REGION(0x00000000u, 1u);
+    MPU_RASR = READ_ONLY | MEGABYTES_4 | 1u;
+    MPU_CTRL = 5u;     /* on, with the usual memory map elsewhere */
+    SHCSR |= 7u << 16; /* faults of memory, bus and usage on their own, not as a hard fault */
+    CCR |= 16u;        /* a division by zero faults; else it would give zero */
+    __asm__ volatile("dsb\n\tisb" ::: "memory");
+}
 
 void firmware_reset(void) {
     const uint32_t *from = firmware_data_initial;
@@ -52,6 +74,7 @@ void firmware_reset(void) {
     CPACR |= 0xFu << 20; /* full access to coprocessors 10 and 11, the floating-point unit */
     __asm__ volatile("dsb\n\tisb" ::: "memory");
 #endif
+    protect_memory();
     firmware_exit(main());
 }
 

@@ -1,0 +1,121 @@
+"""Reads what an exported model says about itself, and brings inputs into its form."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+HEADER = "rosler_model.h"
+SOURCE = "rosler_model.c"
+INPUT_TYPES = ("float32", "int16", "uint8")
+OUTPUT_TYPES = ("float32", "int16")
+_MACRO = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(ROSLER_\w+)[ \t]+(.+?)[ \t]*(?:/\*.*)?$", re.M)
+_NUMBER = re.compile(r"\(?\s*(\d+)[uUlL]*\s*\)?$")
+
+
+class ModelHeader(NamedTuple):
+    """The sizes and types in ``rosler_model.h``.
+
+    Attributes:
+      input_size, output_size: numbers in one input and in one output.
+      input_type, output_type: NumPy types of these.
+      arena_bytes: working memory of the model.
+      model_bytes: of its stored numbers, as the exporter counts them.
+    """
+
+    input_size: int
+    output_size: int
+    input_type: np.dtype[Any]
+    output_type: np.dtype[Any]
+    arena_bytes: int
+    model_bytes: int
+
+
+def read_header(folder: str | os.PathLike[str]) -> ModelHeader:
+    """Reads the header of an exported model.
+
+    Raises:
+      ValueError: if the folder holds no exported model, or a macro is missing or senseless.
+    """
+    path = Path(folder) / HEADER
+    for needed in (path, Path(folder) / SOURCE):
+        if not needed.is_file():
+            raise ValueError(f"{needed}: no such file; expected a folder of `rosler export`")
+    macros = dict(_MACRO.findall(path.read_text(encoding="utf-8", errors="replace")))
+
+    def number(name: str) -> int:
+        match = _NUMBER.match(macros.get(name, ""))
+        if match is None:
+            raise ValueError(f"{path}: {name} is {macros.get(name)!r}, not a number; export again")
+        return int(match[1])
+
+    def dtype(name: str, known: tuple[str, ...]) -> np.dtype[Any]:
+        text = macros.get(name, "").strip('"')
+        if text not in known:
+            raise ValueError(f"{path}: {name} is {text!r}, expected one of {', '.join(known)}")
+        return np.dtype(text).newbyteorder("<")
+
+    return ModelHeader(
+        number("ROSLER_INPUT_SIZE"),
+        number("ROSLER_OUTPUT_SIZE"),
+        dtype("ROSLER_INPUT_TYPE", INPUT_TYPES),
+        dtype("ROSLER_OUTPUT_TYPE", OUTPUT_TYPES),
+        number("ROSLER_ARENA_BYTES"),
+        number("ROSLER_MODEL_BYTES"),
+    )
+
+
+def as_inputs(inputs: ArrayLike, header: ModelHeader) -> np.ndarray:
+    """Inputs as the model takes them, one a row; never rounds one to an integer.
+
+    Args:
+      inputs: the first axis counts the inputs.
+      header: of the model.
+
+    Raises:
+      ValueError: if their sizes or values are not the model's.
+
+    Example:
+      >>> header = ModelHeader(2, 1, np.dtype("int16"), np.dtype("int16"), 8, 8)
+      >>> as_inputs([[1, -2]], header).dtype
+      dtype('int16')
+    """
+    given = np.asarray(inputs)
+    if given.ndim < 2 or not len(given) or given[0].size != header.input_size:
+        raise ValueError(
+            f"inputs have shape {given.shape}; expected one or more inputs along the first axis,"
+            f" {header.input_size} numbers in each"
+        )
+    wanted = header.input_type
+    if wanted.kind in "iu" and given.dtype.kind not in "iub":
+        raise ValueError(
+            f"inputs are {given.dtype}, the model takes {wanted.name}: quantise them first, as"
+            f" its {HEADER} says"
+        )
+    rows = given.reshape(len(given), -1)
+    if wanted.kind in "iu":
+        limits = np.iinfo(wanted)
+        if rows.min() < limits.min or rows.max() > limits.max:
+            raise ValueError(
+                f"inputs go from {rows.min()} to {rows.max()}; {wanted.name} takes {limits.min}"
+                f" to {limits.max}"
+            )
+    return np.ascontiguousarray(rows.astype(wanted))
+
+
+def as_outputs(data: bytes, count: int, header: ModelHeader) -> np.ndarray:
+    """The outputs that a driver wrote, one a row.
+
+    Raises:
+      ValueError: if there are not ``count`` of them.
+    """
+    expected = count * header.output_size * header.output_type.itemsize
+    if len(data) != expected:
+        raise ValueError(f"the program wrote {len(data)} bytes of outputs, expected {expected}")
+    rows = np.frombuffer(data, header.output_type).reshape(count, header.output_size)
+    return rows.astype(header.output_type.newbyteorder("="))
