@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -355,3 +358,67 @@ def test_unknown_board_names_those_there_are(tmp_path: Path) -> None:
     folder, x, _ = integer_model(tmp_path / "edge")
     with pytest.raises(ValueError, match="cortex-m3, cortex-m4, cortex-m7"):
         run_firmware(folder, x, board="cortex-m0")
+
+
+# The script.
+
+
+def script(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "firmware.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@needs_firmware
+@needs_gcc
+def test_script_compares_all_boards(tmp_path: Path) -> None:
+    folder, x, _ = integer_model(tmp_path / "edge")
+    np.savez(tmp_path / "test.npz", inputs=x, labels=np.zeros(len(x)))
+    done = script(
+        folder, "--inputs", tmp_path / "test.npz", "--board", ",".join(BOARDS), "--count", 3
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("3 inputs: equal to this machine's bit for bit") == 3
+    assert "rosler_predict" in done.stdout
+    results = json.loads((folder / "firmware" / "firmware.json").read_text())
+    assert [result["board"] for result in results] == list(BOARDS)
+    assert results[0]["functions"]["product"]["calls"] == 15
+    assert (folder / "firmware" / "cortex-m7" / "image.elf").is_file()
+
+
+@needs_firmware
+@needs_gcc
+def test_script_fails_where_the_board_computes_something_else(tmp_path: Path) -> None:
+    folder, x, _ = integer_model(tmp_path / "edge")
+    source = folder / "rosler_model.c"
+    wrong = "#ifdef __arm__\ny[0]++;\n#endif\n}\n"
+    source.write_text(source.read_text().rstrip().removesuffix("}") + wrong)
+    np.save(tmp_path / "test.npy", x)
+    done = script(folder, "--inputs", tmp_path / "test.npy", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "DIFFERENT from this machine's for 7 of 7 inputs" in done.stdout
+
+
+@needs_firmware
+@needs_gcc
+def test_script_states_the_difference_of_floats(tmp_path: Path) -> None:
+    folder, x = float_model(tmp_path / "edge")
+    np.save(tmp_path / "test.npy", x.astype(np.float64))
+    done = script(folder, "--inputs", tmp_path / "test.npy", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "ulps" in done.stdout
+
+
+def test_script_says_what_is_wrong_with_its_arguments(tmp_path: Path) -> None:
+    folder, x, _ = integer_model(tmp_path / "edge")
+    (tmp_path / "bad.npz").write_bytes(b"PK nonsense")
+    np.savez(tmp_path / "two.npz", a=x, b=x)
+    for arguments, code, message in (
+        (["--help"], 0, ""),
+        ([folder, "--inputs", tmp_path / "none.npy"], 2, "none.npy: no such file"),
+        ([folder, "--inputs", tmp_path / "bad.npz", "--board", "z80"], 2, "no board 'z80'"),
+        ([folder, "--inputs", tmp_path / "bad.npz"], 1, "bad.npz: "),
+        ([folder, "--inputs", tmp_path / "two.npz"], 1, "expected an array named"),
+    ):
+        done = script(*arguments)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+        assert message in done.stderr

@@ -10,7 +10,7 @@ QEMU counts instructions, not cycles: it knows no caches and no pipelines.
 
 from rosler_jax.export.firmware._errors import FirmwareError, ToolchainError
 from rosler_jax.export.firmware.boards import BOARDS, STACK_BYTES, Board, find_board
-from rosler_jax.export.firmware.header import ModelHeader, read_header
+from rosler_jax.export.firmware.header import ModelHeader, quantize_inputs, read_header
 from rosler_jax.export.firmware.host import run_host
 from rosler_jax.export.firmware.linkmap import ObjectSize
 from rosler_jax.export.firmware.model import FirmwareRun, run_firmware
@@ -35,6 +35,7 @@ __all__ = [
     "ToolchainError",
     "find_board",
     "find_toolchain",
+    "quantize_inputs",
     "read_header",
     "run_firmware",
     "run_host",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -26,6 +27,7 @@ class ModelHeader(NamedTuple):
       input_type, output_type: NumPy types of these.
       arena_bytes: working memory of the model.
       model_bytes: of its stored numbers, as the exporter counts them.
+      input_scale, output_scale: of an integer model; what one stands for.
     """
 
     input_size: int
@@ -34,6 +36,8 @@ class ModelHeader(NamedTuple):
     output_type: np.dtype[Any]
     arena_bytes: int
     model_bytes: int
+    input_scale: float = 1.0
+    output_scale: float = 1.0
 
 
 def read_header(folder: str | os.PathLike[str]) -> ModelHeader:
@@ -54,6 +58,16 @@ def read_header(folder: str | os.PathLike[str]) -> ModelHeader:
             raise ValueError(f"{path}: {name} is {macros.get(name)!r}, not a number; export again")
         return int(match[1])
 
+    def scale(name: str) -> float:
+        text = macros.get(name, "1.0").rstrip("fF")
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise ValueError(f"{path}: {name} is {text!r}, not a positive number; export again")
+        return value
+
     def dtype(name: str, known: tuple[str, ...]) -> np.dtype[Any]:
         text = macros.get(name, "").strip('"')
         if text not in known:
@@ -67,6 +81,8 @@ def read_header(folder: str | os.PathLike[str]) -> ModelHeader:
         dtype("ROSLER_OUTPUT_TYPE", OUTPUT_TYPES),
         number("ROSLER_ARENA_BYTES"),
         number("ROSLER_MODEL_BYTES"),
+        scale("ROSLER_INPUT_SCALE"),
+        scale("ROSLER_OUTPUT_SCALE"),
     )
 
 
@@ -94,8 +110,8 @@ def as_inputs(inputs: ArrayLike, header: ModelHeader) -> np.ndarray:
     wanted = header.input_type
     if wanted.kind in "iu" and given.dtype.kind not in "iub":
         raise ValueError(
-            f"inputs are {given.dtype}, the model takes {wanted.name}: quantise them first, as"
-            f" its {HEADER} says"
+            f"inputs are {given.dtype}, the model takes {wanted.name}: quantise them first, by"
+            f" quantize_inputs or as its {HEADER} says"
         )
     rows = given.reshape(len(given), -1)
     if wanted.kind in "iu":
@@ -106,6 +122,26 @@ def as_inputs(inputs: ArrayLike, header: ModelHeader) -> np.ndarray:
                 f" to {limits.max}"
             )
     return np.ascontiguousarray(rows.astype(wanted))
+
+
+def quantize_inputs(inputs: ArrayLike, header: ModelHeader) -> np.ndarray:
+    """Real inputs as the model takes them: for an integer model rounded, and cut off at its limits.
+
+    Args:
+      inputs: real numbers.
+      header: of the model.
+
+    Example:
+      >>> header = ModelHeader(2, 1, np.dtype("int16"), np.dtype("int16"), 8, 8, 0.25, 1.0)
+      >>> quantize_inputs([[1.0, -1e9]], header)
+      array([[     4, -32768]], dtype=int16)
+    """
+    real = np.asarray(inputs)
+    if header.input_type.kind == "f":
+        return real.astype(header.input_type)
+    limits = np.iinfo(header.input_type)
+    steps = np.rint(real.astype(np.float64) / header.input_scale)
+    return np.clip(steps, limits.min, limits.max).astype(header.input_type)
 
 
 def as_outputs(data: bytes, count: int, header: ModelHeader) -> np.ndarray:
