@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -27,8 +28,21 @@ def _why_no_firmware() -> str:
 
 
 needs_firmware = pytest.mark.skipif(bool(_why_no_firmware()), reason=_why_no_firmware())
-needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
-needs_clang = pytest.mark.skipif(shutil.which("clang") is None, reason="clang is not installed")
+
+
+def _sanitizes(compiler: str) -> bool:
+    """Whether it links with the address sanitizer, which clang has in a package of its own."""
+    if shutil.which(compiler) is None:
+        return False
+    command = [compiler, "-fsanitize=address", "-x", "c", "-", "-o", os.devnull]
+    main = b"int main(void) { return 0; }"
+    return subprocess.run(command, input=main, capture_output=True, timeout=60).returncode == 0
+
+
+needs_gcc = pytest.mark.skipif(not _sanitizes("gcc"), reason="no gcc with its sanitizers")
+needs_clang = pytest.mark.skipif(
+    not _sanitizes("clang"), reason="no clang with its sanitizers (Debian: clang, libclang-rt-dev)"
+)
 
 HEADER = """\
 #ifndef ROSLER_MODEL_H
