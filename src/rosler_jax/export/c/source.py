@@ -1,0 +1,182 @@
+"""The header and the source of a model in C."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from rosler_jax._version import __version__
+from rosler_jax.export.c import floats, integers
+from rosler_jax.export.c.arena import Arena, plan
+from rosler_jax.export.c.unit import Step, Unit
+from rosler_jax.export.graph import Graph
+from rosler_jax.export.integer import Program
+
+CTYPE = {"float32": "float", "int16": "int16_t", "uint8": "uint8_t"}
+HEADER, SOURCE = "rosler_model.h", "rosler_model.c"
+
+
+class CSource(NamedTuple):
+    """A model in C.
+
+    Attributes:
+      header, source: texts of the two files.
+      arena_bytes: that a caller provides.
+      constant_bytes: of the model's data, by what they are for.
+    """
+
+    header: str
+    source: str
+    arena_bytes: int
+    constant_bytes: dict[str, int]
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of all constant data."""
+        return sum(self.constant_bytes.values())
+
+
+def write_c(model: Graph | Program) -> CSource:
+    """Writes a model as C99: constant data, kernels, and a function that calls them in order.
+
+    Args:
+      model: a graph, for float32, or an integer program.
+
+    Returns:
+      The texts and what they take.
+
+    Raises:
+      ExportError: for an operation that C code does not have.
+    """
+    unit = Unit()
+    if isinstance(model, Program):
+        types = (model.input_dtype, "int16")
+        steps = _integer_steps(model, unit)
+    else:
+        types = ("float32", "float32")
+        steps = _float_steps(model, unit)
+    arena = plan(steps)
+    sizes = math.prod(model.in_shape), math.prod(model.out_shape)
+    unit.functions += [_predict(steps, arena), _argmax(sizes[1])]
+    scales = _scales(model)
+    return CSource(
+        header=_header(types, sizes, arena.bytes, unit, scales),
+        source=unit.text(_head(unit)),
+        arena_bytes=arena.bytes,
+        constant_bytes=dict(unit.constant_bytes),
+    )
+
+
+def _integer_steps(program: Program, unit: Unit) -> list[Step]:
+    count = math.prod(program.in_shape)
+    steps = [integers.bytes_step(unit, count)] if program.input_dtype == "uint8" else []
+    for i, op in enumerate(program.ops):
+        step = integers.EMIT[type(op)](op, unit, f"layer{i}")
+        steps += [] if step is None else [step]
+    return steps or [_copy(2 * count)]
+
+
+def _float_steps(graph: Graph, unit: Unit) -> list[Step]:
+    steps = []
+    for i, op in enumerate(graph.ops):
+        step = floats.EMIT[type(op)](op, unit, f"layer{i}")
+        steps += [] if step is None else [step]
+    return steps or [_copy(4 * math.prod(graph.in_shape))]
+
+
+def _copy(size: int) -> Step:
+    return Step(lambda x, y, _: f"memcpy({y}, {x}, {size});", size)
+
+
+def _predict(steps: list[Step], arena: Arena) -> str:
+    """The function that calls the steps, in order."""
+    element = "rosler_output"
+    lines = [
+        "void rosler_predict(const rosler_input *x, rosler_output *y, rosler_arena *arena)",
+        "{",
+    ]
+    if any(
+        p.x is not None or p.y is not None or s.scratch_bytes
+        for p, s in zip(arena.places, steps, strict=True)
+    ):
+        lines.append("    unsigned char *a = (unsigned char *)arena->words;")
+    else:
+        lines.append("    (void)arena;")
+    for step, place in zip(steps, arena.places, strict=True):
+        x = "x" if place.x is None else f"(const {element} *)(a + {place.x})"
+        y = "y" if place.y is None else f"({element} *)(a + {place.y})"
+        lines.append(f"    {step.call(x, y, f'(a + {place.scratch})')}")
+    return "\n".join([*lines, "}"])
+
+
+def _argmax(count: int) -> str:
+    return (
+        "int rosler_argmax(const rosler_output *y)\n{\n    int i, best = 0;\n"
+        f"    for (i = 1; i < {count}; ++i) {{\n        if (y[i] > y[best]) {{\n"
+        "            best = i;\n        }\n    }\n    return best;\n}"
+    )
+
+
+def _scales(model: Graph | Program) -> tuple[float, float]:
+    """What inputs are divided and outputs multiplied by."""
+    if isinstance(model, Program):
+        return model.input_scale, model.output_scale
+    return 1.0, 1.0
+
+
+def _head(unit: Unit) -> list[str]:
+    text = "\n".join([*unit.kernels, *unit.functions])
+    includes = ['#include "rosler_model.h"', "#include <string.h>"]
+    includes += ["#include <math.h>"] if "tanhf" in text else []
+    return [f"/* Written by rosler-jax {__version__}; do not edit. */", "\n".join(includes)]
+
+
+def _header(
+    types: tuple[str, str], sizes: tuple[int, int], arena: int, unit: Unit,
+    scales: tuple[float, float],
+) -> str:  # fmt: skip
+    model_bytes = sum(unit.constant_bytes.values())
+    integer = types[1] != "float32"
+    return f"""/* Written by rosler-jax {__version__}; do not edit. */
+#ifndef ROSLER_MODEL_H
+#define ROSLER_MODEL_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+#define ROSLER_INPUT_SIZE {sizes[0]}
+#define ROSLER_OUTPUT_SIZE {sizes[1]}
+#define ROSLER_INPUT_TYPE "{types[0]}"
+#define ROSLER_OUTPUT_TYPE "{types[1]}"
+
+/* A real input is divided by the first and rounded; an output is multiplied by the second. */
+#define ROSLER_INPUT_SCALE {scales[0]!r}
+#define ROSLER_OUTPUT_SCALE {scales[1]!r}
+
+/* Bytes of working memory, and of the model's constant data. */
+#define ROSLER_ARENA_BYTES {arena}
+#define ROSLER_MODEL_BYTES {model_bytes}
+
+typedef {CTYPE[types[0]]} rosler_input;
+typedef {CTYPE[types[1]]} rosler_output;
+
+/* Working memory of a call; may be used for other things between calls. */
+typedef struct {{
+    int64_t words[ROSLER_ARENA_BYTES / 8];
+}} rosler_arena;
+
+/* Computes the network's outputs{" (integers, see ROSLER_OUTPUT_SCALE)" if integer else ""}. */
+void rosler_predict(const rosler_input *x, rosler_output *y, rosler_arena *arena);
+
+/* The index of the largest output; of several, the first. */
+int rosler_argmax(const rosler_output *y);
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""

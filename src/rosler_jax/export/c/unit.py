@@ -1,0 +1,158 @@
+"""A C file as it is put together: kernels, constant data, functions, and what they take."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KERNELS = Path(__file__).parent / "kernels"
+_REQUIRES = re.compile(r"^/\* requires: ([^\n*]*?)\s*(?:\n\s*|\*/\n)")
+_LINE = 96
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """The types that a kernel is written out for.
+
+    Attributes:
+      suffix: of its name.
+      element: C type of an activation.
+      accumulator: C type of a sum.
+      finish: which finish function ends it.
+      weight: C type of regenerated weights.
+      size: bytes of an activation.
+    """
+
+    suffix: str
+    element: str
+    accumulator: str
+    finish: str
+    weight: str
+    size: int
+
+    def names(self, **more: str) -> dict[str, str]:
+        """What stands for the templates' placeholders."""
+        return {
+            "S": self.suffix,
+            "X": self.element,
+            "ACC": self.accumulator,
+            "FINISH": self.finish,
+            "W": self.weight,
+            **more,
+        }
+
+
+INTEGER = Numbers("i16", "int16_t", "int32_t", "i32", "uint32_t", 2)
+FLOAT = Numbers("f32", "float", "float", "f32", "float", 4)
+
+CTYPES = {"uint32_t": 4, "int32_t": 4, "int64_t": 8, "int16_t": 2, "uint16_t": 2, "float": 4}
+"""Bytes of the types that constant data has."""
+
+
+@functools.lru_cache(maxsize=128)
+def _template(name: str) -> str:
+    return (KERNELS / f"{name}.c").read_text(encoding="ascii")
+
+
+@dataclasses.dataclass
+class Unit:
+    """A C source in the making; kernels are added once each, after what they require.
+
+    Attributes:
+      kernels: texts of the kernels, in order.
+      data: definitions of constant arrays.
+      functions: definitions that come after the data.
+      constant_bytes: of the arrays, by what they are for.
+    """
+
+    kernels: list[str] = dataclasses.field(default_factory=list)
+    data: list[str] = dataclasses.field(default_factory=list)
+    functions: list[str] = dataclasses.field(default_factory=list)
+    constant_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def use(self, name: str, names: dict[str, str] | None = None) -> None:
+        """Adds a kernel, its placeholders filled in."""
+        text = _template(name)
+        for key, value in (names or {}).items():
+            text = text.replace(f"@{key}@", value)
+        found = _REQUIRES.match(text)
+        if found:
+            for required in found.group(1).split(","):
+                self.use(required.strip(), names)
+            rest = text[found.end() :]
+            text = rest if found.group(0).endswith("*/\n") else "/* " + rest.lstrip()
+        if text not in self.kernels:
+            self.kernels.append(text)
+
+    def array(self, ctype: str, name: str, values: Any, purpose: str) -> str:
+        """Adds constant data; gives its name."""
+        flat = np.asarray(values).ravel()
+        body = _lines([_literal(ctype, v) for v in flat.tolist()])
+        self.data.append(f"static const {ctype} {name}[{flat.size}] = {{\n{body}\n}};")
+        taken = flat.size * CTYPES[ctype]
+        self.constant_bytes[purpose] = self.constant_bytes.get(purpose, 0) + taken
+        return name
+
+    def text(self, head: Sequence[str]) -> str:
+        """The whole source after its head."""
+        return (
+            "\n\n".join([*head, *(k.strip() for k in self.kernels), *self.data, *self.functions])
+            + "\n"
+        )
+
+
+def _literal(ctype: str, value: Any) -> str:
+    if ctype == "float":
+        return float32_literal(value)
+    if ctype == "uint32_t":
+        return f"0x{value:X}u"
+    if ctype == "int64_t":
+        return f"INT64_C({value})"
+    if ctype == "int32_t" and value == -(2**31):
+        return "(-2147483647 - 1)"
+    return str(value)
+
+
+def float32_literal(value: float) -> str:
+    """A float as C reads it back exactly.
+
+    Example:
+      >>> float32_literal(0.1), float32_literal(2.0)
+      ('0.1f', '2.0f')
+    """
+    text = np.format_float_scientific(np.float32(value), unique=True, trim="0")
+    short = repr(float(text))
+    return f"{short if np.float32(short) == np.float32(value) else text}f"
+
+
+def _lines(literals: list[str]) -> str:
+    lines, line = [], "   "
+    for literal in literals:
+        if len(line) + len(literal) + 2 > _LINE:
+            lines.append(line)
+            line = "   "
+        line += f" {literal},"
+    return "\n".join([*lines, line])
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One call of the generated predict function.
+
+    Attributes:
+      call: C statement, given expressions for input, output and scratch memory.
+      out_bytes: of its output.
+      scratch_bytes: it needs beside input and output.
+      in_place: whether output and input may be the same.
+    """
+
+    call: Callable[[str, str, str], str]
+    out_bytes: int
+    scratch_bytes: int = 0
+    in_place: bool = False
