@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from rosler_jax._version import __version__
-from rosler_jax.cli import evaluate, info, size, sweep, train
+from rosler_jax.cli import evaluate, export, info, size, sweep, train
 from rosler_jax.cli._command import Command, Outcome, UsageError
 
 COMMANDS: dict[str, Command] = {
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Command] = {
     "sweep": sweep.COMMAND,
     "evaluate": evaluate.COMMAND,
     "size": size.COMMAND,
+    "export": export.COMMAND,
     "info": info.COMMAND,
 }
 """Every command by name: a new one is one line here."""

@@ -1,6 +1,5 @@
-/* y = clip(((acc + bias) * multiplier + 2^(shift - 1)) >> shift), in 64 bits: see integer.py. */
-typedef char rosler_shifts_keep_the_sign[(-1 >> 1) == -1 ? 1 : -1];
-
+/* requires: clip
+   y = clip(((acc + bias) * multiplier + 2^(shift - 1)) >> shift), in 64 bits. */
 typedef struct {
     const int32_t *bias;       /* one for each output, or none */
     const int32_t *multiplier; /* one for each output, or one */
@@ -8,11 +7,6 @@ typedef struct {
     int shift;
     int32_t low;
 } rosler_finish_i32;
-
-static inline int16_t rosler_clip(int64_t y, int32_t low)
-{
-    return (int16_t)(y < low ? low : y > 32767 ? 32767 : y);
-}
 
 static inline int16_t rosler_apply_i32(const rosler_finish_i32 *f, int32_t acc, int j)
 {

@@ -1,0 +1,112 @@
+"""``rosler export``: from a trained model to C, ONNX, TFLite or StableHLO."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rosler_jax.cli._command import Command, Outcome, UsageError, integers
+
+DTYPES = ("float32", "int16", "int8", "int4")
+TARGETS = ("c", "onnx", "tflite", "stablehlo")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the target, and what the target has."""
+    parser.add_argument("path", metavar="DIR", help="folder of a run, or a model file")
+    parser.add_argument("--target", choices=TARGETS, default="c", help="default: c")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)"
+    )
+    parser.add_argument("--out", metavar="EDGE", required=True, help="folder to write into")
+    parser.add_argument(
+        "--input-shape",
+        type=integers,
+        metavar="N,N,...",
+        help="shape of one input; needed for convolutions",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="representative inputs (.npy; .npz with an array `inputs`) that choose the scales of "
+        "integers; default: validation inputs of the run's data",
+    )
+    parser.add_argument("--data", metavar="DATA", help="data set to calibrate with instead")
+    parser.add_argument(
+        "--flash", type=int, metavar="BYTES", help="C: refuse a model that takes more flash"
+    )
+    parser.add_argument(
+        "--ram", type=int, metavar="BYTES", help="C: refuse a model that takes more RAM"
+    )
+    parser.add_argument(
+        "--board",
+        default="cortex-m4",
+        metavar="NAME",
+        help="C: count instructions on this emulated board where QEMU is installed (cortex-m3, "
+        "cortex-m4, cortex-m7, none; default: cortex-m4)",
+    )
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Exports."""
+    for name in ("flash", "ram"):
+        if getattr(args, name) is not None and (args.target != "c" or getattr(args, name) < 1):
+            raise UsageError(f"--{name} is a positive number of bytes, for --target c")
+    from rosler_jax.export import export
+
+    done = export(
+        args.path,
+        args.out,
+        target=args.target,
+        dtype=args.dtype,
+        input_shape=args.input_shape,
+        calibration=_calibration(args),
+        flash=args.flash,
+        ram=args.ram,
+        board=None if args.board == "none" else args.board,
+    )
+    files = [str(path) for path in done.files]
+    return Outcome("\n".join([done.text, "", "wrote", *files]), {"files": files, **done.report})
+
+
+def _calibration(args: argparse.Namespace) -> Any:
+    """Inputs to calibrate with, from a file or from the run's data; none where none are needed."""
+    from rosler_jax.export import calibration_of
+
+    if args.calibration is None:
+        known = args.data is not None or args.dtype != "float32"
+        return calibration_of(args.path, args.data) if known else None
+    import numpy as np
+
+    path = Path(args.calibration)
+    try:
+        found = np.load(path, allow_pickle=False)
+        if hasattr(found, "files"):
+            if "inputs" not in found.files:
+                raise UsageError(f"{path} has no array `inputs`; it has {', '.join(found.files)}")
+            return found["inputs"]
+        return found
+    except (ValueError, EOFError, OSError) as error:
+        if isinstance(error, FileNotFoundError | UsageError):
+            raise
+        raise ValueError(f"{path}: not a NumPy file: {error}") from error
+
+
+COMMAND = Command(
+    summary="C for a microcontroller, ONNX, TFLite or StableHLO from a packed model",
+    description=(
+        "Writes a trained model in the form of a target. C is plain C99: one header, one source, "
+        "the model as constant data, all working memory in one arena of a size known at compile "
+        "time; seeded sketches are regenerated on the device. Integer models compute, bit for bit, "
+        "what rosler_jax.export.run_integer computes. size_report.json says what flash, RAM and "
+        "work the model takes before anything is flashed."
+    ),
+    examples=(
+        "rosler export runs/compact --target c --dtype int16 --out edge",
+        "rosler export runs/compact --dtype int8 --flash 65536 --ram 8192 --out edge",
+        "rosler export runs/compact --target onnx --out edge",
+    ),
+    add_arguments=add_arguments,
+    run=run,
+)

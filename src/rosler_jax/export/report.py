@@ -1,0 +1,240 @@
+"""What an exported model takes, before it is flashed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rosler_jax.export.c.source import CSource
+from rosler_jax.export.graph import Graph, Shape
+from rosler_jax.size import SizeReport
+
+NANOJOULES_PER_CYCLE = 0.43
+"""MLPerf Tiny v1.0 and v1.1, a Cortex-M4 (L4R5 at 120 MHz) and an M7 (H7A3): about the same."""
+MEGAHERTZ = 120
+ESTIMATE = (
+    "estimate: one cycle an instruction and one more a load or store, no wait states; "
+    f"{NANOJOULES_PER_CYCLE} nJ a cycle, {MEGAHERTZ} MHz (MLPerf Tiny v1.1, STM32L4R5)"
+)
+
+
+class Counted(NamedTuple):
+    """What an emulated inference took on average.
+
+    Attributes:
+      board: the processor.
+      instructions, loads, stores: per inference.
+      code_bytes: flash of the model's code.
+      stack_bytes: of an inference.
+    """
+
+    board: str
+    instructions: float
+    loads: float
+    stores: float
+    code_bytes: int
+    stack_bytes: int
+
+
+def estimates(counted: Counted) -> dict[str, Any]:
+    """Time and energy of an inference, as estimates that name their model.
+
+    Example:
+      >>> c = Counted("cortex-m4", 1000.0, 150.0, 50.0, 0, 0)
+      >>> round(estimates(c)["microseconds"], 2), round(estimates(c)["microjoules"], 3)
+      (10.0, 0.516)
+    """
+    cycles = counted.instructions + counted.loads + counted.stores
+    return {
+        "model": ESTIMATE,
+        "cycles": cycles,
+        "microseconds": cycles / MEGAHERTZ,
+        "microjoules": cycles * NANOJOULES_PER_CYCLE / 1e3,
+    }
+
+
+def dense_arena_bytes(specs: Sequence[Mapping[str, Any]], graph: Graph) -> int:
+    """Bytes of the two largest neighbouring float32 activations between whole layers."""
+    shapes: dict[str, Shape] = {}  # of each layer's output: its last operation's
+    for op in graph.ops:
+        shapes[op.name.split("/")[0]] = op.out_shape
+    sizes = [math.prod(graph.in_shape), *(math.prod(shape) for shape in shapes.values())]
+    inner = [0, *(4 * n for n in sizes[1:-1]), 0]
+    return max(a + b for a, b in itertools.pairwise(inner)) if len(inner) > 1 else 0
+
+
+def edge_report(
+    source: CSource,
+    sizes: SizeReport,
+    specs: Sequence[Mapping[str, Any]],
+    graph: Graph,
+    dtype: str,
+    counted: Counted | None,
+    missing: str | None = None,
+) -> dict[str, Any]:
+    """The report as JSON types.
+
+    Args:
+      source: the model in C.
+      sizes: operations of the model and of its dense counterpart.
+      specs, graph: of the model.
+      dtype: that was exported.
+      counted: what the emulator counted, if it is installed.
+      missing: why nothing was counted.
+    """
+    code = None if counted is None else counted.code_bytes
+    dense_bytes = sizes.total("dense_bytes")
+    return {
+        "dtype": dtype,
+        "flash": {
+            "data_bytes": source.model_bytes,
+            "data": dict(source.constant_bytes),
+            "code_bytes": code,
+            "bytes": None if code is None else source.model_bytes + code,
+        },
+        "ram": {
+            "arena_bytes": source.arena_bytes,
+            "stack_bytes": None if counted is None else counted.stack_bytes,
+        },
+        "work": {
+            "multiplications": sizes.total("multiplications"),
+            "additions": sizes.total("additions"),
+        },
+        "emulated": None if counted is None else counted._asdict(),
+        "not_emulated": missing,
+        "estimates": None if counted is None else estimates(counted),
+        "dense_float32": {
+            "data_bytes": dense_bytes,
+            "arena_bytes": dense_arena_bytes(specs, graph),
+            "multiplications": sizes.total("dense_multiplications"),
+            "additions": sizes.total("dense_additions"),
+        },
+        "ratio": {
+            "data_bytes": None if not dense_bytes else dense_bytes / max(1, source.model_bytes),
+            "multiplications": sizes.ratio("multiplications"),
+        },
+    }
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The report as a table for people.
+
+    Args:
+      report: of :func:`edge_report`.
+    """
+    dense, emulated = report["dense_float32"], report["emulated"]
+    rows: list[tuple[str, Any, Any]] = [
+        ("flash, model data (bytes)", report["flash"]["data_bytes"], dense["data_bytes"]),
+        *((f"  of these {k}", v, None) for k, v in report["flash"]["data"].items()),
+        ("flash, code (bytes)", report["flash"]["code_bytes"], None),
+        ("RAM, arena (bytes)", report["ram"]["arena_bytes"], dense["arena_bytes"]),
+        ("RAM, stack (bytes)", report["ram"]["stack_bytes"], None),
+        ("multiplications", report["work"]["multiplications"], dense["multiplications"]),
+        ("additions", report["work"]["additions"], dense["additions"]),
+    ]
+    if emulated is not None:
+        guess = report["estimates"]
+        rows += [
+            (
+                f"instructions ({emulated['board']}, emulated)",
+                round(emulated["instructions"]),
+                None,
+            ),
+            ("time (us, estimate)", round(guess["microseconds"]), None),
+            ("energy (uJ, estimate)", round(guess["microjoules"], 1), None),
+        ]
+    shown = [(name, _number(a), _number(b)) for name, a, b in rows]
+    shown.insert(0, ("", report["dtype"], "dense float32"))
+    widths = [max(len(row[k]) for row in shown) for k in range(3)]
+    lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in shown]
+    note = ESTIMATE if emulated is not None else report["not_emulated"]
+    return "\n".join([*lines, *([note] if note else [])])
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+class Limits(NamedTuple):
+    """What the target has; None for no limit. Bytes."""
+
+    flash: int | None = None
+    ram: int | None = None
+
+
+def shortfall(report: Mapping[str, Any], limits: Limits, graph: Graph) -> str | None:
+    """Why a model does not fit its target, and what would; None if it fits.
+
+    Args:
+      report: of :func:`edge_report`.
+      limits: of the target.
+      graph: of the model.
+    """
+    flash = report["flash"]["bytes"] or report["flash"]["data_bytes"]
+    if limits.flash is not None and flash > limits.flash:
+        over = flash - limits.flash
+        return (
+            f"the model takes {flash} bytes of flash, {over} more than --flash {limits.flash}; "
+            f"{_smaller(report, limits.flash, flash, graph)}"
+        )
+    stack = report["ram"]["stack_bytes"] or 0
+    ram = report["ram"]["arena_bytes"] + stack
+    if limits.ram is not None and ram > limits.ram:
+        halves = ", or int16, which halves the arena" if report["dtype"] == "float32" else ""
+        return (
+            f"the model takes {ram} bytes of RAM, {ram - limits.ram} more than --ram {limits.ram}; "
+            f"train narrower layers{halves}"
+        )
+    return None
+
+
+BITS = {"float32": 32, "int16": 16, "int8": 8, "int4": 4}
+
+
+def _smaller(report: Mapping[str, Any], limit: int, flash: int, graph: Graph) -> str:
+    """The dtype or the share of the weights that would fit."""
+    weights = report["flash"]["data"].get("weights", 0)
+    rest, bits = flash - weights, BITS[report["dtype"]]
+    fits = [d for d, b in BITS.items() if b < bits and rest + weights * b // bits <= limit]
+    if fits:
+        return f"--dtype {fits[0]} would fit"
+    if rest >= limit:
+        return f"code and data other than weights alone take {rest}; train a narrower network"
+    share = (limit - rest) / weights
+    ranks = sorted(
+        {w.values.shape[-1] for w in graph.weights() if w.name.endswith(("/c", "/u"))}, reverse=True
+    )
+    if not ranks:
+        return f"train a network with {share:.0%} of the weights at these bits"
+    fitting = ", ".join(f"{r} -> {max(1, math.floor(r * share))}" for r in ranks)
+    return f"ranks of {share:.0%} would fit at these bits ({fitting}), or fewer bits"
+
+
+def count(
+    folder: str | os.PathLike[str], inputs: np.ndarray, board: str
+) -> tuple[Counted | None, str | None]:
+    """Counts instructions on the emulator; nothing, and why, where it is not installed.
+
+    Args:
+      folder: an exported model.
+      inputs: of the model's type, a few.
+      board: a key of ``firmware.BOARDS``.
+    """
+    from rosler_jax.export.firmware import ToolchainError, run_firmware
+
+    try:
+        run = run_firmware(Path(folder), inputs, board=board)
+    except ToolchainError as error:
+        return None, f"instructions not counted: {error}"
+    return (
+        Counted(
+            board, run.instructions, run.loads, run.stores, run.flash_code_bytes, run.stack_bytes
+        ),
+        None,
+    )
