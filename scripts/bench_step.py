@@ -7,6 +7,8 @@ A step is loss, gradients and Adam (aRes-BP's parallel stage: momentum SGD) of a
 784-w-w-10 on one batch, as the library's own training loop runs it: inside a compiled scan. All
 kinds of a width take turns in one process, after a warm-up each; the table has medians, spreads
 and the ratio to dense, and the bytes that XLA's memory analysis gives for the compiled program.
+"products alone" is no training: the matrix products of the chain's step, forward and backward, and
+nothing between them; what is left of the chain's time is all that a better loop could save.
 """
 
 from __future__ import annotations
@@ -18,14 +20,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
+import rosler_kernels as rk
 from rosler_jax.network import Network, mlp_specs, split_state
+from rosler_jax.nn._thin import thin_dot
 from rosler_jax.optim import ares_bp
 
 INPUTS, CLASSES = 784, 10
@@ -33,9 +39,13 @@ SMALL = (32, 64, 128, 256, 512)
 LARGE = (1024, 2048, 4096, 8192, 16384)
 SECONDS = 0.5  # about how long one timed call should take
 
+PRODUCTS = "chain, products alone"
+TURNS = 4  # first factors that the products alone go through in turn
+
 KINDS: dict[str, dict[str, Any] | None] = {
     "dense": None,
     "chain": {"kind": "sketch_linear"},
+    PRODUCTS: {"kind": "sketch_linear"},
     "aRes-BP, parallel": {"kind": "sketch_linear", "mode": "ares"},
     "aRes-BP, successive": {"kind": "sketch_linear", "mode": "ares"},
     "seeded, SRHT": {"kind": "sketch_linear", "mode": "seeded", "sketch": "srht"},
@@ -74,6 +84,57 @@ def make_steps(kind: str, width: int, rank: int, batch: int) -> tuple[Any, Calla
     ).compile()
 
 
+def make_products(width: int, rank: int, batch: int) -> tuple[Any, Callable[..., Any]]:
+    """The twenty products of a chain's step, in its own form, twelve of them with a side of width.
+
+    A network without bias or relu, whose output is its own cotangent, and whose gradients are kept
+    but not applied. The first factor changes every step: all products depend on it, so that none
+    leaves the loop, and the gradients of the last step are returned, so that none is dropped.
+    """
+    shapes = {
+        "u1": (rank, rank),
+        "r1": (rank, width),
+        "c2": (width, rank),
+        "u2": (rank, rank),
+        "r2": (rank, width),
+        "head": (width, CLASSES),
+    }
+    keys = iter(jax.random.split(jax.random.key(2), len(shapes) + 1))
+    normal = lambda *shape: jax.random.normal(next(keys), shape) * shape[-2] ** -0.5  # noqa: E731
+    first = normal(TURNS, INPUTS, rank)
+    params = {name: normal(*shape) for name, shape in shapes.items()}
+
+    def network(p: Any, x: Any) -> Any:
+        h = rk.sketch_matmul(x, p["c1"], p["u1"], p["r1"])
+        return thin_dot(rk.sketch_matmul(h, p["c2"], p["u2"], p["r2"]), p["head"])
+
+    def many(state: Any, x: Any, _: Any, count: int) -> Any:
+        (first, params), *kept = state
+
+        def step(_: Any, i: Any) -> tuple[Any, None]:
+            c1 = jax.lax.dynamic_index_in_dim(first, i % TURNS, keepdims=False)
+            out, pull = jax.vjp(lambda p: network(p, x), {**params, "c1": c1})
+            return (out, *pull(out)), None
+
+        kept, _ = jax.lax.scan(step, tuple(kept), jnp.arange(count))
+        return (first, params), *kept
+
+    compiled = jax.jit(many, static_argnames="count", donate_argnums=0)
+    like = jax.tree.map(jnp.zeros_like, {**params, "c1": first[0]})
+    state = (first, params), jnp.zeros((batch, CLASSES)), like
+
+    def build(state: Any, count: int) -> Any:
+        x = jax.ShapeDtypeStruct((batch, INPUTS), jnp.float32)
+        y = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        program = compiled.lower(state, x, y, count=count).compile()
+        dots = (program.as_text() or "").count(" dot(")
+        if count > 1 and dots != 20:
+            raise RuntimeError(f"{dots} products in the program; XLA has dropped or added some")
+        return program
+
+    return state, build
+
+
 def program_bytes(compiled: Any) -> int:
     """Arguments, results and temporaries of a compiled program, aliased buffers counted once."""
     m = compiled.memory_analysis()
@@ -87,8 +148,10 @@ def measure_width(width: int, rank: int, batch: int, repeats: int) -> list[dict[
     y = jax.random.randint(jax.random.key(1), (batch,), 0, CLASSES)
     states, programs, counts, memory = {}, {}, {}, {}
     for kind in KINDS:
-        state, build = make_steps(kind, width, rank, batch)
-        parameters = sum(p.size for p in jax.tree.leaves(state[0]))
+        make = make_products if kind == PRODUCTS else partial(make_steps, kind)
+        state, build = make(width, rank, batch)
+        trained = state[2] if kind == PRODUCTS else state[0]
+        parameters = sum(p.size for p in jax.tree.leaves(trained))
         one = build(state, 1)
         memory[kind] = (program_bytes(one), parameters)
         state = jax.block_until_ready(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -44,8 +45,8 @@ def same(a, b):
 
 
 def test_survivors_end_as_they_would_without_rungs(spec, tmp_path):
-    done = sweep(spec, tmp_path / "s")
-    whole = sweep(parse({**BASE, "data": spec.base["data"], "axes": AXES}), tmp_path / "whole")
+    done = sweep(spec, out=tmp_path / "s")
+    whole = sweep(parse({**BASE, "data": spec.base["data"], "axes": AXES}), out=tmp_path / "whole")
     status = [row["status"] for row in done.rows]
     # Six trainings of two members each: three, then two survive; the rate of 1e30 diverges.
     assert status.count("done") == 4
@@ -66,7 +67,7 @@ def test_survivors_end_as_they_would_without_rungs(spec, tmp_path):
 
 
 def test_stopped_anywhere_a_halving_resumes_to_the_same_table(spec, tmp_path, monkeypatch):
-    whole = sweep(spec, tmp_path / "whole")
+    whole = sweep(spec, out=tmp_path / "whole")
     rungs = sorted(path.name for path in (tmp_path / "whole" / "rungs").iterdir())
     assert [name[:3] for name in rungs] == ["000", "001"]
     folder, reports = tmp_path / "cut", 0
@@ -76,11 +77,11 @@ def test_stopped_anywhere_a_halving_resumes_to_the_same_table(spec, tmp_path, mo
 
     while True:
         try:
-            done = sweep(spec, folder, resume=reports > 0, report=stop)
+            done = sweep(spec, out=folder, resume=reports > 0, report=stop)
         except KeyboardInterrupt:
             reports += 1
             if reports > 3:  # finished chunks are reported again when resumed
-                done = sweep(spec, folder, resume=True)
+                done = sweep(spec, out=folder, resume=True)
                 break
     assert same(done.rows, whole.rows)
     assert same(tables.read_rows(folder / "table.parquet"), whole.rows)
@@ -88,13 +89,25 @@ def test_stopped_anywhere_a_halving_resumes_to_the_same_table(spec, tmp_path, mo
 
 def test_a_damaged_rung_is_an_error_that_says_what_to_do(spec, tmp_path):
     folder = tmp_path / "s"
-    sweep(spec, folder)
+    sweep(spec, out=folder)
     (folder / "parts" / "001-000000.parquet").unlink()
     for path in (folder / "rungs" / "000-000000").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     with pytest.raises(folders.SweepError, match="rung's checkpoint cannot be read"):
-        sweep(spec, folder, resume=True)
+        sweep(spec, out=folder, resume=True)
+
+
+def test_a_rung_that_does_not_fit_the_disk_is_an_error_before_it_is_written(
+    spec, tmp_path, monkeypatch
+):
+    usage = type(shutil.disk_usage(tmp_path))
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30 - 1000, 1000))
+        with pytest.raises(OSError, match="no space for a checkpoint"):
+            sweep(spec, out=tmp_path / "s")
+    assert not (tmp_path / "s" / "rungs").exists()
+    assert {row["status"] for row in sweep(spec, out=tmp_path / "s", resume=True).rows} > {"done"}
 
 
 def test_survivors_share_bits_and_exclude_the_diverged(spec):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -35,22 +36,42 @@ def free_port():
         return s.getsockname()[1]
 
 
-def together(*arguments):
-    """Runs the command as two processes; what they printed."""
-    where = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
+def named(i, port):
+    """Options and environment of a process that is told where the others are."""
+    return ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(i)], {}
+
+
+def slurm(i, port):
+    """The same of one that Slurm has started."""
+    job = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_NODES": "1"}
+    task = {"SLURM_NTASKS": "2", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+    return ["--distributed"], {**job, **task, "JAX_COORDINATOR_PORT": str(port)}
+
+
+def together(*arguments, folders, start=named):
+    """Runs the command as two processes, each with a folder of its own; they must not share it."""
+    ways = [start(i, port) for port in [free_port()] for i in range(2)]
     running = [
         subprocess.Popen(
-            [*command(*arguments), *where, "--process", str(i), "--json"],
+            [*command(*arguments, folder), *options, "--json"],
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(2)
+        for folder, (options, environment) in zip(folders, ways, strict=True)
     ]
     found = [process.communicate(timeout=300) for process in running]
-    for process, (_, err) in zip(running, found, strict=True):
-        assert process.returncode == 0, err
-    return [json.loads(out) for out, _ in found]
+    return [
+        (process.returncode, out, err) for process, (out, err) in zip(running, found, strict=True)
+    ]
+
+
+def results(ended):
+    """What processes that ended well printed."""
+    for code, _, err in ended:
+        assert code == 0, err
+    return [json.loads(out) for _, out, _ in ended]
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +85,18 @@ def data(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize("more", ["", "halving = { rungs = [1], keep = 0.5 }"])
-def test_two_processes_end_with_the_table_of_one(data, more, tmp_path):
+@pytest.mark.parametrize(
+    ("more", "start"), [("", slurm), ("halving = { rungs = [1], keep = 0.5 }", named)]
+)
+def test_two_processes_end_with_the_table_of_one(data, more, start, tmp_path):
     spec = tmp_path / "sweep.toml"
     spec.write_text(TOML.format(data=data, more=more))
     one = subprocess.run(
         command(spec, "--out", tmp_path / "one"), capture_output=True, text=True, check=False
     )
     assert one.returncode == 0, one.stderr
-    both = together(spec, "--out", tmp_path / "two")
+    folders = (tmp_path / "two", tmp_path / "of the other host")
+    both = results(together(spec, "--out", folders=folders, start=start))
     assert [out["members"] for out in both] == [10, 10]
     assert both[0]["best"] == both[1]["best"]
     a, b = (tables.read_rows(tmp_path / name / "table.parquet") for name in ("one", "two"))
@@ -85,8 +109,12 @@ def test_two_processes_end_with_the_table_of_one(data, more, tmp_path):
         # One or several members under a vmap: rounding; one of 30 examples may go astray.
         np.testing.assert_allclose(x["curve"], y["curve"], atol=1 / 30 + 1e-6)
         np.testing.assert_allclose(x["loss"], y["loss"], rtol=1e-4)
-    resumed = together("--resume", tmp_path / "two")
-    assert resumed[0]["members"] == 10
+    assert not folders[1].exists()
+    resumed = results(together("--resume", folders=folders))
+    assert [out["members"] for out in resumed] == [10, 10]
+    refused = together(spec, "--out", folders=folders)
+    assert [code for code, _, _ in refused] == [1, 1]
+    assert all("already holds this sweep" in err for _, _, err in refused)
 
 
 def test_a_second_host_without_a_name_is_refused():

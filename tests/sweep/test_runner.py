@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -112,7 +113,7 @@ def test_a_member_that_diverges_touches_no_other(data):
 
 def test_a_sweep_writes_a_row_a_member(spec, tmp_path):
     seen = []
-    done = sweep(spec, tmp_path / "s", report=seen.append)
+    done = sweep(spec, out=tmp_path / "s", report=seen.append)
     assert done.failed == 0
     rows = tables.read_rows(tmp_path / "s" / "table.parquet")
     assert [row["member"] for row in rows] == list(range(8))
@@ -124,10 +125,43 @@ def test_a_sweep_writes_a_row_a_member(spec, tmp_path):
     assert (config["rank"], config["bits"]) == (4, 16)
 
 
+def test_the_plan_is_told_before_anything_runs(spec, tmp_path):
+    told = []
+
+    def planned(lines):
+        told.append(lines)
+        assert not (tmp_path / "s" / "parts").exists()
+
+    sweep(spec, out=tmp_path / "s", planned=planned)
+    ((program, summary),) = told
+    assert "chain, rank up to 4, hidden 16, 2 epochs: 8 members, 4 trainings" in program
+    assert summary.startswith("8 members, ")
+
+
+@pytest.mark.parametrize(
+    ("method", "axes"),
+    [
+        ("seeded", {"sketch": ["srht", "gaussian"], "hidden": [[8], [8, 8]], "bits": [4, 16]}),
+        ("ares-bp", {"parallel_epochs": [0.5, 1.0], "sketch": ["rademacher", "sparse_sign"]}),
+        ("chain", {"method": ["chain", "low-rank", "dense"], "validation": [0.1, 0.2]}),
+    ],
+)
+def test_sketches_stages_and_architectures_are_axes(method, axes, data, tmp_path):
+    base = {"data": data, "hidden": [8], "rank": 2, "epochs": 2, "batch_size": 32, "method": method}
+    base = {k: v for k, v in base.items() if k not in axes}
+    grids = {name: {"grid": values} for name, values in axes.items()}
+    done = sweep({**base, "axes": grids}, out=tmp_path / "s")
+    assert {row["status"] for row in done.rows} == {"done"}
+    found = [tuple(row[name] for name in axes) for row in done.rows]
+    cells = [[json.dumps(v) if isinstance(v, list) else v for v in vs] for vs in axes.values()]
+    assert found == list(itertools.product(*cells))
+    assert len({row["file_bytes"] for row in done.rows}) > 1 or method == "ares-bp"
+
+
 def test_a_failed_member_is_a_row(data, tmp_path):
     axes = {"learning_rate": {"grid": [1e-3, 1e30]}}
     source = {"data": data, "method": "chain", "hidden": [8], "rank": 2, "epochs": 2, "axes": axes}
-    done = sweep(parse({**source, "batch_size": 32}), tmp_path / "s")
+    done = sweep(parse({**source, "batch_size": 32}), out=tmp_path / "s")
     assert [row["status"] for row in done.rows] == ["done", "failed"]
     assert done.failed == 1
 
@@ -135,7 +169,7 @@ def test_a_failed_member_is_a_row(data, tmp_path):
 def test_interrupted_and_resumed_is_the_table_of_an_undisturbed_sweep(spec, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "MAX_CHUNK", 1)
     monkeypatch.setattr(schedule, "choose_width", lambda *_: schedule.Cost(1, 1, 0.0, 0))
-    whole = sweep(spec, tmp_path / "whole")
+    whole = sweep(spec, out=tmp_path / "whole")
     parts = sorted((tmp_path / "whole" / "parts").iterdir())
     assert len(parts) > 1
 
@@ -143,39 +177,40 @@ def test_interrupted_and_resumed_is_the_table_of_an_undisturbed_sweep(spec, tmp_
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(spec, tmp_path / "cut", report=stop)
+        sweep(spec, out=tmp_path / "cut", report=stop)
     assert len(list((tmp_path / "cut" / "parts").iterdir())) == 1
-    with pytest.raises(SweepError, match="already holds a sweep"):
-        sweep(spec, tmp_path / "cut")
-    resumed = sweep(spec, tmp_path / "cut", resume=True)
+    with pytest.raises(SweepError, match="already holds this sweep"):
+        sweep(spec, out=tmp_path / "cut")
+    resumed = sweep(spec, out=tmp_path / "cut", resume=True)
     assert same_rows(resumed.rows, whole.rows)
     # And with nothing left to do.
-    assert same_rows(sweep(spec, tmp_path / "cut", resume=True).rows, whole.rows)
+    assert same_rows(sweep(spec, out=tmp_path / "cut", resume=True).rows, whole.rows)
 
 
 def test_a_changed_spec_a_second_process_and_a_damaged_part_are_refused(spec, tmp_path):
     folder = tmp_path / "s"
-    sweep(spec, folder)
+    sweep(spec, out=folder)
     other = parse({**spec.source, "epochs": 3})
-    with pytest.raises(SweepError, match="epochs: 2 -> 3"):
-        sweep(other, folder, resume=True)
+    for resume in (True, False):
+        with pytest.raises(SweepError, match="epochs: 2 -> 3"):
+            sweep(other, out=folder, resume=resume)
     with folders.locked(folder), pytest.raises(SweepError, match="another process"):
-        sweep(spec, folder, resume=True)
+        sweep(spec, out=folder, resume=True)
     with pytest.raises(SweepError, match="no sweep to resume"):
-        sweep(spec, tmp_path / "nothing", resume=True)
+        sweep(spec, out=tmp_path / "nothing", resume=True)
     (part, *_) = (folder / "parts").iterdir()
     part.write_bytes(b"half a file")
     with pytest.raises(ValueError, match="not a Parquet table"):
-        sweep(spec, folder, resume=True)
+        sweep(spec, out=folder, resume=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        sweep(spec, tmp_path / "file" / "s")
+        sweep(spec, out=tmp_path / "file" / "s")
 
 
 def test_members_of_two_data_sets_are_refused(data, tmp_path):
     axes = {"data": {"grid": [data, "mnist5k"]}}
     with pytest.raises(SweepError, match="differ in data"):
-        sweep(parse({"method": "chain", "axes": axes}), tmp_path / "s")
+        sweep(parse({"method": "chain", "axes": axes}), out=tmp_path / "s")
 
 
 TOML = """
@@ -214,8 +249,16 @@ def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path):
     deadline = time.time() + 240
     while not (folder / "parts").exists() and time.time() < deadline and process.poll() is None:
         time.sleep(0.01)
+    second = rosler("sweep", "--resume", folder)
+    if process.poll() is None:  # else it ended before the second had its data
+        assert second.returncode == 1
+        assert "another process is running this sweep" in second.stderr
     process.send_signal(signal.SIGKILL)
     process.wait()
+    (tmp_path / "changed.toml").write_text(TOML.format(data=data).replace("[16]", "[24]"))
+    changed = rosler("sweep", tmp_path / "changed.toml", "--resume", folder)
+    assert changed.returncode == 1
+    assert "hidden: [16] -> [24]" in changed.stderr
     resumed = rosler("sweep", "--resume", folder, "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["members"] == 12
@@ -229,12 +272,16 @@ def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path):
     ]
     if widths[0] == widths[1]:
         assert same_rows(a, b)
-    out = tmp_path / "best"
-    best = rosler("sweep", "best", folder, "--min-accuracy", 0, "--out", out, "--json")
+    out = folder / "best"
+    (folder / "table.parquet").unlink()  # as in a sweep that has not ended yet
+    best = rosler("sweep", "best", folder, "--min-accuracy", 0, "--json")
     assert best.returncode == 0, best.stderr
     found = json.loads(best.stdout)
     assert found["file_bytes"] == min(row["file_bytes"] for row in a)
     assert (out / "model.rosler").exists()
+    none = rosler("sweep", "best", folder, "--min-accuracy", 1.01)
+    assert none.returncode == 1
+    assert "no member" in none.stderr
 
 
 LIMITED = """
@@ -280,13 +327,19 @@ def test_a_folder_that_cannot_be_written_is_refused(spec, tmp_path, monkeypatch)
     if os.access(folder, os.W_OK):  # root may write anywhere
         monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="cannot be written; choose another"):
-        sweep(spec, folder)
+        sweep(spec, out=folder)
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("s.toml",), ("s.toml", "--resume", "d"), ("best",), ("s.toml", "d", "--out", "o")],
+    [
+        (),
+        ("s.toml",),
+        ("s.toml", "--resume", "d", "--out", "o"),
+        ("best",),
+        ("s.toml", "d", "--out", "o"),
+    ],
 )
 def test_wrong_usage_has_exit_code_2(arguments):
     done = rosler("sweep", *arguments)

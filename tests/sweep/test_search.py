@@ -53,7 +53,7 @@ def timeless(rows):
 
 
 def test_a_search_tells_what_it_found_and_resumes_to_the_same(spec, tmp_path):
-    done = sweep(spec, tmp_path / "s")
+    done = sweep(spec, out=tmp_path / "s")
     assert [row["member"] for row in done.rows] == list(range(14))
     study = study_of(tmp_path / "s")
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 14
@@ -74,15 +74,15 @@ def test_a_search_tells_what_it_found_and_resumes_to_the_same(spec, tmp_path):
     folder, begun = tmp_path / "cut", False
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            sweep(spec, folder, resume=begun, report=stop)
+            sweep(spec, out=folder, resume=begun, report=stop)
         begun = True
     # A trial that was asked for, and lost, is given up.
     study_of(folder).ask(searches.distributions(spec))
-    resumed = sweep(spec, folder, resume=True)
+    resumed = sweep(spec, out=folder, resume=True)
     assert timeless(resumed.rows) == timeless(done.rows)
     assert timeless(tables.read_rows(folder / "table.parquet")) == timeless(done.rows)
     # And once more, with nothing to do: nothing is told twice.
-    sweep(spec, folder, resume=True)
+    sweep(spec, out=folder, resume=True)
     states = [t.state.name for t in study_of(folder).trials]
     assert states.count("COMPLETE") == 14
 
@@ -91,7 +91,7 @@ def test_a_member_that_diverges_is_a_failed_trial(data, tmp_path):
     axes = {"learning_rate": {"grid": [1e30]}}
     base = {"data": data, "method": "chain", "hidden": [8], "epochs": 2, "batch_size": 32}
     spec = parse({**base, "rank": 2, "axes": axes, "search": {"trials": 2, "batch": 2}})
-    done = sweep(spec, tmp_path / "s")
+    done = sweep(spec, out=tmp_path / "s")
     assert done.failed == 2
     assert all(math.isnan(row["test_accuracy"]) for row in done.rows)
     assert [t.state.name for t in study_of(tmp_path / "s").trials] == ["FAIL", "FAIL"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rosler_jax.config import TrainConfig
-from rosler_jax.sweep import SpecError, load, make_plan, parse
+from rosler_jax.sweep import SpecError, as_spec, load, make_plan, parse
 
 EXAMPLE = """
 data = "mnist5k"
@@ -49,6 +49,33 @@ def test_draws_depend_on_name_and_seed_alone():
     assert one.axes[0] != other.axes[0]
 
 
+def test_a_random_search_takes_draws_together():
+    axes = {
+        "learning_rate": {"log_uniform": [1e-4, 1e-2]},
+        "seed": {"grid": [0, 1]},
+        "noise": {"uniform": [0.0, 0.3]},
+    }
+    members = parse({"draws": 5, "axes": axes}).configs()
+    assert len(members) == 10
+    assert len({(m.learning_rate, m.noise) for m in members}) == 5
+    assert [m.seed for m in members] == [0, 1] * 5
+    # The first draws of a shorter search are those of a longer one.
+    longer = parse({"draws": 8, "axes": axes}).configs()
+    assert longer[:10] == members
+
+
+def test_a_space_is_a_file_its_content_or_axes(tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text(EXAMPLE)
+    assert as_spec(path) == as_spec(load(path)) == as_spec(load(path).source)
+    assert as_spec(path, "a.npz").base["data"] == "a.npz"
+    base = TrainConfig(hidden=(8,), method="chain", rank=7)
+    spec = as_spec({"rank": {"grid": [2]}}, config=base)
+    assert spec.configs() == [dataclasses.replace(base, rank=2)]
+    with pytest.raises(SpecError, match="has its fields already"):
+        as_spec(path, config=base)
+
+
 def test_integer_and_choice():
     spec = parse(
         {"axes": {"rank": {"integer": [2, 3], "n": 20}, "hidden": {"choice": [[8], [16]], "n": 20}}}
@@ -72,6 +99,10 @@ def test_integer_and_choice():
         ({"axes": {"noise": {"uniform": [1], "n": 2}}}, "expected .low, high."),
         ({"axes": {"noise": {"log_uniform": [0, 1], "n": 2}}}, "positive ends"),
         ({"axes": {"rank": {"integer": [0.5, 2], "n": 2}}}, "whole numbers"),
+        ({"draws": 0, "axes": {"noise": {"uniform": [0, 1]}}}, "draws is 0"),
+        ({"draws": 3, "axes": {"rank": {"grid": [1]}}}, "nothing is drawn"),
+        ({"draws": 3, "axes": {"noise": {"uniform": [0, 1], "n": 2}}}, "leave n out"),
+        ({"draws": 3, "search": {"trials": 2}, "axes": {"rank": {"grid": [1]}}}, "by itself"),
     ],
 )
 def test_a_wrong_axis_is_named(source, message):
@@ -103,6 +134,8 @@ BASE = TrainConfig(method="chain", hidden=(32,), epochs=2)
         ([{"method": "dense", "rank": r} for r in (2, 4)], 1, 1),
         ([{"noise": n} for n in (0.0, 0.1, 0.2)], 2, 3),
         ([{"hidden": h} for h in ((32,), (16, 16))], 2, 2),
+        ([{"method": "seeded", "sketch": k} for k in ("srht", "rows_uniform")], 2, 2),
+        ([{"method": "ares-bp", "parallel_epochs": e} for e in (0.5, 1.0)], 2, 2),
     ],
 )
 def test_members_share_what_they_can(varied, programs, trainings):

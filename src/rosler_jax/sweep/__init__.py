@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from rosler_jax.sweep.axes import Axis, SpecError
 from rosler_jax.sweep.examples import load_examples
 from rosler_jax.sweep.folder import SweepError, stored_spec
 from rosler_jax.sweep.plan import Group, make_plan
 from rosler_jax.sweep.runner import Summary, sweep
 from rosler_jax.sweep.scalars import write_scalars
 from rosler_jax.sweep.schedule import Plan, make_schedule
-from rosler_jax.sweep.spec import Axis, Halving, Search, SpecError, SweepSpec, load, parse
+from rosler_jax.sweep.spec import Halving, Search, SweepSpec, as_spec, load, parse
 
 __all__ = [
     "Axis",
@@ -20,6 +21,7 @@ __all__ = [
     "Summary",
     "SweepError",
     "SweepSpec",
+    "as_spec",
     "load",
     "load_examples",
     "make_plan",

@@ -29,14 +29,16 @@ def locked(folder: Path) -> Iterator[None]:
       SweepError: if another process has it.
       OSError: if the folder cannot be written.
     """
-    if not hosts.is_first():
-        yield
-        return
-    with (folder / LOCK).open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SweepError(f"{folder}: another process is running this sweep") from None
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            handle = stack.enter_context((folder / LOCK).open("w"))
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SweepError(f"{folder}: another process is running this sweep") from None
+
+        hosts.on_first(lock)
         yield
 
 
@@ -50,12 +52,17 @@ def open_folder(folder: Path, spec: SweepSpec, resume: bool) -> None:
     exists = (folder / SPEC).exists()
     if resume and not exists:
         raise SweepError(f"{folder}: holds no sweep to resume")
-    if not resume and exists:
-        raise SweepError(f"{folder}: already holds a sweep; resume it, or choose another folder")
-    if resume:
+    if exists:
         changed = difference(stored_spec(folder), json.loads(json.dumps(spec.source)))
         if changed:
-            raise SweepError(f"{folder} holds another sweep:\n  " + "\n  ".join(changed))
+            lines = "\n  ".join(changed)
+            raise SweepError(
+                f"{folder} holds another sweep; choose another folder, or undo:\n  {lines}"
+            )
+        if not resume:
+            raise SweepError(
+                f"{folder}: already holds this sweep; resume it, or choose another folder"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} cannot be written; choose another folder")
@@ -93,16 +100,17 @@ def read_stage(folder: Path, stage: int) -> dict[str, Any] | None:
     Raises:
       SweepError: if the file is damaged.
     """
-    found = None
-    if hosts.is_first():
-        path = stage_path(folder, stage)
-        with contextlib.suppress(FileNotFoundError):
-            text = path.read_text(encoding="utf-8")
-            try:
-                found = json.loads(text)
-            except ValueError as error:
-                raise SweepError(f"{path}: damaged: {error}") from error
-    return hosts.share(found)
+    path = stage_path(folder, stage)
+
+    def read() -> Any:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise SweepError(f"{path}: damaged: {error}") from error
+
+    return hosts.on_first(read)
 
 
 def write_stage(folder: Path, stage: int, decided: dict[str, Any]) -> None:

@@ -7,7 +7,9 @@ the rungs of ASHA, Li et al., 2020, here in step, since a population moves as on
 
 from __future__ import annotations
 
+import errno
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -130,10 +132,8 @@ def continued(row: dict[str, Any], before: States | None) -> dict[str, Any]:
 
 
 def _checkpointer() -> Any:
-    try:
-        import orbax.checkpoint as ocp
-    except ImportError as error:
-        raise ImportError("rungs need Orbax: pip install 'rosler-jax[sweep]'") from error
+    import orbax.checkpoint as ocp
+
     if jax.process_count() == 1:
         return ocp.StandardCheckpointer()
     alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
@@ -145,12 +145,24 @@ def _path(folder: Path, stage: int, chunk: int) -> Path:
 
 
 def save_states(folder: Path, stage: int, chunk: int, state: TrainState) -> None:
-    """Writes a checkpoint of a chunk at the end of its rung."""
+    """Writes a checkpoint of a chunk at the end of its rung.
+
+    Raises:
+      OSError: if it cannot be written; the chunk then counts as not run.
+    """
     if not hosts.is_first():
         return
     leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    with _checkpointer() as checkpointer:
-        checkpointer.save(_path(folder, stage, chunk), leaves, force=True)
+    needed, path = sum(leaf.nbytes for leaf in leaves.values()), _path(folder, stage, chunk)
+    if shutil.disk_usage(folder).free < 1.1 * needed + 2**20:  # or Orbax' threads say it at length
+        raise OSError(
+            errno.ENOSPC, f"no space for a checkpoint of {needed / 1e6:.1f} MB", str(path)
+        )
+    try:
+        with _checkpointer() as orbax:
+            orbax.save(path, leaves, force=True)
+    except ValueError as error:  # as Orbax reports what went wrong in its threads
+        raise OSError(f"{path}: the rung's checkpoint cannot be written: {error}") from error
 
 
 def load_states(work: Work, stage: int) -> States:
@@ -187,8 +199,8 @@ def _read(folder: Path, stage: int, chunk: int) -> list[np.ndarray]:
     if hosts.is_first():
         path = _path(folder, stage, chunk)
         try:
-            with _checkpointer() as checkpointer:
-                found = checkpointer.restore(path)
+            with _checkpointer() as orbax:
+                found = orbax.restore(path)
         except Exception as error:  # Orbax raises many kinds, all meaning the same
             raise folders.SweepError(
                 f"{path}: the rung's checkpoint cannot be read: {error}; remove this folder and "

@@ -8,7 +8,7 @@ shared before anyone decides by it, so that no shared file system is needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -38,6 +38,28 @@ def gather(tree: PyTree) -> PyTree:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def on_first(call: Callable[[], Any]) -> Any:
+    """What a call gives on the first process, of JSON types, on every host; so are its errors.
+
+    Raises:
+      RuntimeError: on the other hosts, if the call raised anything on the first.
+    """
+    if jax.process_count() == 1:
+        return call()
+    found, error = None, None
+    if is_first():
+        try:
+            found = call()
+        except Exception as raised:
+            error = raised
+    found, text = share([found, None if error is None else str(error)])
+    if error is not None:
+        raise error
+    if text is not None:
+        raise RuntimeError(f"the first host: {text}")
+    return found
 
 
 def share(value: Any) -> Any:

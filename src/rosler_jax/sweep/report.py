@@ -134,15 +134,26 @@ def _draw_coordinates(figure: Any, axes: Sequence[str], found: Sequence[Row]) ->
     for i in reversed(range(len(found))):
         color = mpl.colormaps["viridis"](colors[i])
         plot.plot([s[i] for s in scales], color=color, alpha=0.4, lw=0.8)
+    for i, name in enumerate(names):
+        values = [row[name] for row in found]
+        for value, at, side in _ends(values, scales[i]):
+            plot.text(i, at + 0.03 * side, value, ha="center", va="center", fontsize=8)
     plot.set_xticks(range(len(names)), names)
-    plot.set_yticks([])
+    plot.set(yticks=[], ylim=(-0.08, 1.08), xlim=(-0.4, len(names) - 0.6))
+
+
+def _ends(values: Sequence[Any], at: Sequence[float]) -> list[tuple[str, float, int]]:
+    """The values at the ends of an axis, where they are, and on which side to write."""
+    ends = [(at.index(min(at)), -1), (at.index(max(at)), 1)]
+    found = [(values[i], at[i], side) for i, side in ends]
+    return [(f"{v:.3g}" if isinstance(v, float) else str(v), a, side) for v, a, side in found]
 
 
 def _positions(values: Sequence[Any]) -> list[float]:
     """Where values lie between the least (0) and the greatest (1); logarithmic over wide ranges."""
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         low, high = min(values), max(values)
-        if low > 0 and high / low >= 20:
+        if low > 0 and high / low >= 10:
             values, low, high = [math.log(v) for v in values], math.log(low), math.log(high)
         return [(v - low) / (high - low) if high > low else 0.5 for v in values]
     kinds = sorted({str(v) for v in values})
@@ -151,10 +162,15 @@ def _positions(values: Sequence[Any]) -> list[float]:
 
 def _draw_curves(figure: Any, _: Sequence[str], found: Sequence[Row]) -> None:
     plot = figure.subplots()
-    for row in found[:CURVES]:
+    distinct: dict[str, Row] = {}  # by curve: members of one training share it
+    for row in found:
+        distinct.setdefault(str(row["curve"]), row)
+    top = list(distinct.values())[:CURVES]
+    for row in top:
         plot.plot(range(1, len(row["curve"]) + 1), row["curve"], label=f"member {row['member']}")
     plot.set(xlabel="epoch", ylabel="validation accuracy")
-    if len(found) <= 10:
+    plot.xaxis.get_major_locator().set_params(integer=True)
+    if len(top) <= 10:
         plot.legend()
 
 

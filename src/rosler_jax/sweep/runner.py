@@ -8,11 +8,12 @@ written before it runs, and a chunk's rows before the next chunk begins.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +27,15 @@ from rosler_jax.sweep import halving, hosts, schedule, search, table
 from rosler_jax.sweep import report as report_page
 from rosler_jax.sweep.examples import Examples, load_examples
 from rosler_jax.sweep.folder import SweepError
+from rosler_jax.sweep.plan import make_plan
 from rosler_jax.sweep.population import Member, Outcome, Population
 from rosler_jax.sweep.schedule import Chunk, Costs, Plan
 from rosler_jax.sweep.ship import shipped
-from rosler_jax.sweep.spec import SweepSpec
+from rosler_jax.sweep.spec import SweepSpec, as_spec
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
+Planned = Callable[[Sequence[str]], None]
 
 
 class Summary(NamedTuple):
@@ -81,22 +84,41 @@ class Work:
 
 
 def check(members: Sequence[TrainConfig]) -> None:
-    """Refuses what the members of one sweep cannot differ in.
+    """Refuses what the members of one sweep cannot differ in, or cannot do.
 
     Raises:
       SweepError: naming the field.
+      ValueError: see :func:`rosler_jax.sweep.plan.make_plan`.
     """
+    make_plan(members)
     for name in ("data", "manual_dir"):
         if len({getattr(c, name) for c in members}) > 1:
             raise SweepError(f"members differ in {name}; one sweep has one data set")
 
 
+def check_libraries(spec: SweepSpec) -> None:
+    """Raises before anything is trained if a library is not there that the end would need.
+
+    Raises:
+      ImportError: naming the extra to install.
+    """
+    needed = {"pyarrow": "its table", "matplotlib": "its pictures"}
+    if spec.halving:
+        needed["orbax"] = "its rungs"
+    for name, what in needed.items():
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"a sweep needs {name} for {what}: pip install 'rosler-jax[sweep]'")
+
+
 def sweep(
-    spec: SweepSpec,
-    out: str | os.PathLike[str],
+    space: SweepSpec | Mapping[str, Any] | str | Path,
+    data: str | Path | None = None,
+    config: TrainConfig | None = None,
     *,
+    out: str | os.PathLike[str],
     resume: bool = False,
     report: Report | None = None,
+    planned: Planned | None = None,
 ) -> Summary:
     """Runs a sweep into a folder, or goes on with one.
 
@@ -104,38 +126,81 @@ def sweep(
     the chunk in flight, and a resumed sweep ends with the table of an undisturbed one, but for the
     seconds.
 
+    A member is ``rosler_jax.run.train`` of its config but for the order of sums: in
+    ``tests/sweep/test_runner.py`` losses agree to 1e-4 (relative), parameters to 2e-4, accuracies
+    to an example or so, and files have the same bytes.
+
     Args:
-      spec: what varies.
+      space: what varies: a sweep, a TOML file or what it would hold, or axes alone.
+      data: data set by name or path, instead of the one in ``space``.
+      config: with axes: what stays the same.
       out: folder; made if it does not exist.
       resume: go on with the sweep in the folder.
       report: called after every chunk with ``stage``, ``done``, ``total``, ``best``, ``rate``
         (members a second) and ``left`` (seconds).
+      planned: called with the lines of a plan before it is run.
 
     Returns:
       Summary: the folder, the rows of its table, and how many members failed.
+
+    Example:
+      >>> import tempfile
+      >>> axes = {"rank": {"grid": [2, 4]}, "bits": {"grid": [4, 8]}}
+      >>> base = TrainConfig(method="chain", hidden=(8,), epochs=1)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     done = sweep(axes, "mnist5k", base, out=folder)
+      >>> [(row["rank"], row["bits"], row["status"]) for row in done.rows]
+      [(2, 4, 'done'), (2, 8, 'done'), (4, 4, 'done'), (4, 8, 'done')]
 
     Raises:
       SweepError: if the folder holds another sweep, is in use, or has nothing to resume.
       SpecError, ValueError, OSError: for members, data or folders that cannot be used.
     """
-    folder = Path(out)
+    folder, spec = Path(out), as_spec(space, data, config)
     first = spec.first()
     check(spec.configs() if spec.search is None else [first])
-    if hosts.is_first():
-        folders.open_folder(folder, spec, resume)
+    check_libraries(spec)
+    hosts.on_first(lambda: folders.open_folder(folder, spec, resume))
     examples = load_examples(first)
     with folders.locked(folder):
+        # Once more: a sweep that began a moment earlier may have come and gone.
+        hosts.on_first(lambda: folders.open_folder(folder, spec, resume))
         total = spec.search.trials if spec.search else halving.total(spec)
         work = Work(folder, spec, examples, total, report if hosts.is_first() else None)
         stages = search.batches(work) if spec.search else _stages(work)
         rows: list[Row] = []
         for stage in stages:
+            if planned is not None and hosts.is_first():
+                planned(stage_lines(spec, stage))
             rows += run_stage(work, stage)
         rows = table.last_rows(rows)
         if hosts.is_first():
             table.write_rows(folder / table.TABLE, rows)
             report_page.write_report(folder, [axis.name for axis in spec.axes], rows)
     return Summary(folder, rows, sum(row["status"] == "failed" for row in rows))
+
+
+def plan_lines(spec: SweepSpec, plan: Plan) -> list[str]:
+    """A whole sweep's plan in words; of a search, from the plan of a part of its trials."""
+    planned = sum(len(members) for group in plan.groups for members in group.members)
+    count = spec.search.trials if spec.search else planned
+    seconds = plan.seconds * halving.effort(spec) * count / planned
+    timed = all(cost.seconds for cost in plan.costs)
+    about = f"about {seconds:.0f} s" if timed else f"{seconds:.0f} s and what was not timed"
+    return [
+        *plan.lines(),
+        *halving.lines(spec),
+        f"{count} members, {about} of training; compiling, and packing each member, come on top",
+    ]
+
+
+def stage_lines(spec: SweepSpec, stage: Stage) -> list[str]:
+    """What there is to say of a stage before it runs; of a search, of its first batch alone."""
+    if stage.number == 0:
+        return plan_lines(spec, stage.plan)
+    if spec.search:
+        return []
+    return [f"from epoch {stage.start} on:", *stage.plan.lines()]
 
 
 def _stages(work: Work) -> Iterator[Stage]:

@@ -63,7 +63,7 @@ class Plan(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Estimated, of all trainings."""
+        """Estimated, of all trainings whose program was timed."""
         pairs = zip(self.costs, self.groups, strict=True)
         return sum(cost.seconds * len(group.trainings) for cost, group in pairs)
 
@@ -82,15 +82,15 @@ class Plan(NamedTuple):
         config = group.config
         rank = "" if config.method == "dense" else f", rank up to {config.rank}"
         memory = cost.bytes * self.size(i) * cost.width / 1e6
-        needs = f"{memory:.0f} MB, " if cost.bytes else ""
+        needs = f"{memory:.0f} MB, about {cost.seconds * len(group.trainings):.0f} s of training"
         together = cost.width * cost.blocks
         return (
             f"program {i + 1}: {config.method}{rank}, hidden "
             f"{','.join(map(str, config.hidden))}, {config.epochs} epochs: "
             f"{sum(len(m) for m in group.members)} members, {len(group.trainings)} trainings, "
             f"{together} at a time on each device, "
-            f"{sum(chunk.group == i for chunk in self.chunks)} calls, {needs}"
-            f"about {cost.seconds * len(group.trainings):.0f} s"
+            f"{sum(chunk.group == i for chunk in self.chunks)} calls, "
+            f"{needs if cost.seconds else 'too few to be timed'}"
         )
 
 
@@ -115,6 +115,7 @@ def make_schedule(
     known: Costs | None = None,
     least_rank: int = 1,
     share: float = 1.0,
+    always: bool = False,
 ) -> Plan:
     """Groups members, and chooses widths and chunks by memory and a short timing.
 
@@ -124,6 +125,7 @@ def make_schedule(
       known: programs that were timed before; the new ones are added.
       least_rank: see :func:`make_plan`.
       share: the part of all epochs that the stage trains.
+      always: time programs of few trainings, too, though nothing hangs on it.
     """
     known = {} if known is None else known
     groups = make_plan(members, least_rank)
@@ -131,7 +133,7 @@ def make_schedule(
     for i, group in enumerate(groups):
         key = program_key(group.config)
         if key not in known:
-            known[key] = Cost(*hosts.share(list(choose_width(group, examples))))
+            known[key] = Cost(*hosts.share(list(choose_width(group, examples, always))))
         chunks += [Chunk(i, t) for t in _split(len(group.trainings), known[key], share)]
     costs = tuple(known[program_key(group.config)] for group in groups)
     return Plan(tuple(groups), costs, tuple(chunks))
@@ -158,14 +160,14 @@ def chunk_seconds() -> float:
     return float(os.environ.get("ROSLER_SWEEP_CHUNK_SECONDS", CHUNK_SECONDS))
 
 
-def choose_width(group: Group, examples: Examples) -> Cost:
+def choose_width(group: Group, examples: Examples, always: bool = False) -> Cost:
     """How many members together train most a second, one at a time always being among the choices.
 
     First members that share their batches, as many as a seed has; then blocks of these.
     """
     devices, count = _devices(), len(group.trainings)
     if count <= 2 * devices:
-        return Cost(1, 1, 0.0, 0)
+        return (_tried(group, examples, 1, 1) if always else None) or Cost(1, 1, 0.0, 0)
     alike = max(collections.Counter(batches_key(c) for c in group.trainings).values())
     best = Cost(1, 1, math.inf, 0)
     for width in WIDTHS:

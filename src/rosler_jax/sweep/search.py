@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from rosler_jax.config import TrainConfig
 from rosler_jax.sweep import folder as folders
 from rosler_jax.sweep import hosts, schedule
+from rosler_jax.sweep.axes import Axis
 from rosler_jax.sweep.plan import PADDED
-from rosler_jax.sweep.spec import Axis, SweepSpec
+from rosler_jax.sweep.spec import SweepSpec
 
 if TYPE_CHECKING:
     from rosler_jax.sweep.runner import Stage, Work

@@ -5,36 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-import math
 import tomllib
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from rosler_jax.config import TrainConfig, from_dict
-
-
-class SpecError(ValueError):
-    """A sweep that cannot be planned; the message names the axis or field and what is allowed."""
-
-
-class Axis(NamedTuple):
-    """One field and the values it takes, in order.
-
-    Attributes:
-      name: field of :class:`rosler_jax.config.TrainConfig`.
-      kind: one of :data:`FORMS`.
-      given: the list of values, or the two ends of the range.
-      values: drawn from it; in a search, what a search may begin with.
-    """
-
-    name: str
-    kind: str
-    given: tuple[Any, ...]
-    values: tuple[Any, ...]
+from rosler_jax.config import TrainConfig, from_dict, to_dict
+from rosler_jax.sweep.axes import Axis, SpecError, make_axis
 
 
 class Halving(NamedTuple):
@@ -76,6 +53,7 @@ class SweepSpec:
       axes: what varies; the last varies fastest.
       source: the mapping that it was made from, kept to be compared when a sweep is resumed.
       seed: of what is drawn.
+      draws: values that every drawn axis has, taken together and not crossed; None to cross them.
       halving: how early members are stopped; None for not at all.
       search: who proposes members; None for the product of the axes.
     """
@@ -84,6 +62,7 @@ class SweepSpec:
     axes: tuple[Axis, ...]
     source: dict[str, Any]
     seed: int = 0
+    draws: int | None = None
     halving: Halving | None = None
     search: Search | None = None
 
@@ -108,9 +87,13 @@ class SweepSpec:
         Raises:
           SpecError: if a member is no possible run, naming it.
         """
-        names = [axis.name for axis in self.axes]
-        product = itertools.product(*(axis.values for axis in self.axes))
-        return [self.member(dict(zip(names, values, strict=True))) for values in product]
+        drawn = [axis for axis in self.axes if axis.kind != "grid" and self.draws is not None]
+        crossed = [axis for axis in self.axes if axis not in drawn]
+        points = zip(*(axis.values for axis in drawn), strict=True) if drawn else [()]
+        names = [axis.name for axis in (*drawn, *crossed)]
+        product = itertools.product(points, *(axis.values for axis in crossed))
+        members = (dict(zip(names, (*point, *grid), strict=True)) for point, *grid in product)
+        return [self.member(member) for member in members]
 
 
 def parse(source: Mapping[str, Any]) -> SweepSpec:
@@ -136,12 +119,19 @@ def parse(source: Mapping[str, Any]) -> SweepSpec:
       >>> axes = {"learning_rate": {"log_uniform": [1e-4, 1e-2], "n": 16}, "rank": {"grid": [4, 8]}}
       >>> len(parse({"method": "chain", "axes": axes}).configs())
       32
+      >>> axes = {"learning_rate": {"log_uniform": [1e-4, 1e-2]}, "noise": {"uniform": [0, 0.3]}}
+      >>> len(parse({"method": "chain", "draws": 16, "axes": axes}).configs())
+      16
     """
     base = dict(source)
     axes, seed = base.pop("axes", {}), base.pop("sweep_seed", 0)
+    draws = base.pop("draws", None)
     halving, search = _halving(base.pop("halving", None)), _search(base.pop("search", None))
     if halving and search:
         raise SpecError("halving and search do not go together yet; leave one out")
+    if draws is not None and (search or not isinstance(draws, int) or draws < 1):
+        why = "a search draws by itself, leave one out" if search else "expected at least 1"
+        raise SpecError(f"draws is {draws!r}; {why}")
     if not isinstance(axes, Mapping) or not axes:
         raise SpecError("a sweep needs a table of axes, as [axes] with rank = { grid = [4, 8] }")
     known = [field.name for field in dataclasses.fields(TrainConfig)]
@@ -153,9 +143,15 @@ def parse(source: Mapping[str, Any]) -> SweepSpec:
     both = sorted(set(base) & set(axes))
     if both:
         raise SpecError(f"{both[0]!r} is both fixed and an axis; leave one out")
-    made = tuple(_axis(name, form, seed, search is not None) for name, form in axes.items())
+    for name, form in axes.items():
+        if draws is not None and isinstance(form, Mapping) and form.get("n", draws) != draws:
+            raise SpecError(f"axis {name!r}: n={form['n']!r}, but draws is {draws}; leave n out")
+    given = 1 if search else draws  # what a search draws here is no more than an example
+    made = tuple(make_axis(name, form, seed, given) for name, form in axes.items())
+    if draws is not None and all(axis.kind == "grid" for axis in made):
+        raise SpecError(f"draws is {draws!r}, but every axis is a grid; nothing is drawn")
     whole = {**source, "axes": {k: dict(v) for k, v in axes.items()}}
-    spec = SweepSpec(base, made, whole, seed, halving, search)
+    spec = SweepSpec(base, made, whole, seed, draws, halving, search)
     if halving:
         _check_rungs(spec, halving)
     return spec
@@ -246,66 +242,35 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
     return lines
 
 
-Draw = Callable[[np.random.Generator, Any, int], list[Any]]
+def as_spec(
+    space: SweepSpec | Mapping[str, Any] | str | Path,
+    data: str | Path | None = None,
+    config: TrainConfig | None = None,
+) -> SweepSpec:
+    """A sweep from what a caller has at hand.
 
+    Args:
+      space: a sweep; a TOML file; what it would hold; or its axes alone.
+      data: data set by name or path, instead of the one in ``space``.
+      config: fields that stay the same, where ``space`` is a mapping that does not name them.
 
-def _uniform(rng: np.random.Generator, ends: tuple[float, float], n: int) -> list[Any]:
-    return [float(v) for v in rng.uniform(*ends, n)]
+    Raises:
+      SpecError: naming what is wrong.
 
-
-def _log_uniform(rng: np.random.Generator, ends: tuple[float, float], n: int) -> list[Any]:
-    if ends[0] <= 0:
-        raise SpecError(f"starts at {ends[0]}; a logarithm needs positive ends")
-    return [math.exp(v) for v in rng.uniform(math.log(ends[0]), math.log(ends[1]), n)]
-
-
-def _integer(rng: np.random.Generator, ends: tuple[float, float], n: int) -> list[Any]:
-    if any(end != int(end) for end in ends):
-        raise SpecError(f"ends {list(ends)}; expected whole numbers")
-    return [int(v) for v in rng.integers(int(ends[0]), int(ends[1]), n, endpoint=True)]
-
-
-def _choice(rng: np.random.Generator, values: list[Any], n: int) -> list[Any]:
-    return [values[i] for i in rng.integers(0, len(values), n)]
-
-
-RANGES: dict[str, Draw] = {"uniform": _uniform, "log_uniform": _log_uniform, "integer": _integer}
-FORMS = ("grid", "choice", *RANGES)
-
-
-def _axis(name: str, form: Any, seed: int, searched: bool) -> Axis:
-    if searched and isinstance(form, Mapping):
-        form = {"n": 1, **form}  # a search draws by itself
-    kind, given, values = _drawn(name, form, seed)
-    return Axis(name, kind, tuple(_hashable(v) for v in given), values)
-
-
-def _drawn(name: str, form: Any, seed: int) -> tuple[str, Sequence[Any], tuple[Any, ...]]:
-    kinds = [k for k in form if k in FORMS] if isinstance(form, Mapping) else []
-    extra = sorted(set(form) - {*FORMS, "n"}) if isinstance(form, Mapping) else []
-    if len(kinds) != 1 or extra:
-        wrong = f"has {', '.join(extra)}" if extra else f"is {form!r}"
-        raise SpecError(f"axis {name!r} {wrong}; expected one of {', '.join(FORMS)}, and n")
-    kind, given = kinds[0], form[kinds[0]]
-    if not isinstance(given, list | tuple) or not given:
-        raise SpecError(f"axis {name!r}: {kind} is {given!r}; expected a list that is not empty")
-    if kind == "grid":
-        return kind, given, tuple(_hashable(v) for v in given)
-    n = form.get("n")
-    if not isinstance(n, int) or n < 1:
-        raise SpecError(f"axis {name!r}: n={n!r}; {kind} draws n values, n at least 1")
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    if kind == "choice":
-        return kind, given, tuple(_hashable(v) for v in _choice(rng, list(given), n))
-    if len(given) != 2 or not all(isinstance(v, int | float) for v in given):
-        raise SpecError(f"axis {name!r}: {kind} is {given!r}; expected [low, high]")
-    if not given[0] < given[1]:
-        raise SpecError(f"axis {name!r}: {kind} from {given[0]} to {given[1]}; low is not below")
-    try:
-        return kind, given, tuple(RANGES[kind](rng, (given[0], given[1]), n))
-    except SpecError as error:
-        raise SpecError(f"axis {name!r}: {kind} {error}") from error
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    Example:
+      >>> base = TrainConfig(method="chain", hidden=(64,))
+      >>> spec = as_spec({"rank": {"grid": [2, 4]}}, "mnist5k", base)
+      >>> [(c.rank, c.hidden) for c in spec.configs()]
+      [(2, (64,)), (4, (64,))]
+    """
+    if isinstance(space, Mapping):
+        source = dict(space) if "axes" in space else {"axes": space}
+        fixed = {} if config is None else to_dict(config)
+        varied = source["axes"] if isinstance(source["axes"], Mapping) else {}
+        fixed = {k: v for k, v in fixed.items() if v is not None and k not in varied}
+        source = {**fixed, **source}
+    elif config is not None:
+        raise SpecError("config goes with axes; a whole sweep has its fields already")
+    else:
+        source = (space if isinstance(space, SweepSpec) else load(space)).source
+    return parse(source if data is None else {**source, "data": str(data)})

@@ -11,17 +11,6 @@ from rosler_jax._files import replace_file
 PARTS, TABLE = "parts", "table.parquet"
 
 
-def _parquet() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise RuntimeError(
-            "sweeps keep their results in Parquet: pip install 'rosler-jax[sweep]'"
-        ) from None
-    return pyarrow
-
-
 def part_path(folder: Path, stage: int, chunk: int) -> Path:
     """The file of a stage's chunk."""
     return folder / PARTS / f"{stage:03d}-{chunk:06d}.parquet"
@@ -33,10 +22,12 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     Raises:
       OSError: if the file cannot be written.
     """
-    arrow = _parquet()
-    table = arrow.Table.from_pylist(list(rows))
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist(list(rows))
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda temporary: arrow.parquet.write_table(table, temporary))
+    replace_file(path, lambda temporary: pyarrow.parquet.write_table(table, temporary))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -45,11 +36,25 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
       ValueError: if it is damaged.
     """
-    arrow = _parquet()
+    import pyarrow
+    import pyarrow.parquet
+
     try:
-        return arrow.parquet.read_table(path).to_pylist()
-    except (arrow.ArrowInvalid, arrow.ArrowIOError) as error:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowIOError) as error:
         raise ValueError(f"{path}: not a Parquet table: {error}; delete it and resume") from error
+
+
+def rows_so_far(folder: Path) -> list[dict[str, Any]]:
+    """A row a member, of all chunks that are finished: the table, also before a sweep's end.
+
+    Raises:
+      ValueError: if there is none, or one is damaged.
+    """
+    parts = sorted((folder / PARTS).glob("[0-9]*.parquet"))
+    if not parts:
+        raise ValueError(f"{folder}: holds no finished chunk of a sweep")
+    return last_rows([row for part in parts for row in read_rows(part)])
 
 
 def last_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,35 @@
+"""The sweep of the README, as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_sweep_of_the_readme(tmp_path):
+    (spec,) = blocks("toml")
+    (tmp_path / "sweep.toml").write_text(spec)
+    lines = [shlex.split(line, comments=True) for line in blocks("console")[0].splitlines()]
+    assert len(lines) == 4
+    for prompt, program, *arguments in lines:
+        assert (prompt, program) == ("$", "rosler")
+        done = subprocess.run(
+            [sys.executable, "-m", "rosler_jax", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/sweep/best/model.rosler").exists()
+    assert (tmp_path / "runs/sweep/report.html").exists()
