@@ -245,7 +245,8 @@ def _pointwise(ndim: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _standardize(layer: _Layer, shape: Shape) -> list[Op]:
-    mean, std = (np.float32(layer.spec[name]) for name in ("mean", "std"))
+    with np.errstate(over="ignore"):  # refused below
+        mean, std = (np.float32(layer.spec[name]) for name in ("mean", "std"))
     if not (np.isfinite(mean) and np.isfinite(std) and std > 0):
         raise ExportError(f"layer {layer.name()}: mean {mean}, std {std}; expected finite, std > 0")
     factor = np.asarray(np.float32(1.0) / std)
