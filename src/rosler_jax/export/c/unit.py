@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-KERNELS = Path(__file__).parent / "kernels"
+FOLDERS = tuple(Path(__file__).parent / name for name in ("kernels", "train/kernels"))
+"""Where templates lie; a name is unique in all of them."""
 _REQUIRES = re.compile(r"^/\* requires: ([^\n*]*?)\s*(?:\n\s*|\*/\n)")
 _LINE = 96
 
@@ -57,7 +58,8 @@ CTYPES = {"uint32_t": 4, "int32_t": 4, "int64_t": 8, "int16_t": 2, "uint16_t": 2
 
 @functools.lru_cache(maxsize=128)
 def _template(name: str) -> str:
-    return (KERNELS / f"{name}.c").read_text(encoding="ascii")
+    paths = (folder / f"{name}.c" for folder in FOLDERS)
+    return next(path for path in paths if path.is_file()).read_text(encoding="ascii")
 
 
 @dataclasses.dataclass

@@ -1,0 +1,2 @@
+/* Sums as they are. */
+typedef int rosler_finish_raw;

@@ -1,0 +1,523 @@
+"""The header and the source of a network that trains on the device."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rosler_jax._version import __version__
+from rosler_jax.export._errors import ExportError
+from rosler_jax.export.c.train import floats
+from rosler_jax.export.c.train.memory import Layout, Node, lay_out
+from rosler_jax.export.c.train.parallel import Parallel, parallel_graph
+from rosler_jax.export.c.train.parameters import FLAG, Field, Parameters
+from rosler_jax.export.c.train.parts import trained_names
+from rosler_jax.export.c.unit import Unit, float32_literal
+from rosler_jax.export.graph import Graph
+
+HEADER, SOURCE = "rosler_train.h", "rosler_train.c"
+LOSSES = ("cross_entropy", "mse")
+STAGES = ("successive", "parallel")
+DTYPES = ("float32", "fixed")
+
+
+class TrainSource(NamedTuple):
+    """A network in C that trains.
+
+    Attributes:
+      header, source: texts of ``rosler_train.h`` and ``rosler_train.c``.
+      arena_bytes: working memory during a call.
+      state_bytes: weights that train and their velocity, kept between calls.
+      constant_bytes: of constant data, by what they are for.
+      fields: where each parameter lies in the weights; see :func:`unpack`.
+    """
+
+    header: str
+    source: str
+    arena_bytes: int
+    state_bytes: int
+    constant_bytes: dict[str, int]
+    fields: tuple[Field, ...]
+
+
+class Style(NamedTuple):
+    """What float and fixed-point programs have of their own.
+
+    Attributes:
+      types: names of the types of inputs and outputs.
+      scales: what inputs are divided and outputs multiplied by.
+      number, rate, loss: C types of a weight, of the learning rate, of the loss.
+      element: C type of activations.
+      about_rate, about_loss: comments.
+    """
+
+    types: tuple[str, str]
+    scales: tuple[float, float]
+    number: str
+    rate: str
+    loss: str
+    element: str
+    about_rate: str
+    about_loss: str
+
+
+FLOAT_STYLE = Style(
+    ("float32", "float32"), (1.0, 1.0), "float", "float", "float", "float",
+    "learning_rate", "the mean loss of the examples before the step",
+)  # fmt: skip
+
+
+class Program(NamedTuple):
+    """A program to be written.
+
+    Attributes:
+      unit: its kernels and data so far.
+      style: its types.
+      parameters: what trains.
+      nodes: its operations.
+      first: the first node that anything trains in.
+      sizes: of an input and an output.
+      step: body of the step function, given the layout.
+      has_velocity: whether the state keeps one.
+      extra: C functions of its own, and their declarations.
+      extra_bytes: of the arena, after all tensors.
+    """
+
+    unit: Unit
+    style: Style
+    parameters: Parameters
+    nodes: list[Node]
+    first: int
+    sizes: tuple[int, int]
+    loss: str
+    batch: int
+    has_velocity: bool
+    stage: str
+
+
+def write_training(
+    graph: Graph,
+    *,
+    loss: str = "cross_entropy",
+    batch: int = 16,
+    stage: str = "successive",
+    parts: str | Sequence[str] = "all",
+    dtype: str = "float32",
+    momentum: float = 0.9,
+    clip: float | None = None,
+    calibration: Any = None,
+    seed: int = 0,
+    sketch: str | None = None,
+) -> TrainSource:
+    """Writes C99 that trains a network on the device: forward, backward, update, save and load.
+
+    The files stand alone or go beside ``rosler_model.*`` in one image. Weights that train are kept
+    in the caller's ``rosler_state``, all others stay constant data. A step is SGD with momentum,
+    ``v <- momentum v + g, w <- w - rate v``, with g the mean gradient over up to ``batch``
+    examples. Without momentum and clipping, and with a batch of 1, no velocity is kept at all.
+
+    Args:
+      graph: the network: vectors in, vectors out.
+      loss: ``"cross_entropy"`` of integer labels or ``"mse"``.
+      batch: most examples in a step; they are taken one by one and need no memory each.
+      stage: ``"successive"`` is back-propagation through the factors; ``"parallel"`` turns each
+        layer of two factors into sketches, trains these by sketches of the gradient, and goes on
+        successively after ``rosler_train_switch``.
+      parts: what trains; see :func:`rosler_jax.export.c.train.parts.trained_names`.
+      dtype: ``"float32"``, or ``"fixed"`` for 16-bit activations and 32-bit weights.
+      momentum: 0 to below 1.
+      clip: norm that all gradients together are scaled down to; None for none.
+      calibration: representative inputs; needed for ``dtype="fixed"``.
+      seed, sketch: of the parallel stage's sketches.
+
+    Returns:
+      The texts and what they take.
+
+    Raises:
+      ExportError: for an operation that does not train in C, or an option out of range; names the
+        alternatives.
+
+    Example:
+      >>> from rosler_jax.export.graph import build_graph
+      >>> specs = [{"kind": "linear", "in_features": 4, "out_features": 2}]
+      >>> graph = build_graph(specs, {"0/kernel": np.ones((4, 2)), "0/bias": np.zeros(2)})
+      >>> source = write_training(graph)
+      >>> source.state_bytes, [field.name for field in source.fields]
+      (80, ['0/kernel', '0/bias'])
+    """
+    _check("loss", loss, LOSSES)
+    _check("stage", stage, STAGES)
+    _check("dtype", dtype, DTYPES)
+    if not (isinstance(batch, int) and batch >= 1):
+        raise ExportError(f"batch {batch!r}; expected a whole number from 1")
+    if not 0.0 <= momentum < 1.0:
+        raise ExportError(f"momentum {momentum!r}; expected 0 to below 1")
+    if clip is not None and not (clip > 0.0 and math.isfinite(clip)):
+        raise ExportError(f"clip {clip!r}; expected a positive number, or None")
+    if dtype == "fixed":
+        from rosler_jax.export.c.train.fixed_source import write_fixed
+
+        return write_fixed(
+            graph, loss=loss, batch=batch, stage=stage, parts=parts, momentum=momentum, clip=clip,
+            calibration=calibration,
+        )  # fmt: skip
+    if stage == "parallel":
+        graph = parallel_graph(graph, seed=seed, sketch=sketch)
+    return _write_float(graph, loss, batch, stage, parts, momentum, clip)
+
+
+def _check(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ExportError(f"{what} {value!r} is not known; use {' or '.join(known)}")
+
+
+def _write_float(
+    graph: Graph, loss: str, batch: int, stage: str, parts: str | Sequence[str], momentum: float,
+    clip: float | None,
+) -> TrainSource:  # fmt: skip
+    parallel = any(isinstance(op, Parallel) for op in graph.ops)
+    trained = trained_names(graph, parts)
+    for op in graph.ops:
+        if isinstance(op, Parallel) and not trained.issuperset(op.names):
+            raise ExportError(
+                f"{op.name}: sketches of one matrix train together; choose parts='all', or "
+                "stage='successive'"
+            )
+    unit = Unit()
+    parameters = Parameters(unit, "float", trained)
+    if parallel:
+        parameters.add(FLAG, np.ones(1, np.float32))
+    nodes: list[Node] = []
+    first = -1
+    for i, op in enumerate(graph.ops):
+        if type(op) not in floats.EMIT:
+            raise ExportError(
+                f"{op.name}: a {type(op).__name__} does not train in C; "
+                f"{', '.join(kind.__name__ for kind in floats.EMIT)} do. Train it on the host, or "
+                "let parts='head' of a network of vectors adapt"
+            )
+        node = floats.EMIT[type(op)](op, parameters, f"train{i}")
+        if node is not None:
+            nodes.append(node)
+        if first < 0 and parameters.below:
+            first = len(nodes) - 1
+    direct = momentum == 0.0 and clip is None and batch == 1 and not parallel
+    sizes = math.prod(graph.in_shape), math.prod(graph.out_shape)
+    program = Program(
+        unit, FLOAT_STYLE, parameters, nodes, first, sizes, loss, batch, not direct, stage
+    )
+    layout = lay_out(nodes, first, "float")
+    count, arena = parameters.count, layout.bytes
+    gradient = "s->weights" if direct else "s->velocity"
+    if clip is not None:
+        gradient, arena = f"(float *)(a + {layout.bytes})", layout.bytes + -(-4 * count // 8) * 8
+    functions = passes(program, layout)
+    functions.append(_step(program, layout, gradient, momentum, clip))
+    if parallel:
+        functions.append(_switch(graph, program, layout))
+    return assemble(program, arena, functions)
+
+
+def passes(program: Program, layout: Layout) -> list[str]:
+    """The functions that prepare a call, go forward and go backward."""
+    style = program.style
+    start, end = "unsigned char *a", "\n}"
+    forward = [node.forward(w) for node, w in zip(program.nodes, layout.wires, strict=True)]
+    backward = [
+        node.backward(w)
+        for node, w in reversed(
+            list(zip(program.nodes, layout.wires, strict=True))[program.first :]
+        )
+        if node.backward is not None
+    ]
+    begin = [
+        node.begin(w)
+        for node, w in zip(program.nodes, layout.wires, strict=True)
+        if node.begin is not None
+    ]
+    more = "float rate" if style.number == "float" else "int e"
+    state = ["(void)s;"] if not any("s->" in line for line in forward) else []
+    x = f"const {style.element} *x"
+    out = []
+    if begin:
+        out.append(
+            f"static void rosler_train_prepare(const rosler_state *s, {start})\n{{\n    "
+            + "\n    ".join(begin) + end
+        )  # fmt: skip
+    out.append(
+        f"static void rosler_train_forward(const rosler_state *s, {start}, {x})\n{{\n    "
+        + "\n    ".join([*state, *forward]) + end
+    )  # fmt: skip
+    unused = [] if any(w.x == "x" for w in layout.wires[program.first :][:1]) else ["(void)x;"]
+    unused += ["(void)s;"] if not any("s->" in line for line in backward) else []
+    out.append(
+        f"static void rosler_train_backward(rosler_state *s, {start}, {x},\n"
+        f"                                  {style.number} *g, {more})\n{{\n    "
+        + "\n    ".join([*unused, *backward]) + end
+    )  # fmt: skip
+    return out
+
+
+def _step(
+    program: Program, layout: Layout, gradient: str, momentum: float, clip: float | None
+) -> str:
+    """The function that takes a step."""
+    unit, count = program.unit, program.parameters.count
+    n = program.sizes[1]
+    direct = not program.has_velocity
+    share = "1.0f" if direct else "1.0f / (float)count"
+    before, after = [], []
+    if program.loss == "cross_entropy":
+        unit.use("softmax_f32")
+        one = f"rosler_cross_entropy({layout.output}, {n}, target[k], {share}, {layout.error})"
+    else:
+        unit.use("squares_f32")
+        one = f"rosler_squares({layout.output}, {n}, target + k * {n}, {share}, {layout.error})"
+    if any(node.begin for node in program.nodes):
+        before.append("rosler_train_prepare(s, a);")
+    if not direct:
+        unit.use("scale_f32")
+        unit.use("add_f32")
+        decay = f"rosler_scale_f32(s->velocity, {count}, {float32_literal(momentum)});"
+        if clip is None:
+            before.append(decay)
+        else:
+            unit.use("clip_f32")
+            before.append(f"memset(g, 0, {4 * count});")
+            after += [
+                f"rosler_clip_f32(g, {count}, {float32_literal(clip)});",
+                decay,
+                f"rosler_add_f32(g, {count}, 1.0f, s->velocity);",
+            ]
+        after.append(f"rosler_add_f32(s->velocity, {count}, -learning_rate, s->weights);")
+    rate = "-learning_rate" if direct else "1.0f"
+    return "\n".join(
+        [
+            declaration(program) + "\n{",
+            "    rosler_state *const s = state;",
+            "    unsigned char *const a = (unsigned char *)arena->words;",
+            f"    float *const g = {gradient};",
+            "    float loss = 0.0f;",
+            "    int k;",
+            *checks(program, "-1.0f"),
+            *(f"    {line}" for line in before),
+            "    for (k = 0; k < count; ++k) {",
+            f"        const float *const example = x + k * {program.sizes[0]};",
+            "        rosler_train_forward(s, a, example);",
+            f"        loss += {one};",
+            f"        rosler_train_backward(s, a, example, g, {rate});",
+            "    }",
+            *(f"    {line}" for line in after),
+            "    return loss / (float)count;",
+            "}",
+        ]
+    )
+
+
+def checks(program: Program, refused: str) -> list[str]:
+    """Statements that refuse a wrong count or label before anything has changed."""
+    lines = [f"    if (count < 1 || count > {program.batch}) {{", f"        return {refused};"]
+    lines.append("    }")
+    if program.loss == "cross_entropy":
+        lines += [
+            "    for (k = 0; k < count; ++k) {",
+            f"        if (target[k] < 0 || target[k] >= {program.sizes[1]}) {{",
+            f"            return {refused};",
+            "        }",
+            "    }",
+        ]
+    return lines
+
+
+def _switch(graph: Graph, program: Program, layout: Layout) -> str:
+    """The function that ends the parallel stage."""
+    offsets = {field.name: field.offset for field in program.parameters.fields}
+    lines = [
+        "void rosler_train_switch(rosler_state *state, rosler_train_arena *arena)\n{",
+        "    float *const w = state->weights;",
+        "    unsigned char *const a = (unsigned char *)arena->words;",
+        "    if (w[0] < 0.5f) {",
+        "        return;",
+        "    }",
+        "    rosler_train_prepare(state, a);",
+    ]
+    parallel = [op for op in graph.ops if isinstance(op, Parallel)]
+    pinned = [
+        wires.pinned
+        for node, wires in zip(program.nodes, layout.wires, strict=True)
+        if node.begin is not None
+    ]
+    for op, place in zip(parallel, pinned, strict=True):
+        c, u, r = (f"w + {offsets[name]}" for name in op.names)
+        lines.append(f"    memcpy({u}, {place}, {4 * op.a.size});")
+        lines.append(f"    rosler_even_f32({c}, {op.c.size}, {u}, {op.a.size}, {r}, {op.r.size});")
+    lines += ["    memset(state->velocity, 0, sizeof state->velocity);", "    w[0] = 0.0f;", "}"]
+    return "\n".join(lines)
+
+
+def declaration(program: Program) -> str:
+    """The step function's head."""
+    style = program.style
+    return (
+        f"{style.loss} rosler_train_step(rosler_state *state, rosler_train_arena *arena,\n"
+        f"    const rosler_train_input *x, const rosler_train_target *target, int count,\n"
+        f"    {style.rate} {style.about_rate})"
+    )
+
+
+def _begin(program: Program) -> str:
+    velocity = (
+        "\n    memset(state->velocity, 0, sizeof state->velocity);" if program.has_velocity else ""
+    )
+    return (
+        "void rosler_train_begin(rosler_state *state)\n{\n"
+        f"    memcpy(state->weights, rosler_train_initial, sizeof state->weights);{velocity}\n}}"
+    )
+
+
+def _predict(program: Program, layout_output: str) -> str:
+    element = program.style.element
+    size = {"float": 4, "int16_t": 2}[element]
+    prepare = "    rosler_train_prepare(state, a);\n" if any(n.begin for n in program.nodes) else ""
+    return (
+        "void rosler_train_predict(const rosler_state *state, rosler_train_arena *arena,\n"
+        "    const rosler_train_input *x, rosler_train_output *y)\n{\n"
+        f"    unsigned char *const a = (unsigned char *)arena->words;\n{prepare}"
+        "    rosler_train_forward(state, a, x);\n"
+        f"    memcpy(y, {layout_output}, {program.sizes[1] * size});\n}}"
+    )
+
+
+def assemble(program: Program, arena: int, functions: list[str]) -> TrainSource:
+    """Puts the two files together."""
+    unit, parameters, style = program.unit, program.parameters, program.style
+    model = zlib.crc32(
+        repr((parameters.fields, style.types, program.stage, unit.data)).encode("ascii")
+    )
+    initial = np.concatenate(parameters.initial)
+    unit.array(style.number, "rosler_train_initial", initial, "weights")
+    layout_output = lay_out(program.nodes, program.first, style.element).output
+    unit.functions += [_begin(program), *functions, _predict(program, layout_output)]
+    stored = Unit()
+    stored.use("store")
+    unit.functions += stored.kernels
+    state = parameters.count * 4 * (2 if program.has_velocity else 1)
+    head = [
+        f"/* Written by rosler-jax {__version__}; do not edit. */",
+        '#include "rosler_train.h"\n#include <float.h>\n#include <math.h>\n#include <string.h>',
+    ]
+    return TrainSource(
+        header=_header(program, arena, model),
+        source=unit.text(head),
+        arena_bytes=arena,
+        state_bytes=state,
+        constant_bytes=dict(unit.constant_bytes),
+        fields=tuple(parameters.fields),
+    )
+
+
+def _header(program: Program, arena: int, model: int) -> str:
+    style, count = program.style, program.parameters.count
+    ctypes = {"float32": "float", "int16": "int16_t"}
+    target = "int" if program.loss == "cross_entropy" else "float"
+    label = "a label for each example" if target == "int" else "ROSLER_TRAIN_OUTPUT_SIZE for each"
+    velocity = (
+        f"\n    {style.number} velocity[ROSLER_TRAIN_WEIGHTS];" if program.has_velocity else ""
+    )
+    switch = (
+        "\n/* Ends the parallel stage: the cores are solved for and stay, the factors are given the"
+        "\n   same norm; from now on all of them train through one another. */"
+        "\nvoid rosler_train_switch(rosler_state *state, rosler_train_arena *arena);\n"
+        if program.stage == "parallel"
+        else ""
+    )
+    return f"""/* Written by rosler-jax {__version__}; do not edit. */
+#ifndef ROSLER_TRAIN_H
+#define ROSLER_TRAIN_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+#define ROSLER_TRAIN_INPUT_SIZE {program.sizes[0]}
+#define ROSLER_TRAIN_OUTPUT_SIZE {program.sizes[1]}
+#define ROSLER_TRAIN_INPUT_TYPE "{style.types[0]}"
+#define ROSLER_TRAIN_OUTPUT_TYPE "{style.types[1]}"
+#define ROSLER_TRAIN_BATCH {program.batch}
+
+/* A real input is divided by the first and rounded; an output is multiplied by the second. */
+#define ROSLER_TRAIN_INPUT_SCALE {style.scales[0]!r}
+#define ROSLER_TRAIN_OUTPUT_SCALE {style.scales[1]!r}
+
+/* How many numbers train, the bytes that are saved of them, and bytes of working memory. */
+#define ROSLER_TRAIN_WEIGHTS {count}
+#define ROSLER_TRAIN_VELOCITY {count if program.has_velocity else 0}
+#define ROSLER_TRAIN_WEIGHT_BYTES {4 * count}u
+#define ROSLER_TRAIN_ARENA_BYTES {arena}
+
+/* Says which network saved weights belong to. */
+#define ROSLER_TRAIN_MODEL 0x{model:08X}u
+
+typedef {ctypes[style.types[0]]} rosler_train_input;
+typedef {ctypes[style.types[1]]} rosler_train_output;
+typedef {target} rosler_train_target;
+typedef {style.rate} rosler_train_rate;
+typedef {style.loss} rosler_train_loss;
+
+/* What trains; kept between calls. */
+typedef struct {{
+    {style.number} weights[ROSLER_TRAIN_WEIGHTS];{velocity}
+}} rosler_state;
+
+/* Working memory of a call; may be used for other things between calls. */
+typedef struct {{
+    int64_t words[ROSLER_TRAIN_ARENA_BYTES / 8];
+}} rosler_train_arena;
+
+/* The weights as they were exported. */
+void rosler_train_begin(rosler_state *state);
+
+/* One step on `count` examples, at most ROSLER_TRAIN_BATCH: x one behind the other, and
+   {label}. Returns {style.about_loss}; -1, and nothing has changed, for a count or a label
+   that cannot be. */
+{declaration(program)};
+
+/* The outputs with the weights as they are. */
+void rosler_train_predict(const rosler_state *state, rosler_train_arena *arena,
+    const rosler_train_input *x, rosler_train_output *y);
+{switch}
+/* Where weights are kept: two slots of ROSLER_SLOT_BYTES each, from offset 0. Callbacks return 0
+   if all went well. Flash: make a slot a whole number of blocks, and erase those of a slot when its
+   first byte after the header (offset ROSLER_SLOT_HEADER_BYTES in the slot) is written. */
+#define ROSLER_SLOT_HEADER_BYTES 24u
+#ifndef ROSLER_SLOT_BYTES
+#define ROSLER_SLOT_BYTES (ROSLER_SLOT_HEADER_BYTES + ROSLER_TRAIN_WEIGHT_BYTES)
+#endif
+
+typedef struct {{
+    int (*write)(void *context, uint32_t offset, const void *data, uint32_t size);
+    int (*read)(void *context, uint32_t offset, void *data, uint32_t size);
+    void *context;
+}} rosler_storage;
+
+/* Writes the weights to the slot that does not hold the newest ones, and reads them again. Returns
+   the slot, 0 or 1; -1 if it failed: what was saved before is still there. Power may fail at any
+   byte. */
+int rosler_train_save(const rosler_state *state, const rosler_storage *storage);
+
+/* Reads the newest weights that are whole; *sequence (if not 0) counts how often they were saved.
+   Returns the slot; -1 if there are none: the weights are then those of rosler_train_begin. */
+int rosler_train_load(rosler_state *state, const rosler_storage *storage, uint32_t *sequence);
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
