@@ -111,7 +111,7 @@ def test_requantisation_is_within_half_a_unit_of_the_real_product(factor, bound,
     try:
         r, reach = requant(factor, bound)
     except ExportError:
-        assert factor > 1  # only a scale that enlarges can be refused at these bounds
+        assert factor > 1 or bound * factor > 2**31 - 3  # the output would not fit 32 bits
         return
     exact = acc * factor
     m = int(r.multiplier)

@@ -300,6 +300,8 @@ def requant(factor: Any, bound: int, low: int = LOW, high: int = HIGH) -> tuple[
         multiplier = multiplier.reshape(-1)[0]
     reach = (bound * int(np.abs(multiplier).max()) + 2 ** (shift - 1)) >> shift
     assert bound * int(np.abs(multiplier).max()) + 2 ** (shift - 1) < _LIMIT
+    if reach >= 2**31 - 1:
+        raise ExportError("an output is far beyond its scale; calibrate with more inputs")
     return Requant(np.asarray(multiplier), shift, low, high), min(-low if low else high, reach + 1)
 
 

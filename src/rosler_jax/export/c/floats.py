@@ -64,12 +64,12 @@ def _dense(op: Dense, unit: Unit, label: str) -> Step:
 
 def _conv(op: Conv, unit: Unit, label: str) -> Step:
     groups = op.window.groups
-    w, m, n, offset = _matrix(unit, label, op.weight.values, groups)
+    w, _, n, offset = _matrix(unit, label, op.weight.values, groups)
     unit.use("dense_f32")
     finish = _finish(unit, label, op.bias, groups=groups)
     return window_step(
         unit, FLOAT, label, op.name, (op.in_shape, op.out_shape), op.window,
-        lambda x, y, _: f"rosler_dense_f32({x}, {m}, {n}, {w}{offset}, {finish}, {y});",
+        lambda x, y, m: f"rosler_dense_f32({x}, {m}, {n}, {w}{offset}, {finish}, {y});",
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def _stored_project(op: Project, unit: Unit, label: str) -> Step:
 
 
 def _patch_project(op: PatchProject, unit: Unit, label: str) -> Step:
-    rows, cols = op.sketch.rows, op.sketch.cols
+    cols = op.sketch.cols
     unit.use("dense_f32")
     shapes = (op.in_shape, op.out_shape)
     if op.sketch.kind not in FILL:
@@ -116,12 +116,12 @@ def _patch_project(op: PatchProject, unit: Unit, label: str) -> Step:
         finish = _finish(unit, label)
         return window_step(
             unit, FLOAT, label, op.name, shapes, op.window,
-            lambda x, y, _: f"rosler_dense_f32({x}, {rows}, {cols}, {w}, {finish}, {y});",
+            lambda x, y, rows: f"rosler_dense_f32({x}, {rows}, {cols}, {w}, {finish}, {y});",
         )  # fmt: skip
     finish = _finish(unit, label, scale=op.scale * entry_scale(op.sketch))
     return window_step(
         unit, FLOAT, label, op.name, shapes, op.window,
-        lambda x, y, _: f"rosler_dense_f32({x}, {rows}, {cols}, w, {finish}, {y});",
+        lambda x, y, rows: f"rosler_dense_f32({x}, {rows}, {cols}, w, {finish}, {y});",
         begin=FILL[op.sketch.kind](Call(unit, FLOAT, label, op.sketch, finish)),
         begin_bytes=filled_bytes(op.sketch, FLOAT),
     )  # fmt: skip

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rosler_jax.export.c.layout import pack_rows
+from rosler_jax.export.c.layout import PER_WORD, pack_rows
 from rosler_jax.export.c.sketches import FILL, Call, filled_bytes, project_step
 from rosler_jax.export.c.unit import INTEGER, Step, Unit
 from rosler_jax.export.c.windows import pad_step, pool_step, window_step
@@ -49,10 +49,9 @@ def _finish(
     for g in range(groups):
         size = (bias.size if bias is not None else r.multiplier.size) // groups
         offset = g * size
-        entries.append(
-            f"{{{add if add == '0' else f'{add} + {offset}'}, "
-            f"{multiplier}{f' + {offset}' if each else ''}, {int(each)}, {r.shift}, {r.low}}}"
-        )
+        bias_of = add if add == "0" else f"{add} + {offset}"
+        multiplier_of = multiplier + (f" + {offset}" if each else "")
+        entries.append(f"{{{bias_of}, {multiplier_of}, {int(each)}, {r.shift}, {int(r.low == 0)}}}")
     name = f"{label}_finish"
     unit.data.append(
         f"static const rosler_finish_{kind} {name}[{groups}] = {{{', '.join(entries)}}};"
@@ -60,17 +59,46 @@ def _finish(
     return f"{name} + g" if groups > 1 else name
 
 
-def _dense_kernel(unit: Unit, bits: int, wide: bool) -> str:
-    """Adds the product with weights of so many bits; gives its name."""
+class _Kernel(NamedTuple):
+    """A product as C.
+
+    Attributes:
+      name: of its function.
+      sums: C type of the sums.
+      finish: of the function that finishes them.
+      unit: weights in a word.
+    """
+
+    name: str
+    sums: str
+    finish: str
+    unit: int
+
+    def call(self, x: str, y: str, sizes: tuple[int, int], w: str, end: str, memory: str) -> str:
+        """Statements for ``y = finish(W x)``; the sums lie in ``memory``."""
+        m, n = sizes
+        sums = f"({self.sums} *)({memory})"
+        bias = f"({end})->bias"
+        product = f"{self.name}({x}, {m}, {n}, {w}, {bias}, {sums});"
+        return f"{product} {self.finish}({end}, {sums}, {n}, {y});"
+
+
+def _kernel(unit: Unit, bits: int, wide: bool) -> _Kernel:
+    """Adds the product with weights of so many bits."""
     kind = f"w{bits}_wide" if wide else f"w{bits}"
-    start = "rosler_start_w4(x, whole * 8)" if bits == 4 else "0"
+    sums, finish = ("int64_t", "i64") if wide else ("int32_t", "i32")
     names = {
-        "BITS": f"w{bits}", "KIND": kind, "FINISH": "i64" if wide else "i32",
-        "ACC": "int64_t" if wide else "int32_t", "UNIT": str({16: 2, 8: 4, 4: 8}[bits]),
-        "START": start,
+        "BITS": f"w{bits}", "KIND": kind, "ACC": sums, "UNIT": str(PER_WORD[bits]),
+        "BLOCK": "block_w16" if kind == "w16" else "block",
+        "START": "rosler_start_w4(x, whole * 8)" if bits == 4 else "0",
     }  # fmt: skip
     unit.use("dense", names)
-    return f"rosler_dense_{kind}"
+    unit.use(f"rows_{finish}")
+    return _Kernel(f"rosler_dense_{kind}", sums, f"rosler_rows_{finish}", PER_WORD[bits])
+
+
+def _sum_bytes(n: int, wide: bool) -> int:
+    return -(-n * (8 if wide else 4) // 8) * 8
 
 
 def _product(op: Product, unit: Unit, label: str) -> Step:
@@ -78,20 +106,24 @@ def _product(op: Product, unit: Unit, label: str) -> Step:
     bits = 8 if op.wide and op.bits == 4 else op.bits
     m, n = math.prod(op.weight.shape[:-1]), op.weight.shape[-1]
     groups = 1 if op.window is None else op.window.groups
+    kernel = _kernel(unit, bits, op.wide)
     rows = op.weight.reshape(m, n).T.reshape(groups, n // groups, m)
     words = [pack_rows(group, bits) for group in rows]
     w = unit.array("uint32_t", f"{label}_weights", np.concatenate(words), "weights")
     finish = _finish(unit, label, op.requant, op.bias, wide=op.wide, groups=groups)
-    kernel = _dense_kernel(unit, bits, op.wide)
     offset = f" + g * {words[0].size}" if groups > 1 else ""
-
-    def multiply(x: str, y: str, _: str) -> str:
-        return f"{kernel}({x}, {m}, {n // groups}, {w}{offset}, {finish}, {y});"
-
+    scratch = _sum_bytes(n // groups, op.wide)
     if op.window is None:
-        return Step(lambda x, y, _: multiply(x, y, ""), 2 * n)
-    shapes = (op.in_shape, op.out_shape)
-    return window_step(unit, INTEGER, label, op.name, shapes, op.window, multiply)
+        return Step(
+            lambda x, y, memory: kernel.call(x, y, (m, n), w, finish, memory), 2 * n, scratch
+        )
+    return window_step(
+        unit, INTEGER, label, op.name, (op.in_shape, op.out_shape), op.window,
+        lambda x, y, pixels: kernel.call(
+            x, y, (pixels, n // groups), w + offset, finish, "sums"
+        ),
+        align=kernel.unit, sum_bytes=scratch,
+    )  # fmt: skip
 
 
 def _signs(op: Signs, unit: Unit, label: str) -> Step:
@@ -104,12 +136,13 @@ def _signs(op: Signs, unit: Unit, label: str) -> Step:
 
 def _patch_signs(op: PatchSigns, unit: Unit, label: str) -> Step:
     finish = _finish(unit, label, op.requant)
-    kernel = _dense_kernel(unit, 8, False)
-    rows, cols = op.sketch.rows, op.sketch.cols
+    kernel = _kernel(unit, 8, False)
+    cols = op.sketch.cols
     begin = FILL[op.sketch.kind](Call(unit, INTEGER, label, op.sketch, finish))
     return window_step(
         unit, INTEGER, label, op.name, (op.in_shape, op.out_shape), op.window,
-        lambda x, y, _: f"{kernel}({x}, {rows}, {cols}, w, {finish}, {y});",
+        lambda x, y, pixels: kernel.call(x, y, (pixels, cols), "w", finish, "sums"),
+        align=kernel.unit, sum_bytes=_sum_bytes(cols, False),
         begin=begin, begin_bytes=filled_bytes(op.sketch, INTEGER),
     )  # fmt: skip
 

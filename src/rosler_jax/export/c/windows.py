@@ -9,8 +9,8 @@ from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.unit import Numbers, Step, Unit
 from rosler_jax.export.graph import Shape, Window
 
-Multiply = Callable[[str, str, str], str]
-"""C call that multiplies: given the input's, the output's and the group's expression."""
+Multiply = Callable[[str, str, int], str]
+"""C call that multiplies: given the input's and the output's expression, and numbers under it."""
 
 
 def image(name: str, shape: Shape) -> tuple[int, int, int]:
@@ -73,6 +73,8 @@ def window_step(
     window: Window,
     multiply: Multiply,
     *,
+    align: int = 1,
+    sum_bytes: int = 0,
     begin: str = "",
     begin_bytes: int = 0,
 ) -> Step:
@@ -85,45 +87,59 @@ def window_step(
       name: of the layer, for errors.
       shapes: of input and output.
       window: how it slides.
-      multiply: what happens to the gathered pixels of a group.
+      multiply: what happens to the gathered pixels of group ``g``.
+      align: gathered pixels are filled up with zeros to a multiple of this.
+      sum_bytes: of memory known to ``multiply`` as ``sums``.
       begin: statement at the start, with {w} for scratch memory that it fills.
       begin_bytes: of that memory, known to ``multiply`` as ``w``.
     """
     height, width, channels = image(name, shapes[1])
     groups, element = window.groups, numbers.element
     inner = math.prod(window.size) * shapes[0][-1] // groups
-    outer = channels // groups
-    # One window alone without groups is a plain product over every pixel.
+    # A window of one pixel is a plain product over every pixel.
     direct = _is_pointwise(window)
-    gather = "" if direct else _gather(unit, numbers, name, shapes[0], window)
+    filled = inner if direct else -(-inner // align) * align
+    room = 0 if direct else -(-filled * numbers.size // 8) * 8
     source = f"x + (i * {width} + j) * {shapes[0][-1]} + g * {inner}" if direct else "patch"
-    target = f"y + (i * {width} + j) * {channels} + g * {outer}"
-    weights = f", {numbers.weight} *w" if begin else ""
-    scratch = "" if direct else f", {element} *patch"
+    target = f"y + (i * {width} + j) * {channels} + g * {channels // groups}"
+    memory = [
+        ("patch", f"({element} *)memory", not direct),
+        ("sums", f"memory + {room}", sum_bytes > 0),
+        ("w", f"({numbers.weight} *)(memory + {room + sum_bytes})", bool(begin)),
+    ]
+    types = {"patch": f"{element} *", "sums": "unsigned char *", "w": f"{numbers.weight} *"}
+    used = [(types[kind] + kind, value) for kind, value, wanted in memory if wanted]
     lines = [
-        f"static void rosler_{label}(const {element} *x, {element} *y{scratch}{weights})",
+        f"static void rosler_{label}(const {element} *x, {element} *y"
+        f"{', unsigned char *memory' if used else ''})",
         "{",
+        *(f"    {declared} = {value};" for declared, value in used),
         "    int i, j, g;",
-        *([f"    {begin.format(w='w')}"] if begin else []),
+        *(f"    {text}" for text in _prologue(numbers, begin, inner, filled)),
         f"    for (i = 0; i < {height}; ++i) {{",
         f"        for (j = 0; j < {width}; ++j) {{",
         f"            for (g = 0; g < {groups}; ++g) {{",
-        *([f"                {gather}"] if gather else []),
-        f"                {multiply(source, target, 'g')}",
+        *([] if direct else [f"                {_gather(unit, numbers, name, shapes[0], window)}"]),
+        f"                {multiply(source, target, filled)}",
         "            }",
         "        }",
         "    }",
         "}",
     ]
     unit.functions.append("\n".join(lines))
-    room = 0 if direct else -(-inner * numbers.size // 8) * 8
 
-    def call(x: str, y: str, memory: str) -> str:
-        patch = "" if direct else f", ({element} *)({memory})"
-        filled = f", ({numbers.weight} *)({memory} + {room})" if begin else ""
-        return f"rosler_{label}({x}, {y}{patch}{filled});"
+    def call(x: str, y: str, scratch: str) -> str:
+        return f"rosler_{label}({x}, {y}{f', {scratch}' if used else ''});"
 
-    return Step(call, math.prod(shapes[1]) * numbers.size, room + begin_bytes)
+    return Step(call, math.prod(shapes[1]) * numbers.size, room + sum_bytes + begin_bytes)
+
+
+def _prologue(numbers: Numbers, begin: str, inner: int, filled: int) -> list[str]:
+    """What comes before the loops: regenerated weights, zeros behind the gathered pixels."""
+    lines = [begin.format(w="w")] if begin else []
+    if filled > inner:
+        lines.append(f"rosler_zero_{numbers.suffix}(patch + {inner}, {filled - inner});")
+    return lines
 
 
 def pool_step(

@@ -1,16 +1,17 @@
-/* Pixels copied; pixels that do not exist. */
+/* Pixels copied, and pixels that do not exist. */
 static inline void rosler_copy_@S@(const @X@ *x, int count, @X@ *y)
 {
-    int i;
-    for (i = 0; i < count; ++i) {
-        y[i] = x[i];
+    for (; count >= 4; count -= 4, x += 4, y += 4) {
+        memcpy(y, x, 4 * sizeof *y);
+    }
+    for (; count > 0; --count) {
+        *y++ = *x++;
     }
 }
 
 static inline void rosler_zero_@S@(@X@ *y, int count)
 {
-    int i;
-    for (i = 0; i < count; ++i) {
-        y[i] = 0;
+    for (; count > 0; --count) {
+        *y++ = 0;
     }
 }

@@ -1,4 +1,4 @@
-/* requires: finish_f32
+/* requires: apply_f32
    y = finish(W x), rows of W one after another; four at a time share the loads of x. */
 static void rosler_dense_f32(const float *x, int m, int n, const float *w,
                              const rosler_finish_f32 *f, float *y)

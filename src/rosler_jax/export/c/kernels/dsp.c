@@ -1,4 +1,5 @@
-/* Pairs of 16-bit products: one instruction where the core has it, the same sums where not. */
+/* Pairs of 16-bit products, and saturation: one instruction where the core has it, the same numbers
+   where not. */
 #if defined(__ARM_FEATURE_DSP) && !defined(__ARM_BIG_ENDIAN) && !defined(ROSLER_NO_DSP)
 #include <arm_acle.h>
 #define ROSLER_DSP 1
@@ -10,4 +11,11 @@ static inline uint32_t rosler_load2(const int16_t *x)
 }
 #else
 #define ROSLER_DSP 0
+#endif
+
+/* Kernels are written out where they are called: sizes are constants there. */
+#if defined(__GNUC__)
+#define ROSLER_INLINE static inline __attribute__((always_inline))
+#else
+#define ROSLER_INLINE static inline
 #endif

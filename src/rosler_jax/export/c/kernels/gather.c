@@ -1,4 +1,4 @@
-/* requires: @FAMILY@, finish_@FINISH@
+/* requires: @FAMILY@, apply_@FINISH@
    y = finish(z S^T) for a sparse S. */
 static void rosler_gather_@FAMILY@_@S@(const @X@ *z, int rows, uint32_t entries,
                                        const rosler_@FAMILY@ *s, const rosler_finish_@FINISH@ *f,

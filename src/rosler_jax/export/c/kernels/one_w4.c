@@ -1,6 +1,5 @@
 /* requires: nibble */
-static inline int32_t rosler_one_w4(const uint32_t *w, int step, int i)
+static inline int32_t rosler_one_w4(uint32_t w, int i)
 {
-    const int slot = i % 8;
-    return rosler_nibble(w[(i / 8) * step], slot / 2 + 4 * (slot % 2));
+    return rosler_nibble(w, i / 2 + 4 * (i % 2));
 }

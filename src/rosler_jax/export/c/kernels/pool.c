@@ -1,4 +1,4 @@
-/* requires: finish_@FINISH@
+/* requires: apply_@FINISH@
    Max, or finish of the sum, over windows that do not overlap. */
 static void rosler_pool_@S@(const @X@ *x, int width, int channels, int rows, int cols, int high,
                             int wide, int mean, const rosler_finish_@FINISH@ *f, @X@ *y)

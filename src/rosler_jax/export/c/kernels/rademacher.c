@@ -1,4 +1,4 @@
-/* requires: threefry, finish_@FINISH@
+/* requires: threefry, apply_@FINISH@
    y = finish(x S), S of independent signs: 64 rows of a column from one hash. */
 static void rosler_rademacher_@S@(const @X@ *x, int rows, int cols, const uint32_t key[2],
                                   const rosler_finish_@FINISH@ *f, @X@ *y)

@@ -1,4 +1,4 @@
-/* requires: threefry, finish_@FINISH@
+/* requires: threefry, apply_@FINISH@
    y = finish(z S^T), 64 outputs at a time. */
 static void rosler_rademacher_transpose_@S@(const @X@ *z, int rows, int cols, const uint32_t key[2],
                                             @ACC@ *block, const rosler_finish_@FINISH@ *f, @X@ *y)

@@ -1,4 +1,4 @@
-/* requires: rows_uniform, finish_@FINISH@
+/* requires: rows_uniform, apply_@FINISH@
    y = finish(x S): sampled entries of x. */
 static void rosler_rows_@S@(const @X@ *x, int rows, int cols, const uint32_t key[2],
                             const rosler_finish_@FINISH@ *f, @X@ *y)

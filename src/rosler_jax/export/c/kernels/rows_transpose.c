@@ -1,4 +1,4 @@
-/* requires: rows_uniform, finish_@FINISH@
+/* requires: rows_uniform, apply_@FINISH@
    y = finish(z S^T): added to where they were sampled from. */
 static void rosler_rows_transpose_@S@(const @X@ *z, int rows, int cols, const uint32_t key[2],
                                       @ACC@ *buffer, const rosler_finish_@FINISH@ *f, @X@ *y)

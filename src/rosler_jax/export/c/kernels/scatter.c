@@ -1,4 +1,4 @@
-/* requires: @FAMILY@, finish_@FINISH@
+/* requires: @FAMILY@, apply_@FINISH@
    y = finish(x S) for a sparse S. */
 static void rosler_scatter_@FAMILY@_@S@(const @X@ *x, int rows, int cols, uint32_t entries,
                                         const rosler_@FAMILY@ *s, @ACC@ *buffer,

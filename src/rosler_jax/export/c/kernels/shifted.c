@@ -1,4 +1,4 @@
-/* requires: finish_i32
+/* requires: apply_i32
    Standardised inputs: with more bits, then back. */
 static void rosler_shifted(const int16_t *x, int count, int channels, int left, const int32_t *bias,
                            const rosler_finish_i32 *f, int16_t *y)

@@ -1,4 +1,4 @@
-/* requires: threefry, bijection, fwht, finish_@FINISH@
+/* requires: threefry, bijection, fwht, apply_@FINISH@
    y = finish(x D H P): signs, a Walsh-Hadamard transform, sampled columns; all from a seed. */
 static void rosler_srht_@S@(const @X@ *x, int rows, int cols, int bits, const uint32_t signs[2],
                             const uint32_t columns[2], @ACC@ *buffer,

@@ -1,4 +1,4 @@
-/* requires: threefry, bijection, fwht, finish_@FINISH@
+/* requires: threefry, bijection, fwht, apply_@FINISH@
    y = finish(z P^T H D). */
 static void rosler_srht_transpose_@S@(const @X@ *z, int rows, int cols, int bits,
                                       const uint32_t signs[2], const uint32_t columns[2],
