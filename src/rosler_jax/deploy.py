@@ -16,7 +16,7 @@ from rosler_jax import modelfile
 from rosler_jax._paths import path_name
 from rosler_jax.factors import SketchFactors, fold
 from rosler_jax.modelfile import ModelFile, ModelFileError
-from rosler_jax.network import Network, Spec, split_state
+from rosler_jax.network import Network, Spec, evaluating, split_state
 from rosler_jax.quantization import dequantize_params, quantize_params
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def rebuild(specs: Sequence[Spec], tensors: Mapping[str, Any]) -> Network:
 def _abstract(specs: str) -> tuple[Any, Any, Any]:
     """A network's graph and shapes; kept, since a sweep rebuilds thousands of the same."""
     layers = json.loads(specs)
-    return split_state(nnx.eval_shape(lambda: Network(layers, rngs=nnx.Rngs(0))))
+    return split_state(nnx.eval_shape(lambda: evaluating(Network(layers, rngs=nnx.Rngs(0)))))
 
 
 def from_restricted(specs: Sequence[Spec], params: PyTree, extracted: PyTree) -> Trained:

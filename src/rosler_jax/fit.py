@@ -18,7 +18,7 @@ from flax import nnx
 
 from rosler_jax import augment
 from rosler_jax.config import TrainConfig
-from rosler_jax.network import Network, mlp_specs, split_state
+from rosler_jax.network import Network, evaluating, mlp_specs, split_state
 from rosler_jax.optim.ares_bp import ares_bp, default_parallel
 from rosler_jax.optim.extract_factors import extract_factors, merge_factors
 from rosler_jax.optim.restrict_rank import restrict_rank
@@ -190,6 +190,7 @@ def make_fit(
         return Network(specs, dtype=dtype, rngs=nnx.Rngs(params=key))
 
     graphdef = split_state(nnx.eval_shape(lambda: build(jax.random.key(0))))[0]
+    deployed_graph = split_state(nnx.eval_shape(lambda: evaluating(build(jax.random.key(0)))))[0]
     quantize_epoch = math.ceil(config.quantize_from * config.epochs)
 
     def quantized(params: PyTree, epoch: Array) -> PyTree:
@@ -206,7 +207,7 @@ def make_fit(
         return x if inputs is None else inputs(x)
 
     def logits(params: PyTree, buffers: PyTree, x: Array) -> Array:
-        return nnx.merge(graphdef, params, buffers)(prepared(x)).astype(jnp.float32)
+        return nnx.merge(deployed_graph, params, buffers)(prepared(x)).astype(jnp.float32)
 
     def init(key: Key[Array, ""]) -> TrainState:
         key_model, key_run = jax.random.split(key)

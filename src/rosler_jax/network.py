@@ -75,6 +75,7 @@ LAYERS: dict[str, Builder] = {
     "tanh": lambda spec, dtype, rngs: jnp.tanh,
     "max_pool": lambda spec, dtype, rngs: Pool(spec["window"], "max"),
     "avg_pool": lambda spec, dtype, rngs: Pool(spec["window"], "mean"),
+    "batch_norm": lambda spec, dtype, rngs: nnx.BatchNorm(**_drop(spec), dtype=dtype, rngs=rngs),
     "linear": lambda spec, dtype, rngs: nnx.Linear(
         **_drop(spec), dtype=dtype, dot_general=linear_dot_general, rngs=rngs
     ),
@@ -111,6 +112,19 @@ class Network(nnx.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+def evaluating(network: nnx.Module) -> nnx.Module:
+    """The same network, normalising by running statistics instead of those of the batch.
+
+    Example:
+      >>> specs = [{"kind": "batch_norm", "num_features": 2}]
+      >>> network = evaluating(Network(specs, rngs=nnx.Rngs(0)))
+      >>> bool(jnp.allclose(network(jnp.full((3, 2), 5.0)), 5.0, atol=1e-3))
+      True
+    """
+    network.eval()
+    return network
 
 
 def split_state(model: nnx.Module) -> tuple[Any, Any, Any]:

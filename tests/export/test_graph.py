@@ -16,8 +16,11 @@ from exported_models import (
     signal_net,
 )
 
+from rosler_jax.config import TrainConfig
+from rosler_jax.deploy import Trained, load_network, save_network
 from rosler_jax.export import ExportError, reference
 from rosler_jax.export.graph import Affine, Dense, build_graph
+from rosler_jax.fit import Arrays, make_fit
 
 NETS = {
     "mlp": (mlp(), (70,)),
@@ -113,3 +116,30 @@ def test_refuses_with_the_reason(case):
     specs, shape, message = BAD[case]
     with pytest.raises(ExportError, match=message):
         build_graph(specs, {}, shape)
+
+
+def test_a_trained_batch_norm_ships_with_its_running_statistics(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (64, 6, 6, 2)).astype(np.float32)
+    y = (x.mean((1, 2, 3)) > 3).astype(np.int32)
+    specs = [
+        {"kind": "conv", "in_features": 2, "out_features": 4, "kernel_size": [3, 3]},
+        {"kind": "batch_norm", "num_features": 4},
+        {"kind": "relu"},
+        {"kind": "flatten"},
+        {"kind": "linear", "in_features": 144, "out_features": 2},
+    ]
+    config = TrainConfig(method="dense", hidden=(4,), batch_size=16, epochs=3)
+    functions = make_fit(config, specs, len(x))
+    state = functions.init(jax.random.key(0))
+    for _ in range(3):
+        state, _ = jax.jit(functions.epoch)(state, Arrays(x, y, x, y))
+    assert np.abs(np.asarray(state.buffers["layers"][1]["mean"])).max() > 0.05  # it has learnt
+    expected = functions.logits(state.params, state.buffers, x)
+    params, buffers = jax.device_get((state.params, state.buffers))
+    save_network(tmp_path / "m.rosler", Trained(specs, params, buffers), bits=32)
+    loaded = load_network(tmp_path / "m.rosler")
+    np.testing.assert_allclose(loaded.network(x), expected, atol=1e-5)
+    graph = build_graph(loaded.specs, loaded.file.tensors, (6, 6, 2))
+    assert Affine not in map(type, graph.ops)
+    np.testing.assert_allclose(reference.run(graph, x), expected, atol=1e-4)
