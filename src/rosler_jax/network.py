@@ -27,7 +27,7 @@ class Standardize(nnx.Module):
     """Turns stored inputs (pixels 0..255, say) into float32 ``(x - mean) / std``."""
 
     def __init__(self, mean: float, std: float, dtype: Any = jnp.float32):
-        self.mean, self.std, self.dtype = mean, std, dtype
+        self.mean, self.std, self.dtype = float(mean), float(std), dtype
 
     def __call__(self, x: Array) -> Float[Array, "..."]:
         """Computes ``(x - mean) / std``."""
@@ -38,6 +38,8 @@ class Pool(nnx.Module):
     """Max or average pooling over square windows that do not overlap."""
 
     def __init__(self, window: int, reduce: str):
+        if not isinstance(window, int) or window < 1:
+            raise ValueError(f"a pool's window is {window!r}; pass a positive whole number")
         self.window, self.reduce = window, reduce
 
     def __call__(self, x: Array) -> Array:
@@ -146,11 +148,11 @@ def split_state(model: nnx.Module) -> tuple[Any, Any, Any]:
 def build_layer(spec: Spec, dtype: Any, rngs: nnx.Rngs) -> Any:
     """Builds one layer from its description; refuses what :data:`LAYERS` does not know."""
     kind = spec.get("kind")
-    if kind not in LAYERS:
+    if not isinstance(kind, str) or kind not in LAYERS:
         raise ValueError(f"unknown layer kind {kind!r}; expected one of {', '.join(LAYERS)}")
     try:
         return LAYERS[kind](spec, dtype, rngs)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, IndexError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"layer {dict(spec)!r} cannot be built: {error}") from error
 
 

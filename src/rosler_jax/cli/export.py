@@ -46,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="C: count instructions on this emulated board where QEMU is installed (cortex-m3, "
         "cortex-m4, cortex-m7, none; default: cortex-m4)",
     )
+    parser.add_argument(
+        "--softmax", action="store_true", help="C: add rosler_softmax, which gives probabilities"
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -65,6 +68,7 @@ def run(args: argparse.Namespace) -> Outcome:
         flash=args.flash,
         ram=args.ram,
         board=None if args.board == "none" else args.board,
+        probabilities=args.softmax,
     )
     files = [str(path) for path in done.files]
     return Outcome("\n".join([done.text, "", "wrote", *files]), {"files": files, **done.report})

@@ -35,6 +35,7 @@ class Options(NamedTuple):
       calibration: representative inputs, for integers.
       limits: of the target's flash and RAM, in bytes.
       board: whose instructions are counted where an emulator is installed; None for no count.
+      probabilities: whether C code has ``rosler_softmax``, too.
     """
 
     dtype: str = "float32"
@@ -42,6 +43,7 @@ class Options(NamedTuple):
     calibration: Any = None
     limits: report.Limits = report.Limits()
     board: str | None = "cortex-m4"
+    probabilities: bool = False
 
 
 class Exported(NamedTuple):
@@ -69,6 +71,7 @@ def export(
     flash: int | None = None,
     ram: int | None = None,
     board: str | None = "cortex-m4",
+    probabilities: bool = False,
 ) -> Exported:
     """Exports a trained model.
 
@@ -82,6 +85,7 @@ def export(
         integers.
       flash, ram: bytes that the target has; a model that takes more is refused. C only.
       board: whose instructions are counted where an emulator is installed; None to count none.
+      probabilities: whether C code has ``rosler_softmax``, too.
 
     Returns:
       The files and the report.
@@ -118,6 +122,7 @@ def export(
         calibration,
         report.Limits(flash, ram),
         board,
+        probabilities,
     )
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +146,7 @@ def _to_c(loaded: LoadedNetwork, graph: Graph, folder: Path, options: Options) -
     from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 
     model, inputs, outputs = _with_examples(graph, options)
-    source = write_c(model)
+    source = write_c(model, probabilities=options.probabilities)
     texts = {HEADER: source.header, SOURCE: source.source}
     counted, missing = None, None if options.board is None else "no inputs to count with"
     if options.board is not None:
@@ -168,7 +173,10 @@ def _to_c(loaded: LoadedNetwork, graph: Graph, folder: Path, options: Options) -
 def _sizes(loaded: LoadedNetwork, input_shape: tuple[int, ...] | None) -> Any:
     from rosler_jax.size import size_report
 
-    return size_report(loaded, input_shape=input_shape)
+    try:
+        return size_report(loaded, input_shape=input_shape)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ExportError(f"the network cannot be run on its own inputs: {error}") from error
 
 
 def _with_examples(graph: Graph, options: Options) -> tuple[Any, np.ndarray, np.ndarray]:

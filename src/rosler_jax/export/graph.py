@@ -539,18 +539,28 @@ def build_graph(
     ops: list[Op] = []
     for i, spec in enumerate(specs):
         kind = spec.get("kind")
-        if kind not in LAYERS:
+        if not isinstance(kind, str) or kind not in LAYERS:
             raise ExportError(
                 f"layer {i} is of kind {kind!r}, which cannot be exported; use one of "
                 f"{', '.join(LAYERS)}"
             )
-        for op in LAYERS[kind](_Layer(i, spec, tensors), shape):
+        for op in _operations(i, spec, tensors, shape):
             _check_size(op)
             ops.append(op)
             shape = op.out_shape
     if not ops:
         raise ExportError("the network has no layers; there is nothing to export")
     return Graph(tuple(_fold_affine(ops)))
+
+
+def _operations(i: int, spec: Mapping[str, Any], tensors: Tensors, shape: Shape) -> list[Op]:
+    """A layer's operations; a description that makes no sense is an error with the layer's name."""
+    try:
+        return LAYERS[spec["kind"]](_Layer(i, spec, tensors), shape)
+    except ExportError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, ArithmeticError, AttributeError) as error:
+        raise ExportError(f"layer {i} {dict(spec)!r:.200} cannot be exported: {error}") from error
 
 
 def _input_shape(specs: Sequence[Mapping[str, Any]], given: Sequence[int] | None) -> Shape:

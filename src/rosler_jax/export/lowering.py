@@ -121,7 +121,7 @@ def lower(
       >>> graph = build_graph(specs, {"0/kernel": np.eye(4, 2), "0/bias": np.ones(2)})
       >>> program = lower(graph, np.linspace(-1, 1, 8).reshape(2, 4))
       >>> program.input_dtype, program.ops[0].wide
-      ('int16', True)
+      ('int16', False)
     """
     if dtype not in WEIGHT_BITS:
         raise ExportError(

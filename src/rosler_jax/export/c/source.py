@@ -6,13 +6,25 @@ import math
 from typing import NamedTuple
 
 from rosler_jax._version import __version__
+from rosler_jax.export import softmax
+from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c import floats, integers
 from rosler_jax.export.c.arena import Arena, plan
-from rosler_jax.export.c.unit import Step, Unit
+from rosler_jax.export.c.unit import Step, Unit, template
 from rosler_jax.export.graph import Graph
 from rosler_jax.export.integer import Program
 
 CTYPE = {"float32": "float", "int16": "int16_t", "uint8": "uint8_t"}
+_SOFTMAX = {
+    "float32": """
+/* Probabilities of outputs. */
+void rosler_softmax(const rosler_output *y, float *p);
+""",
+    "int16": """
+/* Probabilities of outputs, in units of 2^-15. */
+void rosler_softmax(const rosler_output *y, uint16_t *p);
+""",
+}
 HEADER, SOURCE = "rosler_model.h", "rosler_model.c"
 
 
@@ -36,11 +48,12 @@ class CSource(NamedTuple):
         return sum(self.constant_bytes.values())
 
 
-def write_c(model: Graph | Program) -> CSource:
+def write_c(model: Graph | Program, *, probabilities: bool = False) -> CSource:
     """Writes a model as C99: constant data, kernels, and a function that calls them in order.
 
     Args:
       model: a graph, for float32, or an integer program.
+      probabilities: whether to add ``rosler_softmax``.
 
     Returns:
       The texts and what they take.
@@ -59,8 +72,10 @@ def write_c(model: Graph | Program) -> CSource:
     sizes = math.prod(model.in_shape), math.prod(model.out_shape)
     unit.functions += [_predict(steps, arena), _argmax(sizes[1])]
     scales = _scales(model)
+    if probabilities:
+        unit.functions.append(_softmax(unit, types[1], sizes[1], scales[1]))
     return CSource(
-        header=_header(types, sizes, arena.bytes, unit, scales),
+        header=_header(types, sizes, arena.bytes, unit, scales, probabilities),
         source=unit.text(_head(unit)),
         arena_bytes=arena.bytes,
         constant_bytes=dict(unit.constant_bytes),
@@ -117,6 +132,18 @@ def _argmax(count: int) -> str:
     )
 
 
+def _softmax(unit: Unit, dtype: str, count: int, scale: float) -> str:
+    """The function that makes probabilities of outputs; integer ones by a table."""
+    if dtype == "float32":
+        return template("softmax_f32")
+    if count > softmax.MAX_CLASSES:
+        raise ExportError(f"a softmax of {count} outputs has no integer form; export float32")
+    unit.array("uint16_t", "rosler_exp", softmax.TABLE, "tables")
+    m, shift = softmax.multiplier(scale)
+    text = template("softmax_i16").replace("@MULTIPLIER@", str(m))
+    return text.replace("@SHIFT@", str(shift)).strip()
+
+
 def _scales(model: Graph | Program) -> tuple[float, float]:
     """What inputs are divided and outputs multiplied by."""
     if isinstance(model, Program):
@@ -127,13 +154,13 @@ def _scales(model: Graph | Program) -> tuple[float, float]:
 def _head(unit: Unit) -> list[str]:
     text = "\n".join([*unit.kernels, *unit.functions])
     includes = ['#include "rosler_model.h"', "#include <string.h>"]
-    includes += ["#include <math.h>"] if "tanhf" in text else []
+    includes += ["#include <math.h>"] if "tanhf(" in text or "expf(" in text else []
     return [f"/* Written by rosler-jax {__version__}; do not edit. */", "\n".join(includes)]
 
 
 def _header(
     types: tuple[str, str], sizes: tuple[int, int], arena: int, unit: Unit,
-    scales: tuple[float, float],
+    scales: tuple[float, float], probabilities: bool,
 ) -> str:  # fmt: skip
     model_bytes = sum(unit.constant_bytes.values())
     integer = types[1] != "float32"
@@ -173,7 +200,7 @@ void rosler_predict(const rosler_input *x, rosler_output *y, rosler_arena *arena
 
 /* The index of the largest output; of several, the first. */
 int rosler_argmax(const rosler_output *y);
-
+{_SOFTMAX[types[1]] if probabilities else ""}
 #ifdef __cplusplus
 }}
 #endif

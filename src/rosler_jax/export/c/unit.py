@@ -57,7 +57,8 @@ CTYPES = {"uint32_t": 4, "int32_t": 4, "int64_t": 8, "int16_t": 2, "uint16_t": 2
 
 
 @functools.lru_cache(maxsize=128)
-def _template(name: str) -> str:
+def template(name: str) -> str:
+    """The text of a kernel, its placeholders open."""
     paths = (folder / f"{name}.c" for folder in FOLDERS)
     return next(path for path in paths if path.is_file()).read_text(encoding="ascii")
 
@@ -80,7 +81,7 @@ class Unit:
 
     def use(self, name: str, names: dict[str, str] | None = None) -> None:
         """Adds a kernel, its placeholders filled in."""
-        text = _template(name)
+        text = template(name)
         for key, value in (names or {}).items():
             text = text.replace(f"@{key}@", value)
         found = _REQUIRES.match(text)

@@ -1,0 +1,166 @@
+"""``export`` and ``rosler export``: files, report, limits, errors, and files that mean harm."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+from exported_models import CONV_SHAPE, convnet, make_model, mlp, pixels, reals
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rosler_jax import modelfile
+from rosler_jax.cli import main
+from rosler_jax.deploy import load_network
+from rosler_jax.export import DTYPES, TARGETS, ExportError, export
+from rosler_jax.export.report import Limits, estimates, shortfall
+from rosler_jax.modelfile import ModelFileError
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model file of a small network."""
+    small = make_model(mlp(), bits=8)
+    modelfile.save(tmp_path / "model.rosler", small.tensors, {"layers": small.specs}, {})
+    return tmp_path / "model.rosler"
+
+
+def test_writes_the_files_and_the_report(model, tmp_path):
+    done = export(model, tmp_path / "edge", dtype="int8", calibration=pixels((70,), 20), board=None)
+    names = {path.name for path in done.files}
+    assert names == {"rosler_model.h", "rosler_model.c", "examples.npz", "size_report.json"}
+    assert all(path.is_file() for path in done.files)
+    assert {path.name for path in (tmp_path / "edge").iterdir()} == names  # nothing temporary
+    report = json.loads((tmp_path / "edge" / "size_report.json").read_text())
+    assert report == done.report
+    assert report["flash"]["data_bytes"] == sum(report["flash"]["data"].values())
+    assert report["dense_float32"]["data_bytes"] == 4 * (71 * 37 + 38 * 29 + 30 * 7)
+    assert report["work"]["multiplications"] < report["dense_float32"]["multiplications"]
+    assert "flash, model data" in done.text
+    with np.load(tmp_path / "edge" / "examples.npz") as examples:
+        assert examples["inputs"].dtype == np.uint8
+        assert examples["outputs"].shape == (16, 7)
+
+
+def test_the_file_tells_the_same_network_in_every_dtype(model, tmp_path):
+    network = load_network(model).network
+    x = pixels((70,), 20)
+    expected = np.asarray(network(x[:16]))
+    for dtype in DTYPES:
+        export(model, tmp_path / dtype, dtype=dtype, calibration=x, board=None)
+        header = (tmp_path / dtype / "rosler_model.h").read_text()
+        scale = float(header.split("ROSLER_OUTPUT_SCALE ")[1].split()[0])
+        with np.load(tmp_path / dtype / "examples.npz") as examples:
+            found = examples["outputs"].reshape(16, -1) * scale
+        worst = np.abs(found - expected).max() / np.abs(expected).max()
+        assert worst < {"float32": 1e-5, "int16": 2e-3, "int8": 2e-3, "int4": 0.5}[dtype]
+
+
+def test_a_model_too_large_is_refused_with_what_would_fit(model, tmp_path):
+    x = pixels((70,), 20)
+    with pytest.raises(ExportError, match=r"\d+ more than --flash 3000; --dtype int"):
+        export(model, tmp_path / "a", calibration=x, flash=3000, board=None)
+    with pytest.raises(ExportError, match=r"ranks of \d+% would fit.*8 -> \d"):
+        export(model, tmp_path / "b", dtype="int4", calibration=x, flash=800, board=None)
+    with pytest.raises(ExportError, match="narrower network"):
+        export(model, tmp_path / "c", dtype="int4", calibration=x, flash=100, board=None)
+    with pytest.raises(ExportError, match=r"bytes of RAM, \d+ more than --ram 300;.*int16"):
+        export(model, tmp_path / "d", calibration=x, ram=300, board=None)
+    for name in "abcd":
+        assert not list((tmp_path / name).iterdir())  # nothing is left of a refused export
+    done = export(model, tmp_path / "e", dtype="int4", calibration=x, flash=1 << 20, board=None)
+    graph = make_model(mlp(), bits=8).graph
+    assert shortfall(done.report, Limits(), graph) is None
+
+
+def test_estimates_name_their_model():
+    from rosler_jax.export.report import Counted
+
+    found = estimates(Counted("cortex-m4", 100.0, 10.0, 10.0, 0, 0))
+    assert found["cycles"] == 120
+    assert "estimate" in found["model"]
+
+
+def test_what_cannot_be_is_refused(model, tmp_path):
+    with pytest.raises(ExportError, match=r"unknown target 'rust'.*c"):
+        export(model, tmp_path / "x", target="rust")
+    with pytest.raises(ExportError, match=r"unknown dtype 'int9'"):
+        export(model, tmp_path / "x", dtype="int9")
+    with pytest.raises(ExportError, match="needs calibration inputs"):
+        export(model, tmp_path / "x", dtype="int8")
+    with pytest.raises(FileNotFoundError):
+        export(tmp_path / "absent.rosler", tmp_path / "x")
+    assert "c" in TARGETS
+
+
+def test_command_line(model, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", pixels((70,), 20))
+    common = ["export", str(model), "--out", str(tmp_path / "edge"), "--board", "none"]
+    calibration = ["--calibration", str(tmp_path / "x.npy")]
+    assert main([*common, "--dtype", "int8", *calibration, "--softmax", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["files"]) == 4
+    assert "rosler_softmax" in (tmp_path / "edge" / "rosler_model.c").read_text()
+    assert main([*common, "--dtype", "float32"]) == 0
+    assert "wrote" in capsys.readouterr().out
+    assert main([*common, "--dtype", "int8"]) == 1
+    assert "calibration" in capsys.readouterr().err
+    assert main([*common, "--flash", "0"]) == 2
+    assert main([*common, "--dtype", "int5"]) == 2
+    assert main([*common, "--target", "onnx", "--flash", "10"]) == 2
+    (tmp_path / "bad.npy").write_bytes(b"no")
+    assert main([*common, "--dtype", "int8", "--calibration", str(tmp_path / "bad.npy")]) == 1
+    assert "not a NumPy file" in capsys.readouterr().err
+    np.savez(tmp_path / "other.npz", x=np.ones(3))
+    assert main([*common, "--dtype", "int8", "--calibration", str(tmp_path / "other.npz")]) == 2
+    assert main(["export", str(tmp_path / "absent"), "--out", str(tmp_path / "edge")]) == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_hostile_headers_never_crash_the_exporter(tmp_path_factory, kind):
+    specs, shape = (mlp(), (70,)) if kind == "mlp" else (convnet(), CONV_SHAPE)
+    small = make_model(specs, bits=8, shape=shape)
+    folder = tmp_path_factory.mktemp("hostile")
+    spots = [(i, key) for i, spec in enumerate(small.specs) for key in spec]
+
+    @settings(
+        max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    @given(spot=st.sampled_from(spots), value=JSON, with_int=st.integers(-3, 300) | st.none())
+    def attack(spot, value, with_int):
+        changed = [dict(spec) for spec in small.specs]
+        i, key = spot
+        changed[i][key] = value if with_int is None else with_int
+        with contextlib.suppress(ModelFileError, ExportError):
+            modelfile.save(folder / "bad.rosler", small.tensors, {"layers": changed}, {})
+            export(folder / "bad.rosler", folder / "out", input_shape=shape, board=None)
+
+    attack()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_files_are_refused(data):
+    small = make_model([{"kind": "linear", "in_features": 3, "out_features": 2}], bits=8)
+    whole = modelfile.encode(small.tensors, {"layers": small.specs}, {})
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    flip = data.draw(st.integers(0, len(whole) - 1))
+    for bad in (whole[:cut], whole[:flip] + bytes([whole[flip] ^ 0x41]) + whole[flip + 1 :]):
+        with pytest.raises(ModelFileError):
+            modelfile.decode(bad)
+
+
+def test_inputs_of_reals_need_no_bytes(model, tmp_path):
+    export(model, tmp_path / "edge", dtype="int16", calibration=reals((70,), 20), board=None)
+    assert 'ROSLER_INPUT_TYPE "int16"' in (tmp_path / "edge" / "rosler_model.h").read_text()
