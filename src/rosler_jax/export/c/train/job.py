@@ -93,8 +93,8 @@ def train_in_c(
     steps, count = inputs.shape[:2] if inputs.size else (0, 0)
     labels = np.asarray(targets)
     kind = np.int32 if "typedef int rosler_train_target" in source.header else np.float32
-    labels = labels.astype(kind).reshape(steps, -1)
-    inputs = inputs.astype(element).reshape(steps, -1)
+    labels = labels.astype(kind).reshape(steps, labels.size // max(steps, 1))
+    inputs = inputs.astype(element).reshape(steps, inputs.size // max(steps, 1))
     asked = np.asarray(predict, element)
     job = np.asarray([steps, count, len(asked), switch], np.int32).tobytes()
     job += np.asarray([rate]).astype(number).tobytes()

@@ -272,7 +272,7 @@ def _step(
     share = "1.0f" if direct else "1.0f / (float)count"
     before, after = [], []
     if program.loss == "cross_entropy":
-        unit.use("softmax_f32")
+        unit.use("cross_entropy_f32")
         one = f"rosler_cross_entropy({layout.output}, {n}, target[k], {share}, {layout.error})"
     else:
         unit.use("squares_f32")

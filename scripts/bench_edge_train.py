@@ -1,0 +1,374 @@
+"""Training on an emulated Cortex-M4: a bearing monitor that adapts to another load; writes a table.
+
+    python scripts/bench_edge_train.py --data DIR --out runs/edge_train
+
+Trains small networks on the bearing data of Case Western Reserve University at load 0 (ten classes)
+in JAX, exports them with training, and lets the C code adapt them at load 3 on a handful of windows
+of each class on the emulated processor. Every recording is split in time: adaptation takes windows
+from the first 70 %, the learning rate and the number of passes are chosen on the next 10 %, and
+accuracy is that of the last 20 %. There is no normal recording at load 3, so that adaptation and
+its tests are on the nine fault classes.
+
+The dense network of 1024 units is too slow to train in the emulator step by step. The same C code
+adapts it on this machine, and the emulator counts single steps of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+WINDOWS = 8  # of each class to adapt on
+EXTRA_INPUTS = 512  # magnitudes, the Nyquist frequency left out: a power of two transforms fast
+BOARD = "cortex-m4"
+FLOAT_RATES = (0.003, 0.01, 0.03, 0.1)
+SHIFTS = (3, 4, 5, 6, 7)
+PASSES = (5, 15)
+
+
+def seeded(m: int, n: int, in_sketch: int, rank: int) -> dict[str, Any]:
+    return {
+        "kind": "sketch_linear", "mode": "seeded", "in_features": m, "out_features": n,
+        "in_sketch": in_sketch, "rank": rank,
+    }  # fmt: skip
+
+
+def linear(m: int, n: int) -> dict[str, Any]:
+    return {"kind": "linear", "in_features": m, "out_features": n}
+
+
+RELU = {"kind": "relu"}
+NETWORKS: dict[str, list[dict[str, Any]]] = {
+    "seeded": [seeded(512, 256, 128, 16), RELU, seeded(256, 10, 64, 8)],
+    "factors": [
+        {"kind": "two_factor", "in_features": 512, "out_features": 256, "rank": 6},
+        RELU,
+        linear(256, 10),
+    ],
+    "dense": [linear(512, 1024), RELU, linear(1024, 1024), RELU, linear(1024, 10)],
+}
+
+
+class Variant(NamedTuple):
+    """A row of the table: a network, and how it is exported."""
+
+    name: str
+    network: str
+    options: dict[str, Any]
+    emulated: bool = True
+
+
+VARIANTS = (
+    Variant("seeded cores, float32, all", "seeded", {}),
+    Variant("seeded cores, fixed point, all", "seeded", {"dtype": "fixed"}),
+    Variant("seeded cores, float32, head only", "seeded", {"parts": "head"}),
+    Variant("factors of rank 6, float32, all", "factors", {}),
+    Variant(
+        "factors of rank 6, float32, parallel stage", "factors", {"stage": "parallel", "clip": 1.0}
+    ),
+    Variant("dense 1024-1024, float32, all", "dense", {}, emulated=False),
+)
+
+
+class Split(NamedTuple):
+    """Windows and labels."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+def splits(folder: Path) -> dict[str, Split]:
+    """Load 0 to train on and to test, load 3 to adapt on, to choose by, and to test."""
+    from rosler_jax.data.cwru import recordings_of_arrays, split_windows
+
+    path = folder / "cwru_12k_drive_end.npz" if folder.is_dir() else folder
+    with np.load(path) as arrays:
+        recordings = recordings_of_arrays(dict(arrays), path)
+    if recordings is None:
+        raise ValueError(f"{path}: holds no recordings named <class>_<load>")
+    faults = [recording for recording in recordings if recording.kind != "normal"]
+    at_0 = split_windows(recordings, features="fft", loads=[0])
+    at_3 = split_windows(faults, features="fft", loads=[3])
+
+    def cut(part: Any) -> Split:
+        return Split(part[0][:, :EXTRA_INPUTS], part[1])
+
+    return {
+        "train": cut(at_0.train), "test": cut(at_0.test), "adapt": cut(at_3.train),
+        "choose": cut(at_3.validation), "shifted": cut(at_3.test),
+    }  # fmt: skip
+
+
+def handful(split: Split) -> Split:
+    """So many windows of each class, evenly spaced in time, one of each class after the other.
+
+    Windows that follow each other overlap by half; these do not.
+    """
+    classes = np.unique(split.y)
+    rows = [np.flatnonzero(split.y == kind) for kind in classes]
+    picked = [each[np.linspace(0, len(each) - 1, WINDOWS).astype(int)] for each in rows]
+    order = np.stack(picked, axis=1)  # (windows, classes): every batch has all classes
+    return Split(split.x[order], split.y[order])
+
+
+def train_on_host(network: str, data: dict[str, Split], seed: int) -> Any:
+    """The graph of a network trained at load 0."""
+    import jax
+    import optax
+    from flax import nnx
+
+    from rosler_jax.deploy import Trained, pack
+    from rosler_jax.export.graph import build_graph
+    from rosler_jax.network import Network, split_state
+
+    x, y = data["train"]
+    standard = {"kind": "standardize", "mean": float(x.mean()), "std": float(x.std())}
+    specs = [standard, *NETWORKS[network]]
+    graphdef, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(seed)))
+    steps, rate = (200, 1e-3) if network == "dense" else (600, 3e-3)
+    tx = optax.adamw(optax.cosine_decay_schedule(rate, steps))
+
+    def loss(params: Any, x: Any, y: Any) -> Any:
+        logits = nnx.merge(graphdef, params, buffers)(x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    @jax.jit
+    def step(params: Any, state: Any, x: Any, y: Any) -> Any:
+        updates, state = tx.update(jax.grad(loss)(params, x, y), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, rng = tx.init(params), np.random.default_rng(seed)
+    for _ in range(steps):
+        rows = rng.choice(len(x), 64)
+        params, state = step(params, state, x[rows], y[rows])
+    return build_graph(specs, pack(Trained(specs, params, buffers), 32))
+
+
+def accuracy(outputs: np.ndarray, y: np.ndarray) -> float:
+    """Percent of the outputs whose largest is the label's."""
+    return 100.0 * float((outputs.argmax(1) == y).mean())
+
+
+def adapt(graph: Any, variant: Variant, data: dict[str, Split]) -> dict[str, Any]:
+    """One row's numbers for one seed."""
+    from rosler_jax.export.c.train import write_training
+    from rosler_jax.export.c.train.fixed_lowering import lower_training
+    from rosler_jax.export.c.train.job import train_in_c
+
+    few = handful(data["adapt"])
+    batch, fixed = few.x.shape[1], variant.options.get("dtype") == "fixed"
+    calibration = np.concatenate([data["train"].x[::4], few.x.reshape(-1, few.x.shape[-1])])
+    options = {"batch": batch, **variant.options}
+    if fixed:
+        options["calibration"] = calibration
+        prefix = lower_training(graph, calibration, batch=batch).prefix
+        quantise = prefix.quantize_input
+    else:
+        quantise = lambda x: np.asarray(x, np.float32)  # noqa: E731
+    source = write_training(graph, **options)
+
+    def run(rate: float, passes: int, asked: np.ndarray, board: str | None) -> Any:
+        x = np.tile(few.x, (passes, 1, 1))
+        inputs = quantise(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+        labels = np.tile(few.y, (passes, 1))
+        return train_in_c(source, inputs, labels, rate, predict=quantise(asked), board=board)
+
+    trials = [
+        (
+            accuracy(run(rate, passes, data["choose"].x, None).outputs, data["choose"].y),
+            rate,
+            passes,
+        )
+        for rate in (SHIFTS if fixed else FLOAT_RATES)
+        for passes in PASSES
+    ]
+    best = max(found[0] for found in trials)
+    _, rate, passes = next(found for found in trials if found[0] == best)
+    shifted = data["shifted"]
+    board = BOARD if variant.emulated else None
+    before = run(rate, 0, shifted.x, None).outputs
+    after = run(rate, passes, shifted.x, board)
+    host = run(rate, passes, shifted.x, None) if board else after
+    return {
+        "before": accuracy(before, shifted.y),
+        "after": accuracy(after.outputs, shifted.y),
+        "load 0 before": accuracy(run(rate, 0, data["test"].x, None).outputs, data["test"].y),
+        "load 0 after": accuracy(run(rate, passes, data["test"].x, None).outputs, data["test"].y),
+        "chosen": {"learning rate": 2.0**-rate if fixed else rate, "passes": passes},
+        "steps": passes * len(few.x),
+        "equal to this machine": bool(
+            np.array_equal(host.flat, after.flat) and np.array_equal(host.outputs, after.outputs)
+        ),
+        "largest difference of weights": float(
+            np.abs(host.flat.astype(np.float64) - after.flat).max()
+        ),
+        "instructions a step": mean(after.step_instructions),
+        "instructions an inference": mean(after.predict_instructions),
+        "batch": batch,
+        **memory(source, after.sizes),
+    }
+
+
+def single_steps(graph: Any, network: str, data: dict[str, Split]) -> dict[str, Any]:
+    """Plain SGD on one example at a time, without velocity: what the dense net has memory for."""
+    from rosler_jax.export.c.train import write_training
+    from rosler_jax.export.c.train.job import train_in_c
+
+    few = handful(data["adapt"])
+    source = write_training(graph, batch=1, momentum=0.0)
+    x, y = few.x[0][:3, None], few.y[0][:3, None]
+    found = train_in_c(source, x, y, 0.01, predict=few.x[1][:2], board=BOARD)
+    return {
+        "instructions a step": mean(found.step_instructions),
+        "instructions an inference": mean(found.predict_instructions),
+        "beside the chip": list(found.external),
+        **memory(source, found.sizes),
+    }
+
+
+def memory(source: Any, sizes: dict[str, Any]) -> dict[str, int]:
+    """Bytes of RAM and of flash; of code where there is an image."""
+    found = {
+        "state bytes": source.state_bytes,
+        "arena bytes": source.arena_bytes,
+        "RAM bytes": source.state_bytes + source.arena_bytes,
+        "constant bytes": sum(source.constant_bytes.values()),
+    }
+    if "rosler_train.o" in sizes:
+        found["code bytes"] = sizes["rosler_train.o"].code
+    return found
+
+
+def mean(numbers: Any) -> float | None:
+    """The mean, or None of nothing."""
+    return statistics.mean(numbers) if numbers else None
+
+
+def over_seeds(rows: list[dict[str, Any]], key: str) -> str:
+    """Mean and spread of a number over the seeds."""
+    values = [row[key] for row in rows]
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {spread:.1f}"
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    head = (
+        "| network, what trains | load 3 before, % | after, % | steps | load 0 after, % "
+        "| instructions a step | an inference | RAM, bytes | constants, bytes | code, bytes |"
+    )
+    lines = [
+        f"Accuracy at load 3 (nine classes, last 20 % of every recording) before and after adapting"
+        f" on {WINDOWS} windows of each class; {len(results['seeds'])} seeds; steps of"
+        f" {results['batch']} examples, momentum 0.9.",
+        "",
+        head,
+        "|---|" + "---:|" * 9,
+    ]
+    for name, rows in results["rows"].items():
+        first = rows[0]
+        lines.append(
+            f"| {name} | {over_seeds(rows, 'before')} | {over_seeds(rows, 'after')} "
+            f"| {'/'.join(str(row['steps']) for row in rows)} | {over_seeds(rows, 'load 0 after')} "
+            f"| {number(first['instructions a step'])} "
+            f"| {number(first['instructions an inference'])} | {number(first['RAM bytes'])} "
+            f"| {number(first['constant bytes'])} | {number(first.get('code bytes'))} |"
+        )
+    lines += [
+        "",
+        "Plain SGD, one example a step, no velocity (weights change at once), all parts, float32:",
+        "",
+        "| network | instructions a step | an inference | RAM, bytes | constants, bytes |",
+        "|---|" + "---:|" * 4,
+    ]
+    for name, row in results["single"].items():
+        beside = f" (beside the chip: {', '.join(row['beside the chip'])})"
+        lines.append(
+            f"| {name}{beside if row['beside the chip'] else ''} "
+            f"| {number(row['instructions a step'])} | {number(row['instructions an inference'])} "
+            f"| {number(row['RAM bytes'])} | {number(row['constant bytes'])} |"
+        )
+    single = results["single"]
+    if {"dense", "seeded"} <= set(single):
+        ratios = [
+            f"{key}: {single['dense'][key] / single['seeded'][key]:,.0f}x"
+            for key in ("instructions a step", "instructions an inference", "RAM bytes")
+        ]
+        lines += ["", f"Dense over seeded: {'; '.join(ratios)}."]
+    where = f"{results['compiler']}; {results['emulator']}; {results['python']}"
+    return "\n".join([*lines, "", f"{results['date']}; {where}. `{results['command']}`", ""])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="bench_edge_train",
+        description=(__doc__ or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the recordings' .npz, or its folder"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the table and the numbers"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    parsed = parser.parse_args(arguments)
+    if parsed.seeds < 1:
+        parser.error(f"--seeds {parsed.seeds}: expected 1 or more")
+    from rosler_jax._files import replace_text
+    from rosler_jax.export.firmware import find_toolchain
+    from rosler_jax.export.firmware.toolchain import version
+
+    try:
+        data, toolchain = splits(parsed.data), find_toolchain()
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    import jax
+
+    rows: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in VARIANTS}
+    single: dict[str, dict[str, Any]] = {}
+    for seed in range(parsed.seeds):
+        for network in NETWORKS:
+            graph = train_on_host(network, data, seed)
+            for variant in VARIANTS:
+                if variant.network == network:
+                    row = adapt(graph, variant, data)
+                    rows[variant.name].append(row)
+                    print(f"seed {seed}, {variant.name}: {json.dumps(row)}", flush=True)
+            if seed == 0:
+                single[network] = single_steps(graph, network, data)
+                print(f"{network}, single steps: {json.dumps(single[network])}", flush=True)
+    results = {
+        "date": datetime.date.today().isoformat(),
+        "command": f"python scripts/bench_edge_train.py --seeds {parsed.seeds}",
+        "compiler": version(toolchain.compiler),
+        "emulator": version(toolchain.emulator),
+        "python": f"Python {platform.python_version()}, JAX {jax.__version__}",
+        "seeds": list(range(parsed.seeds)),
+        "batch": rows[VARIANTS[0].name][0]["batch"],
+        "rows": rows,
+        "single": single,
+    }
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    replace_text(parsed.out / "edge_train.json", json.dumps(results, indent=2) + "\n")
+    replace_text(parsed.out / "edge_train.md", table(results))
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

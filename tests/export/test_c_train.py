@@ -1,0 +1,704 @@
+"""Exported C that trains: gradients, steps, fixed point, both stages, and weights kept safe."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small_networks import linear, of, sketched
+
+from rosler_jax.export import firmware, reference
+from rosler_jax.export._errors import ExportError
+from rosler_jax.export.c.train import Parallel, TrainSource, parallel_graph, write_training
+from rosler_jax.export.c.train import fixed as spec
+from rosler_jax.export.c.train.fixed_lowering import lower_training
+from rosler_jax.export.c.train.fixed_source import write_plan
+from rosler_jax.export.c.train.job import Trained, train_in_c
+from rosler_jax.export.c.train.memory import Node, Span, lay_out, place
+from rosler_jax.export.c.train.parts import bias_name, trained_names
+from rosler_jax.export.c.unit import FOLDERS
+from rosler_jax.export.firmware import ToolchainError
+from rosler_jax.export.firmware.host import FLAGS, SANITIZERS
+from rosler_jax.export.graph import Graph
+from rosler_jax.factors import core_from_sketch
+from rosler_jax.nn._ares import ares_product
+from rosler_jax.nn.lifts import DenseLift
+
+INPUTS, CLASSES = 20, 5
+TOLERANCE = 5e-6  # relative, in the norm of a parameter's gradient
+
+SEEDED = {"mode": "seeded"}
+NETWORKS = {
+    "every operation": [
+        of("standardize", mean=0.1, std=2.0), of("flatten"), sketched(20, 24, **SEEDED), of("relu"),
+        of("two_factor", in_features=24, out_features=16, rank=3), of("gelu"), sketched(16, 12, 3),
+        of("tanh"), linear(12, 5),
+    ],
+    "dense": [linear(20, 9), of("relu"), linear(9, 5, use_bias=False)],
+    "signs": [
+        sketched(20, 32, sketch="rademacher", **SEEDED), of("relu"),
+        sketched(32, 21, sketch="sparse_sign", **SEEDED), of("tanh"),
+        sketched(21, 5, sketch="rows_uniform", **SEEDED),
+    ],
+    "stored entries": [
+        sketched(20, 16, sketch="block_perm", **SEEDED), of("relu"),
+        sketched(16, 5, sketch="gaussian", **SEEDED),
+    ],
+}  # fmt: skip
+"""Networks of 20 numbers and 5 classes."""
+
+INTEGER_NETWORKS = {
+    "every operation": [
+        of("standardize", mean=0.1, std=2.0), sketched(20, 24, **SEEDED), of("relu"),
+        of("two_factor", in_features=24, out_features=16, rank=3), of("relu"),
+        sketched(16, 12, sketch="rademacher", **SEEDED), of("relu"), linear(12, 5),
+    ],
+    "dense": NETWORKS["dense"],
+    "signs": [
+        sketched(20, 30, sketch="sparse_sign", **SEEDED), of("relu"),
+        sketched(30, 18, sketch="rows_uniform", **SEEDED), of("relu"),
+        sketched(18, 5, sketch="block_perm", **SEEDED),
+    ],
+}  # fmt: skip
+
+needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
+pytestmark = needs_gcc
+
+
+def _why_no_firmware() -> str:
+    try:
+        firmware.find_toolchain()
+    except ToolchainError as error:
+        return str(error)
+    return ""
+
+
+needs_firmware = pytest.mark.skipif(bool(_why_no_firmware()), reason=_why_no_firmware())
+
+
+def network(specs: list[dict[str, Any]], seed: int = 0) -> Graph:
+    from flax import nnx
+
+    from rosler_jax.deploy import Trained, pack
+    from rosler_jax.export.graph import build_graph
+    from rosler_jax.network import Network, split_state
+
+    _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(seed)))
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
+    return build_graph(specs, pack(Trained(specs, params, buffers), 32))
+
+
+def examples(steps: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters that can be told apart, and their labels."""
+    rng = np.random.default_rng(seed)
+    centers = 2.0 * rng.normal(size=(CLASSES, INPUTS))
+    labels = rng.integers(0, CLASSES, (steps, count))
+    x = centers[labels] + 0.7 * rng.normal(size=(steps, count, INPUTS))
+    return x.astype(np.float32), labels
+
+
+def parameters(graph: Graph) -> dict[str, Any]:
+    """A graph's parameters by name."""
+    out: dict[str, Any] = {}
+    for op in graph.ops:
+        if isinstance(op, Parallel):
+            out.update(zip(op.names, (op.c, op.a.T, op.r), strict=True))
+        elif hasattr(op, "weight"):
+            out[op.weight.name] = op.weight.values
+        if getattr(op, "bias", None) is not None:
+            out[bias_name(op)] = op.bias
+    return {name: jnp.asarray(value) for name, value in out.items()}
+
+
+def run(graph: Graph, params: Mapping[str, Any], x: Any, flag: float = 1.0) -> Any:
+    """The reference with parameters put in; sketched layers by the library's own training code."""
+    y = jnp.asarray(x)
+    for op in graph.ops:
+        bias = params[bias_name(op)] if getattr(op, "bias", None) is not None else None
+        if isinstance(op, Parallel):
+            c, u, r = (params[name] for name in op.names)
+            y = ares_product(
+                DenseLift(), y, c, u[None], r[None], jnp.float32(flag), op.psi, op.omega
+            )[..., 0, :]
+            y = y if bias is None else y + bias
+            continue
+        changed: dict[str, Any] = {} if bias is None else {"bias": bias}
+        if hasattr(op, "weight"):
+            changed["weight"] = dataclasses.replace(op.weight, values=params[op.weight.name])
+        y = reference.COMPUTE[type(op)](dataclasses.replace(op, **changed) if changed else op, y)
+    return y
+
+
+def cross_entropy(y: Any, labels: Any) -> Any:
+    return optax.softmax_cross_entropy_with_integer_labels(y, labels).mean()
+
+
+def squares(y: Any, targets: Any) -> Any:
+    return ((y - targets) ** 2).mean()
+
+
+def assert_close(found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float) -> None:
+    for name, value in wanted.items():
+        value = np.asarray(value, np.float64)
+        error = np.linalg.norm(found[name] - value) / (np.linalg.norm(value) + 1e-12)
+        assert error < tolerance, f"{name}: relative error {error:.2g}"
+
+
+# Gradients.
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_equal_jax(name: str) -> None:
+    graph = network(NETWORKS[name])
+    x, labels = examples(1, 6)
+    source = write_training(graph, momentum=0.0)
+    found = train_in_c(source, x, labels, 0.0, predict=x[0], sanitize=True)
+    params = parameters(graph)
+    loss, wanted = jax.value_and_grad(lambda p: cross_entropy(run(graph, p, x[0]), labels[0]))(
+        params
+    )
+    assert found.velocity.keys() == wanted.keys()
+    assert_close(found.velocity, wanted, TOLERANCE)
+    np.testing.assert_allclose(found.losses, [loss], rtol=1e-5)
+    np.testing.assert_allclose(found.outputs, reference.run(graph, x[0]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["every operation", "dense"])
+def test_gradients_of_squares_equal_jax(name: str) -> None:
+    graph = network(NETWORKS[name])
+    x, _ = examples(1, 4)
+    targets = np.random.default_rng(1).normal(size=(1, 4, CLASSES)).astype(np.float32)
+    source = write_training(graph, momentum=0.0, loss="mse", batch=4)
+    found = train_in_c(source, x, targets, 0.0, sanitize=True)
+    loss, wanted = jax.value_and_grad(lambda p: squares(run(graph, p, x[0]), targets[0]))(
+        parameters(graph)
+    )
+    assert_close(found.velocity, wanted, TOLERANCE)
+    np.testing.assert_allclose(found.losses, [loss], rtol=1e-5)
+
+
+@pytest.mark.parametrize("sketch", ["rademacher", "gaussian", "sparse_sign"])
+def test_parallel_gradients_equal_the_librarys(sketch: str) -> None:
+    plain = network(NETWORKS["every operation"])
+    graph = parallel_graph(plain, seed=3, sketch=sketch)
+    x, labels = examples(1, 6)
+    source = write_training(plain, momentum=0.0, stage="parallel", seed=3, sketch=sketch)
+    found = train_in_c(source, x, labels, 0.0, predict=x[0], sanitize=True)
+    wanted = jax.grad(lambda p: cross_entropy(run(graph, p, x[0]), labels[0]))(parameters(graph))
+    # The core's solve loses digits by its condition, on the host as in C.
+    assert_close(found.velocity, wanted, 1e-4)
+    assert not found.velocity["parallel"].any()
+    np.testing.assert_allclose(found.outputs, reference.run(plain, x[0]), rtol=2e-2, atol=2e-2)
+
+
+def test_a_wrong_gradient_would_be_seen() -> None:
+    """The tolerance is far below what one forgotten term changes."""
+    graph = network(NETWORKS["dense"])
+    x, labels = examples(1, 6)
+    found = train_in_c(write_training(graph, momentum=0.0), x, labels, 0.0)
+    wrong = jax.grad(lambda p: cross_entropy(run(graph, p, x[0, :5]), labels[0, :5]))(
+        parameters(graph)
+    )
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_close(found.velocity, wrong, TOLERANCE)
+
+
+# Steps.
+
+
+def trained_by_optax(
+    graph: Graph, x: np.ndarray, labels: np.ndarray, tx: optax.GradientTransformation,
+    trained: frozenset[str],
+) -> dict[str, Any]:  # fmt: skip
+    params = parameters(graph)
+    frozen = {name: value for name, value in params.items() if name not in trained}
+    params = {name: value for name, value in params.items() if name in trained}
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params: Any, state: Any, x: Any, labels: Any) -> Any:
+        grads = jax.grad(lambda p: cross_entropy(run(graph, {**frozen, **p}, x), labels))(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for each, label in zip(x, labels, strict=True):
+        params, state = step(params, state, each, label)
+    return params
+
+
+@pytest.mark.parametrize(
+    ("parts", "clip"),
+    [("all", None), ("all", 0.5), ("cores", None), ("head", 0.5), (("biases", "4/c"), None)],
+)
+def test_steps_equal_optax(parts: Any, clip: float | None) -> None:
+    graph = network(NETWORKS["every operation"])
+    x, labels = examples(8, 6)
+    source = write_training(graph, parts=parts, clip=clip, batch=6)
+    found = train_in_c(source, x, labels, 0.05, sanitize=True)
+    trained = trained_names(graph, parts)
+    assert set(found.weights) == trained
+    first = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
+    tx = optax.chain(first, optax.sgd(0.05, momentum=0.9))
+    assert_close(found.weights, trained_by_optax(graph, x, labels, tx, trained), 1e-4)
+
+
+def test_one_example_a_step_needs_no_velocity() -> None:
+    graph = network(NETWORKS["every operation"])
+    x, labels = examples(9, 1)
+    source = write_training(graph, momentum=0.0, batch=1)
+    assert source.state_bytes == 4 * sum(field.size for field in source.fields)
+    found = train_in_c(source, x, labels, 0.03, sanitize=True)
+    wanted = trained_by_optax(graph, x, labels, optax.sgd(0.03), trained_names(graph, "all"))
+    assert_close(found.weights, wanted, 1e-4)
+
+
+def test_parallel_steps_keep_sketches_of_one_matrix() -> None:
+    plain = network(NETWORKS["every operation"])
+    graph = parallel_graph(plain)
+    x, labels = examples(8, 6)
+    found = train_in_c(write_training(plain, stage="parallel", clip=1.0), x, labels, 0.02)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.02, momentum=0.9))
+    wanted = trained_by_optax(graph, x, labels, tx, frozenset(parameters(graph)))
+    assert_close(found.weights, wanted, 1e-3)
+    for op in graph.ops:
+        if isinstance(op, Parallel):
+            c, u, r = (found.weights[name] for name in op.names)
+            psi, omega = (np.asarray(reference.rk.materialize(s)) for s in (op.psi, op.omega))
+            moved = np.linalg.norm(u - op.a.T)
+            assert moved > 1e-3
+            assert np.linalg.norm(psi.T @ c - u.T) < 1e-4 * moved + 1e-5
+            assert np.linalg.norm(r @ omega - u.T) < 1e-4 * moved + 1e-5
+
+
+def test_the_switch_keeps_the_function_and_trains_on() -> None:
+    plain = network(NETWORKS["every operation"])
+    graph = parallel_graph(plain)
+    x, labels = examples(6, 6)
+    source = write_training(plain, stage="parallel")
+    still = train_in_c(source, x[:5], labels[:5], 0.0, switch=4, predict=x[0])
+    assert still.weights["parallel"] == 0.0
+    untouched = train_in_c(source, x[:5], labels[:5], 0.0, predict=x[0])
+    np.testing.assert_allclose(still.outputs, untouched.outputs, rtol=1e-4, atol=1e-4)
+    for op in graph.ops:
+        if isinstance(op, Parallel):
+            c, u, r = (still.weights[name] for name in op.names)
+            norms = [np.linalg.norm(v) for v in (c, u, r)]
+            np.testing.assert_allclose(norms, norms[0], rtol=1e-4)
+            core = np.asarray(core_from_sketch(jnp.asarray(op.a)))
+            np.testing.assert_allclose(
+                c @ u @ r, op.c @ core @ op.r, rtol=1e-3, atol=1e-3 * np.abs(c @ u @ r).max()
+            )
+    # After it the factors train by the chain: the same as JAX from the weights as they are then.
+    after = train_in_c(source, x, labels, 0.0, switch=4)
+    params = {name: jnp.asarray(v) for name, v in after.weights.items() if name != "parallel"}
+    wanted = jax.grad(lambda p: cross_entropy(run(graph, p, x[5], flag=0.0), labels[5]))(params)
+    velocity = {k: v - 0.9 * still.velocity[k] for k, v in after.velocity.items()}
+    assert_close(velocity, wanted, 1e-4)
+
+
+def test_core_solve_where_the_core_loses_rank() -> None:
+    """A ridge keeps it bounded, as on the host."""
+    graph = network([of("two_factor", in_features=20, out_features=CLASSES, rank=2)])
+    op = parallel_graph(graph).ops[0]
+    assert isinstance(op, Parallel)
+    source = write_training(graph, stage="parallel")
+    found = train_in_c(source, *examples(1, 2), 0.0, switch=0, sanitize=True)
+    c, u, r = (found.weights[name] for name in op.names)
+    wanted = op.c @ np.asarray(core_from_sketch(jnp.asarray(op.a))) @ op.r
+    np.testing.assert_allclose(c @ u @ r, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "hinge"}, "cross_entropy or mse"),
+        ({"stage": "all"}, "successive or parallel"),
+        ({"dtype": "int8"}, "float32 or fixed"),
+        ({"batch": 0}, "batch 0"),
+        ({"momentum": 1.0}, "momentum 1.0"),
+        ({"clip": 0.0}, "clip 0.0"),
+        ({"parts": "2/q"}, "'2/q' is no parameter"),
+        ({"parts": "cores"}, "nothing to train"),
+        ({"stage": "parallel"}, "no layer has two learnt factors"),
+        ({"dtype": "fixed"}, "calibration"),
+        ({"dtype": "fixed", "stage": "parallel", "calibration": np.ones((2, 20))}, "float32 only"),
+    ],
+)
+def test_bad_options_say_what_to_do(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        write_training(network(NETWORKS["dense"]), **options)
+
+
+def test_convolutions_and_unknown_activations_name_the_layer() -> None:
+    conv = of("conv", in_features=1, out_features=2, kernel_size=[3])
+    from flax import nnx
+
+    from rosler_jax.deploy import Trained, pack
+    from rosler_jax.export.graph import build_graph
+    from rosler_jax.network import Network, split_state
+
+    _, params, buffers = split_state(Network([conv], rngs=nnx.Rngs(0)))
+    graph = build_graph([conv], pack(Trained([conv], params, buffers), 32), (8, 1))
+    with pytest.raises(ExportError, match="0/kernel: a Conv does not train in C"):
+        write_training(graph)
+    with pytest.raises(ExportError, match="tanh does not train in fixed point"):
+        lower_training(network(NETWORKS["signs"]), np.ones((2, INPUTS)))
+    with pytest.raises(ExportError, match="train together"):
+        write_training(network(NETWORKS["every operation"]), stage="parallel", parts="head")
+
+
+def test_a_wrong_label_or_count_changes_nothing() -> None:
+    graph = network(NETWORKS["dense"])
+    source = write_training(graph, batch=4)
+    x, labels = examples(2, 4)
+    labels[0, 3] = CLASSES
+    labels[1, 0] = -1
+    found = train_in_c(source, x, labels, 0.1, sanitize=True)
+    assert found.losses.tolist() == [-1.0, -1.0]
+    assert_close(found.weights, parameters(graph), 1e-9)
+
+
+# Fixed point.
+
+
+@pytest.mark.parametrize("name", INTEGER_NETWORKS)
+@pytest.mark.parametrize("parts", ["all", "head"])
+def test_fixed_point_equals_its_specification_bit_for_bit(name: str, parts: str) -> None:
+    graph = network(INTEGER_NETWORKS[name])
+    x, labels = examples(12, 7)
+    plan = lower_training(graph, x.reshape(-1, INPUTS), parts=parts, batch=7)
+    q = np.stack([plan.prefix.quantize_input(each).reshape(7, -1) for each in x])
+    found = train_in_c(write_plan(plan), q, labels, 4, predict=q[0], sanitize=True)
+    state, lacks = spec.begin_fixed(plan), []
+    for each, label in zip(q, labels, strict=True):
+        state, lack = spec.train_fixed(plan, state, each, label, 4)
+        lacks.append(lack)
+    for p in plan.parameters():
+        np.testing.assert_array_equal(
+            found.weights[p.name], state.weights[p.name] * 2.0**-p.fraction
+        )
+        np.testing.assert_array_equal(found.velocity[p.name], state.velocity[p.name])
+    assert found.losses.tolist() == lacks
+    np.testing.assert_array_equal(found.outputs, spec.predict_fixed(plan, state, q[0]))
+
+
+def test_fixed_point_follows_float() -> None:
+    graph = network(INTEGER_NETWORKS["every operation"])
+    x, labels = examples(12, 7)
+    plan = lower_training(graph, x.reshape(-1, INPUTS), batch=7)
+    q = np.stack([plan.prefix.quantize_input(each).reshape(7, -1) for each in x])
+    state = spec.begin_fixed(plan)
+    for each, label in zip(q, labels, strict=True):
+        state, _ = spec.train_fixed(plan, state, each, label, 5)
+    tx = optax.sgd(2.0**-5, momentum=0.9)
+    wanted = trained_by_optax(graph, x, labels, tx, trained_names(graph, "all"))
+    start = parameters(graph)
+    for p in plan.parameters():
+        moved = np.linalg.norm(wanted[p.name] - start[p.name])
+        apart = np.linalg.norm(state.weights[p.name] * 2.0**-p.fraction - wanted[p.name])
+        assert apart < 0.05 * moved, f"{p.name}: {apart:.3g} apart, moved {moved:.3g}"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fixed_point_saturates_alike(seed: int) -> None:
+    """Inputs far beyond calibration and the largest learning rate: the same bits still."""
+    graph = network(INTEGER_NETWORKS["signs"], seed)
+    x, labels = examples(6, 3, seed)
+    plan = lower_training(graph, 0.05 * x.reshape(-1, INPUTS), batch=3, momentum=0.99)
+    q = np.random.default_rng(seed).integers(-(2**15), 2**15, x.shape).astype(np.int16)
+    found = train_in_c(write_plan(plan), q, labels, 0, predict=q[0], sanitize=True)
+    state = spec.begin_fixed(plan)
+    for each, label in zip(q, labels, strict=True):
+        state, _ = spec.train_fixed(plan, state, each, label, 0)
+    flat = np.concatenate([state.weights[p.name].T.ravel() for p in plan.parameters()])
+    np.testing.assert_array_equal(found.flat, flat)
+    np.testing.assert_array_equal(found.outputs, spec.predict_fixed(plan, state, q[0]))
+
+
+# Weights kept.
+
+STORE = """\
+#include <stdio.h>
+#include <string.h>
+#include "rosler_train.h"
+
+static unsigned char bytes[2 * ROSLER_SLOT_BYTES], kept[sizeof bytes];
+static long budget; /* bytes until the power fails */
+static int torn;    /* whether the byte that it fails at is left with some bits only */
+static int whole; /* whether it then holds what it should after all */
+static int worn = -1; /* offset of a byte that keeps a bit flipped */
+
+static int put(void *context, uint32_t offset, const void *data, uint32_t size) {
+    const unsigned char *from = data;
+    uint32_t i;
+    (void)context;
+    for (i = 0; i < size; ++i) {
+        if (offset + i >= sizeof bytes) return 1;
+        if (budget == 0) {
+            if (torn) bytes[offset + i] &= 0xF0;
+            if (torn) bytes[offset + i] |= (unsigned char)(from[i] & 15);
+            whole = torn && bytes[offset + i] == from[i];
+            return 1;
+        }
+        --budget;
+        bytes[offset + i] = from[i];
+        if ((int)(offset + i) == worn) bytes[offset + i] ^= 4;
+    }
+    return 0;
+}
+
+static int get(void *context, uint32_t offset, void *data, uint32_t size) {
+    (void)context;
+    if (offset > sizeof bytes || size > sizeof bytes - offset) return 1;
+    memcpy(data, bytes + offset, size);
+    return 0;
+}
+
+static void set(rosler_state *s, int n) {
+    int i;
+    for (i = 0; i < ROSLER_TRAIN_WEIGHTS; ++i) s->weights[i] = @NUMBER@(n * 1000 + i);
+}
+
+static int is(const rosler_state *s, int n) {
+    static rosler_state other;
+    set(&other, n);
+    return memcmp(s->weights, other.weights, sizeof other.weights) == 0;
+}
+
+#define CHECK(what) do { if (!(what)) { printf("line %d, cut %ld: %s\\n", __LINE__, cut, #what); \\
+    return 1; } } while (0)
+
+int main(void) {
+    static rosler_state s, fresh;
+    const rosler_storage storage = {put, get, 0};
+    const long all = ROSLER_SLOT_BYTES;
+    long cut = -1;
+    uint32_t sequence = 77;
+    int i, slot, done;
+
+    rosler_train_begin(&fresh);
+    for (i = 0; i < 3; ++i) { /* storage that holds nothing, or rubbish */
+        memset(bytes, i == 0 ? 0 : i == 1 ? 0xFF : 0x5A, sizeof bytes);
+        set(&s, 9);
+        CHECK(rosler_train_load(&s, &storage, &sequence) == -1 && sequence == 77);
+        CHECK(memcmp(s.weights, fresh.weights, sizeof s.weights) == 0);
+    }
+    for (torn = 0; torn < 2; ++torn) {
+        for (cut = 0; cut <= all; ++cut) { /* of the first save: the built-in weights or these */
+            memset(bytes, 0xFF, sizeof bytes);
+            set(&s, 1);
+            budget = cut;
+            slot = rosler_train_save(&s, &storage);
+            CHECK(slot == (cut == all ? 0 : -1));
+            done = cut == all || (cut == all - 1 && whole);
+            set(&s, 9);
+            slot = rosler_train_load(&s, &storage, 0);
+            CHECK(slot == done - 1);
+            CHECK(done ? is(&s, 1) : !memcmp(s.weights, fresh.weights, sizeof s.weights));
+        }
+    }
+    for (i = 1; i <= 3; ++i) { /* slots take turns */
+        budget = all;
+        set(&s, i);
+        memset(bytes, 0, i == 1 ? sizeof bytes : 0);
+        CHECK(rosler_train_save(&s, &storage) == (i + 1) % 2);
+        CHECK(rosler_train_load(&s, &storage, &sequence) == (i + 1) % 2);
+        CHECK(sequence == (uint32_t)i && is(&s, i));
+    }
+    memcpy(kept, bytes, sizeof bytes);
+    for (torn = 0; torn < 2; ++torn) {
+        for (cut = 0; cut <= all; ++cut) { /* of a later save: the last ones or these */
+            memcpy(bytes, kept, sizeof bytes);
+            set(&s, 4);
+            budget = cut;
+            slot = rosler_train_save(&s, &storage);
+            CHECK(slot == (cut == all ? 1 : -1));
+            done = cut == all || (cut == all - 1 && whole);
+            set(&s, 9);
+            CHECK(rosler_train_load(&s, &storage, &sequence) == done);
+            CHECK(sequence == (done ? 4u : 3u) && is(&s, done ? 4 : 3));
+            set(&s, 5); /* and the next save goes well */
+            budget = all;
+            CHECK(rosler_train_save(&s, &storage) == !done);
+            CHECK(rosler_train_load(&s, &storage, &sequence) >= 0 && is(&s, 5));
+        }
+    }
+    memcpy(bytes, kept, sizeof bytes);
+    for (cut = 0; cut < 8 * all; ++cut) { /* any flipped bit of the newest: the one before */
+        bytes[cut / 8] ^= (unsigned char)(1 << cut % 8);
+        CHECK(rosler_train_load(&s, &storage, &sequence) == 1 && sequence == 2 && is(&s, 2));
+        bytes[cut / 8] ^= (unsigned char)(1 << cut % 8);
+    }
+    for (cut = all; cut < 2 * all; ++cut) { /* of the other one: no matter */
+        bytes[cut] ^= 0x10;
+        CHECK(rosler_train_load(&s, &storage, &sequence) == 0 && sequence == 3 && is(&s, 3));
+        bytes[cut] ^= 0x10;
+    }
+    for (worn = (int)all; worn < (int)(2 * all); ++worn) { /* a bad cell is noticed at the save */
+        cut = worn;
+        memcpy(bytes, kept, sizeof bytes);
+        set(&s, 4);
+        budget = all;
+        CHECK(rosler_train_save(&s, &storage) == -1);
+        CHECK(rosler_train_load(&s, &storage, &sequence) == 0 && is(&s, 3));
+    }
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "fixed"])
+def test_power_may_fail_at_any_byte(tmp_path: Path, dtype: str) -> None:
+    graph = network([linear(INPUTS, CLASSES)])
+    x, _ = examples(4, 8)
+    calibration = x.reshape(-1, INPUTS) if dtype == "fixed" else None
+    source = write_training(graph, dtype=dtype, calibration=calibration)
+    (tmp_path / "rosler_train.h").write_text(source.header)
+    (tmp_path / "rosler_train.c").write_text(source.source)
+    number = "(float)" if dtype == "float32" else "(int32_t)"
+    (tmp_path / "store.c").write_text(STORE.replace("@NUMBER@", number))
+    command = ["gcc", *FLAGS, *SANITIZERS, "rosler_train.c", "store.c", "-o", "store", "-lm"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    done = subprocess.run(
+        [str(tmp_path / "store")], capture_output=True, text=True, timeout=120,
+        env={"ASAN_OPTIONS": "detect_leaks=0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_weights_of_another_network_are_not_taken() -> None:
+    def number(source: TrainSource) -> str:
+        return next(line for line in source.header.splitlines() if "TRAIN_MODEL 0x" in line)
+
+    graph = network(NETWORKS["dense"])
+    same = write_training(network(NETWORKS["dense"], seed=1))
+    assert number(write_training(graph)) == number(same)  # the same network, trained otherwise
+    assert number(write_training(graph)) != number(write_training(graph, parts="head"))
+
+
+# The whole file.
+
+
+@pytest.mark.skipif(shutil.which("clang") is None, reason="no clang")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_clang_has_no_warnings_and_the_same_result(name: str) -> None:
+    graph = network(NETWORKS[name])
+    x, labels = examples(3, 6)
+    source = write_training(graph)
+    one, other = (train_in_c(source, x, labels, 0.05, compiler=c) for c in ("gcc", "clang"))
+    assert_close(other.weights, one.weights, 1e-5)
+
+
+def test_it_goes_beside_the_inference_code(tmp_path: Path) -> None:
+    from rosler_jax.export.c.source import write_c
+
+    graph = network(NETWORKS["every operation"])
+    train, infer = write_training(graph), write_c(graph)
+    for name, text in (
+        ("rosler_train.h", train.header), ("rosler_train.c", train.source),
+        ("rosler_model.h", infer.header), ("rosler_model.c", infer.source),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(text)
+    (tmp_path / "main.c").write_text(
+        '#include "rosler_model.h"\n#include "rosler_train.h"\n'
+        "static rosler_state s;\nstatic rosler_train_arena a;\nstatic rosler_arena b;\n"
+        "static float x[ROSLER_INPUT_SIZE], y[ROSLER_OUTPUT_SIZE], z[ROSLER_OUTPUT_SIZE];\n"
+        "int main(void) { int i; rosler_train_begin(&s); rosler_train_predict(&s, &a, x, y);\n"
+        "rosler_predict(x, z, &b); for (i = 0; i < ROSLER_OUTPUT_SIZE; ++i)\n"
+        "{ if (y[i] < z[i] || y[i] > z[i]) return 1; }\nreturn 0; }\n"
+    )
+    sources = ["main.c", "rosler_train.c", "rosler_model.c"]
+    subprocess.run(["gcc", *FLAGS, *sources, "-o", "both", "-lm"], cwd=tmp_path, check=True)
+    assert subprocess.run([str(tmp_path / "both")], timeout=60).returncode == 0
+
+
+def test_templates_have_names_of_their_own() -> None:
+    names = [path.name for folder in FOLDERS for path in folder.glob("*.c")]
+    assert len(names) == len(set(names))
+
+
+def test_memory_is_never_shared_by_tensors_that_are_needed_together() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        spans = []
+        for _ in range(12):
+            first = int(rng.integers(0, 10))
+            spans.append(Span(int(rng.integers(0, 60)), first, first + int(rng.integers(0, 5))))
+        total, offsets = place(spans)
+        for i, (a, at) in enumerate(zip(spans, offsets, strict=True)):
+            assert at % 8 == 0
+            assert at + a.bytes <= total
+            for b, other in list(zip(spans, offsets, strict=True))[:i]:
+                together = a.first <= b.last and b.first <= a.last
+                assert (
+                    not together
+                    or at + a.bytes <= other
+                    or other + b.bytes <= at
+                    or not (a.bytes and b.bytes)
+                )
+
+
+def test_outputs_that_backward_reads_are_not_written_over() -> None:
+    def node(**more: Any) -> Node:
+        text = lambda w: ""
+        return Node(forward=text, backward=text, out_bytes=40, error_bytes=40, **more)
+
+    keeps = node(keeps_output=True, in_place=True)
+    layout = lay_out([node(keeps_input=True), keeps, keeps, node()], 0, "float")
+    assert layout.wires[1].y == layout.wires[0].y  # what a product wrote nobody reads again
+    assert layout.wires[2].y != layout.wires[1].y
+    assert layout.wires[0].x == "x"
+    assert layout.wires[0].dx == ""
+
+
+# On the emulated board.
+
+
+@needs_firmware
+def test_fine_tuning_on_the_emulated_board_equals_this_machine() -> None:
+    graph = network(INTEGER_NETWORKS["every operation"])
+    x, labels = examples(25, 6)
+    shifted, shifted_labels = 1.6 * x[5:] - 1.0, labels[5:]
+    source = write_training(graph, batch=6)
+    rate = 0.03
+    test, test_labels = shifted[-5:].reshape(-1, INPUTS), shifted_labels[-5:].ravel()
+
+    def accuracy(run: Trained) -> float:
+        return float((run.outputs.argmax(1) == test_labels).mean())
+
+    before = train_in_c(source, shifted[:0], shifted_labels[:0], rate, predict=test)
+    board = train_in_c(
+        source, shifted[:15], shifted_labels[:15], rate, predict=test, board="cortex-m4"
+    )
+    host = train_in_c(source, shifted[:15], shifted_labels[:15], rate, predict=test)
+    assert accuracy(board) > accuracy(before) + 0.2
+    # expf and logf are another library's; the rest is the same arithmetic in the same order.
+    np.testing.assert_allclose(board.flat, host.flat, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(board.outputs, host.outputs, rtol=1e-3, atol=1e-4)
+    assert len(board.step_instructions) == 15
+    assert min(board.step_instructions) > 0
+
+    plan = lower_training(graph, shifted.reshape(-1, INPUTS), batch=6)
+    q = np.stack([plan.prefix.quantize_input(each).reshape(6, -1) for each in shifted[:15]])
+    asked = plan.prefix.quantize_input(test).reshape(len(test), -1)
+    fixed_source = write_plan(plan)
+    runs = [
+        train_in_c(fixed_source, q, shifted_labels[:15], 5, predict=asked, board=where)
+        for where in ("cortex-m4", None)
+    ]
+    np.testing.assert_array_equal(runs[0].flat, runs[1].flat)
+    np.testing.assert_array_equal(runs[0].outputs, runs[1].outputs)
+    assert accuracy(runs[0]) > accuracy(before) + 0.2
