@@ -85,7 +85,9 @@ def _why_no_firmware() -> str:
 needs_firmware = pytest.mark.skipif(bool(_why_no_firmware()), reason=_why_no_firmware())
 
 
-def network(specs: list[dict[str, Any]], seed: int = 0) -> Graph:
+def network(
+    specs: list[dict[str, Any]], seed: int = 0, shape: tuple[int, ...] | None = None
+) -> Graph:
     from flax import nnx
 
     from rosler_jax.deploy import Trained, pack
@@ -95,7 +97,7 @@ def network(specs: list[dict[str, Any]], seed: int = 0) -> Graph:
     _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(seed)))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
-    return build_graph(specs, pack(Trained(specs, params, buffers), 32))
+    return build_graph(specs, pack(Trained(specs, params, buffers), 32), shape)
 
 
 def examples(steps: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -309,13 +311,18 @@ def test_the_switch_keeps_the_function_and_trains_on() -> None:
 def test_core_solve_where_the_core_loses_rank() -> None:
     """A ridge keeps it bounded, as on the host."""
     graph = network([of("two_factor", in_features=20, out_features=CLASSES, rank=2)])
+    first: Any = graph.ops[0]
+    values = np.repeat(first.weight.values[:, :1], 2, axis=1)  # a matrix of rank 1
+    weight = dataclasses.replace(first.weight, values=values)
+    graph = Graph((dataclasses.replace(first, weight=weight), graph.ops[1]))
     op = parallel_graph(graph).ops[0]
     assert isinstance(op, Parallel)
+    assert np.linalg.matrix_rank(op.a, tol=1e-4) == 1
     source = write_training(graph, stage="parallel")
     found = train_in_c(source, *examples(1, 2), 0.0, switch=0, sanitize=True)
     c, u, r = (found.weights[name] for name in op.names)
     wanted = op.c @ np.asarray(core_from_sketch(jnp.asarray(op.a))) @ op.r
-    np.testing.assert_allclose(c @ u @ r, wanted, atol=1e-4 * np.abs(wanted).max())
+    np.testing.assert_allclose(c @ u @ r, wanted, atol=1e-3 * np.abs(wanted).max())
 
 
 # What is refused.
@@ -342,22 +349,49 @@ def test_bad_options_say_what_to_do(options: dict[str, Any], message: str) -> No
         write_training(network(NETWORKS["dense"]), **options)
 
 
+def convnet() -> Graph:
+    specs = [
+        of("conv", in_features=1, out_features=4, kernel_size=[3]), of("relu"),
+        of("max_pool", window=2), of("flatten"), linear(40, CLASSES),
+    ]  # fmt: skip
+    return network(specs, shape=(INPUTS, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "fixed"])
+def test_what_follows_frozen_convolutions_trains(dtype: str) -> None:
+    graph = convnet()
+    x, labels = examples(4, 6)
+    if dtype == "float32":
+        source = write_training(graph, parts="head", batch=6)
+        found = train_in_c(source, x, labels, 2.0**-5, sanitize=True)
+        weights, tolerance = found.weights, 1e-4
+    else:
+        plan = lower_training(graph, x.reshape(-1, INPUTS), parts="head", batch=6)
+        q = np.stack([plan.prefix.quantize_input(each).reshape(6, -1) for each in x])
+        found = train_in_c(write_plan(plan), q, labels, 5, sanitize=True)
+        weights, tolerance = found.weights, 1e-2
+    images = x.reshape(*x.shape, 1)
+    tx = optax.sgd(2.0**-5, momentum=0.9)
+    wanted = trained_by_optax(graph, images, labels, tx, trained_names(graph, "head"))
+    assert_close(weights, wanted, tolerance)
+
+
 def test_convolutions_and_unknown_activations_name_the_layer() -> None:
-    conv = of("conv", in_features=1, out_features=2, kernel_size=[3])
-    from flax import nnx
-
-    from rosler_jax.deploy import Trained, pack
-    from rosler_jax.export.graph import build_graph
-    from rosler_jax.network import Network, split_state
-
-    _, params, buffers = split_state(Network([conv], rngs=nnx.Rngs(0)))
-    graph = build_graph([conv], pack(Trained([conv], params, buffers), 32), (8, 1))
-    with pytest.raises(ExportError, match="0/kernel: a Conv does not train in C"):
-        write_training(graph)
+    with pytest.raises(ExportError, match=r"0/kernel: a Conv does not train in C.*parts='head'"):
+        write_training(convnet())
     with pytest.raises(ExportError, match="tanh does not train in fixed point"):
         lower_training(network(NETWORKS["signs"]), np.ones((2, INPUTS)))
     with pytest.raises(ExportError, match="train together"):
         write_training(network(NETWORKS["every operation"]), stage="parallel", parts="head")
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    graph = network(NETWORKS["dense"])
+    first: Any = graph.ops[0]
+    weight = dataclasses.replace(first.weight, values=np.full_like(first.weight.values, np.nan))
+    graph = Graph((dataclasses.replace(first, weight=weight), *graph.ops[1:]))
+    with pytest.raises(ExportError, match="0/kernel: holds NaN"):
+        write_training(graph)
 
 
 def test_a_wrong_label_or_count_changes_nothing() -> None:
@@ -599,6 +633,19 @@ def test_clang_has_no_warnings_and_the_same_result(name: str) -> None:
     x, labels = examples(3, 6)
     source = write_training(graph)
     one, other = (train_in_c(source, x, labels, 0.05, compiler=c) for c in ("gcc", "clang"))
+    assert_close(other.weights, one.weights, 1e-5)
+
+
+@pytest.mark.skipif(shutil.which("clang") is None, reason="no clang")
+@pytest.mark.parametrize("options", [{"dtype": "fixed"}, {"stage": "parallel", "clip": 1.0}])
+def test_clang_builds_fixed_point_and_the_parallel_stage(options: dict[str, Any]) -> None:
+    graph = network(INTEGER_NETWORKS["every operation"])
+    x, labels = examples(3, 6)
+    calibration = x.reshape(-1, INPUTS) if "dtype" in options else None
+    source = write_training(graph, calibration=calibration, **options)
+    rate = 5 if calibration is not None else 0.02
+    q = 1000 * x if calibration is not None else x
+    one, other = (train_in_c(source, q, labels, rate, compiler=c) for c in ("gcc", "clang"))
     assert_close(other.weights, one.weights, 1e-5)
 
 

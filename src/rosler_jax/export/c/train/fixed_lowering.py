@@ -101,7 +101,7 @@ def lower_training(
             kind = getattr(op, "kind", type(op).__name__)
             raise ExportError(
                 f"{op.name}: {kind} does not train in fixed point; products, seeded sketches and "
-                "relu do. Export float32, or let only parts behind it train"
+                "relu do. Export float32, or train only what comes after it, as parts='head' does"
             )
         context = _Context(trained, fraction, sizes[i], sizes[i + 1])
         plan.append(LOWER[type(op)](op, context))

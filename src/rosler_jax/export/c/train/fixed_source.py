@@ -22,7 +22,7 @@ from rosler_jax.export.c.train.fixed import (
     exp_table,
 )
 from rosler_jax.export.c.train.fixed_lowering import lower_training
-from rosler_jax.export.c.train.memory import Layout, Node, Wires, aligned, lay_out
+from rosler_jax.export.c.train.memory import Layout, Node, Wires, aligned, frozen, lay_out
 from rosler_jax.export.c.train.parameters import Parameters
 from rosler_jax.export.c.train.source import (
     Program,
@@ -35,7 +35,6 @@ from rosler_jax.export.c.train.source import (
 )
 from rosler_jax.export.c.unit import Numbers, Step, Unit
 from rosler_jax.export.graph import Graph
-from rosler_jax.export.integer import IntOp
 
 RAW = Numbers("raw", "int32_t", "int32_t", "raw", "int32_t", 4)
 """Projections of 32-bit integers whose sums are left as they are."""
@@ -70,9 +69,8 @@ def write_plan(plan: FixedPlan) -> TrainSource:
     unit = Unit()
     trained = frozenset(p.name for p in plan.parameters())
     parameters = Parameters(unit, "int32_t", trained)
-    nodes = [
-        node for i, op in enumerate(plan.prefix.ops) if (node := _frozen(op, unit, f"layer{i}"))
-    ]
+    steps = (integers.EMIT[type(op)](op, unit, f"layer{i}") for i, op in enumerate(plan.prefix.ops))
+    nodes = [frozen(step) for step in steps if step is not None]
     first = len(nodes)
     nodes += [EMIT[type(op)](op, parameters, f"train{i}") for i, op in enumerate(plan.ops)]
     last = plan.ops[-1]
@@ -90,21 +88,6 @@ def write_plan(plan: FixedPlan) -> TrainSource:
     layout = lay_out(nodes, first, "int16_t")
     functions = [*passes(program, layout), _step(program, plan, layout)]
     return assemble(program, layout.bytes + aligned(4 * last.outputs), functions)
-
-
-def _frozen(op: IntOp, unit: Unit, label: str) -> Node | None:
-    """An operation of integer inference."""
-    step = integers.EMIT[type(op)](op, unit, label)
-    if step is None:
-        return None
-    return Node(
-        forward=lambda w: step.call(w.x, w.y, w.scratch),
-        backward=None,
-        out_bytes=step.out_bytes,
-        error_bytes=step.out_bytes,
-        in_place=step.in_place,
-        forward_scratch=step.scratch_bytes,
-    )
 
 
 def _add(parameters: Parameters, parameter: Trainable, label: str) -> str:

@@ -138,10 +138,13 @@ def _run_host(
     options = [*FLAGS, *(SANITIZERS if sanitize else ()), *macros, f"-I{folder}"]
     run_tool([program, *options, SOURCE, str(DRIVER), "-o", "train", "-lm"], folder=folder)
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-    done = subprocess.run(
-        [str(folder / "train")], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=seconds,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [str(folder / "train")], cwd=folder, env=environment, capture_output=True, text=True,
+            timeout=seconds,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise FirmwareError(f"training did not end within {seconds:g} s on this machine") from None
     if done.returncode != 0:
         raise FirmwareError(f"training ended with {done.returncode}: {done.stderr.strip()[-3000:]}")
 

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from rosler_jax.export.c.unit import Step
+
 ALIGN = 8
 
 
@@ -60,6 +62,18 @@ class Node:
     backward_scratch: int = 0
     begin: Callable[[Wires], str] | None = None
     pinned_bytes: int = 0
+
+
+def frozen(step: Step) -> Node:
+    """A step of inference, before anything that trains."""
+    return Node(
+        forward=lambda w: step.call(w.x, w.y, w.scratch),
+        backward=None,
+        out_bytes=step.out_bytes,
+        error_bytes=step.out_bytes,
+        in_place=step.in_place,
+        forward_scratch=step.scratch_bytes,
+    )
 
 
 class Span(NamedTuple):

@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.unit import Unit
 
+MOST = 2**28
+"""Numbers that train, at most: code counts their bytes in 32 bits."""
 FLAG = "parallel"
 """The parameter that is 1 in the parallel stage; no gradient moves it."""
 
@@ -68,11 +71,19 @@ class Parameters:
         return name in self.trained
 
     def add(self, name: str, values: Any, fraction: int = 0) -> str:
-        """Adds a parameter that trains; gives the expression of its place in the weights."""
+        """Adds a parameter that trains; gives the expression of its place in the weights.
+
+        Raises:
+          ExportError: if it holds NaN or infinity, or all of them are too many.
+        """
         array = np.asarray(values)
+        if not np.isfinite(array).all():
+            raise ExportError(f"{name}: holds NaN or infinity; training on the host went wrong")
         offset = self.count
         self.fields.append(Field(name, offset, array.shape, fraction))
         self.initial.append(array.T.ravel())
+        if self.count > MOST:
+            raise ExportError(f"{name}: {self.count} numbers to train; {MOST} at most, fewer parts")
         return f"s->weights + {offset}"
 
     def add_any(self, label: str, name: str, values: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.train.parallel import Parallel
-from rosler_jax.export.graph import Dense, Graph, Op, Project
+from rosler_jax.export.graph import Conv, Dense, Graph, Op, Project
 
 GROUPS = ("all", "cores", "head", "biases")
 """Names for several parameters at once."""
@@ -28,7 +28,7 @@ def names(op: Op) -> tuple[str, ...]:
     found: tuple[str, ...] = ()
     if isinstance(op, Parallel):
         found = op.names
-    elif isinstance(op, Dense):
+    elif isinstance(op, Dense | Conv):
         found = (op.weight.name,)
     has_bias = getattr(op, "bias", None) is not None
     return (*found, bias_name(op)) if has_bias else found
@@ -82,7 +82,9 @@ def trained_names(graph: Graph, parts: str | Sequence[str]) -> frozenset[str]:
 
 def _head(graph: Graph) -> tuple[str, ...]:
     """The last product's parameters, and the bias that comes after it in a seeded layer."""
-    last = max((i for i, op in enumerate(graph.ops) if isinstance(op, Dense | Parallel)), default=0)
+    last = max(
+        (i for i, op in enumerate(graph.ops) if isinstance(op, Dense | Conv | Parallel)), default=0
+    )
     found = names(graph.ops[last])
     after = graph.ops[last + 1] if last + 1 < len(graph.ops) else None
     return (*found, *names(after)) if isinstance(after, Project) else found

@@ -11,11 +11,12 @@ import numpy as np
 
 from rosler_jax._version import __version__
 from rosler_jax.export._errors import ExportError
+from rosler_jax.export.c import floats as inference
 from rosler_jax.export.c.train import floats
-from rosler_jax.export.c.train.memory import Layout, Node, lay_out
+from rosler_jax.export.c.train.memory import Layout, Node, frozen, lay_out
 from rosler_jax.export.c.train.parallel import Parallel, parallel_graph
 from rosler_jax.export.c.train.parameters import FLAG, Field, Parameters
-from rosler_jax.export.c.train.parts import trained_names
+from rosler_jax.export.c.train.parts import names, trained_names
 from rosler_jax.export.c.unit import Unit, float32_literal
 from rosler_jax.export.graph import Graph
 
@@ -81,10 +82,8 @@ class Program(NamedTuple):
       nodes: its operations.
       first: the first node that anything trains in.
       sizes: of an input and an output.
-      step: body of the step function, given the layout.
+      loss, batch, stage: as :func:`write_training` takes them.
       has_velocity: whether the state keeps one.
-      extra: C functions of its own, and their declarations.
-      extra_bytes: of the arena, after all tensors.
     """
 
     unit: Unit
@@ -121,7 +120,8 @@ def write_training(
     examples. Without momentum and clipping, and with a batch of 1, no velocity is kept at all.
 
     Args:
-      graph: the network: vectors in, vectors out.
+      graph: the network. Linear layers, learnt, seeded or dense, train; convolutions and pooling
+        may come before all that trains.
       loss: ``"cross_entropy"`` of integer labels or ``"mse"``.
       batch: most examples in a step; they are taken one by one and need no memory each.
       stage: ``"successive"`` is back-propagation through the factors; ``"parallel"`` turns each
@@ -194,13 +194,18 @@ def _write_float(
     nodes: list[Node] = []
     first = -1
     for i, op in enumerate(graph.ops):
-        if type(op) not in floats.EMIT:
+        node: Node | None
+        if not parameters.below and not trained.intersection(names(op)):
+            step = inference.EMIT[type(op)](op, unit, f"layer{i}")
+            node = None if step is None else frozen(step)
+        elif type(op) in floats.EMIT:
+            node = floats.EMIT[type(op)](op, parameters, f"train{i}")
+        else:
             raise ExportError(
                 f"{op.name}: a {type(op).__name__} does not train in C; "
-                f"{', '.join(kind.__name__ for kind in floats.EMIT)} do. Train it on the host, or "
-                "let parts='head' of a network of vectors adapt"
+                f"{', '.join(kind.__name__ for kind in floats.EMIT)} do. Train it on the host, and "
+                "on the device only what comes after it, as parts='head' does"
             )
-        node = floats.EMIT[type(op)](op, parameters, f"train{i}")
         if node is not None:
             nodes.append(node)
         if first < 0 and parameters.below:
@@ -512,7 +517,8 @@ typedef struct {{
 int rosler_train_save(const rosler_state *state, const rosler_storage *storage);
 
 /* Reads the newest weights that are whole; *sequence (if not 0) counts how often they were saved.
-   Returns the slot; -1 if there are none: the weights are then those of rosler_train_begin. */
+   Returns the slot; -1 if there are none: the weights are then those of rosler_train_begin. The
+   velocity starts from zero. */
 int rosler_train_load(rosler_state *state, const rosler_storage *storage, uint32_t *sequence);
 
 #ifdef __cplusplus
