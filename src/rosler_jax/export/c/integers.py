@@ -10,8 +10,8 @@ import numpy as np
 
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
 from rosler_jax.export.c.sketches import FILL, Call, filled_bytes, project_step
-from rosler_jax.export.c.unit import INTEGER, Step, Unit
-from rosler_jax.export.c.windows import pad_step, pool_step, window_step
+from rosler_jax.export.c.unit import BYTES, INTEGER, Numbers, Step, Unit
+from rosler_jax.export.c.windows import is_pointwise, pad_step, pool_step, window_step
 from rosler_jax.export.integer import (
     IntOp,
     Lookup,
@@ -89,7 +89,7 @@ def _kernel(unit: Unit, bits: int, wide: bool) -> _Kernel:
     sums, finish = ("int64_t", "i64") if wide else ("int32_t", "i32")
     names = {
         "BITS": f"w{bits}", "KIND": kind, "ACC": sums, "UNIT": str(PER_WORD[bits]),
-        "BLOCK": "block_w16" if kind == "w16" else "block",
+        "BLOCKS": "blocks_w16" if kind == "w16" else "blocks",
         "START": "rosler_start_w4(x, whole * 8)" if bits == 4 else "0",
     }  # fmt: skip
     unit.use("dense", names)
@@ -101,7 +101,7 @@ def _sum_bytes(n: int, wide: bool) -> int:
     return -(-n * (8 if wide else 4) // 8) * 8
 
 
-def _product(op: Product, unit: Unit, label: str) -> Step:
+def _product(op: Product, unit: Unit, label: str, numbers: Numbers = INTEGER) -> Step:
     # There is no 64-bit sum of nibbles: such sums are rare, and bytes serve.
     bits = 8 if op.wide and op.bits == 4 else op.bits
     m, n = math.prod(op.weight.shape[:-1]), op.weight.shape[-1]
@@ -118,7 +118,7 @@ def _product(op: Product, unit: Unit, label: str) -> Step:
             lambda x, y, memory: kernel.call(x, y, (m, n), w, finish, memory), 2 * n, scratch
         )
     return window_step(
-        unit, INTEGER, label, op.name, (op.in_shape, op.out_shape), op.window,
+        unit, numbers, label, op.name, (op.in_shape, op.out_shape), op.window,
         lambda x, y, pixels: kernel.call(
             x, y, (pixels, n // groups), w + offset, finish, "sums"
         ),
@@ -199,7 +199,17 @@ EMIT: dict[type[IntOp], Callable[[Any, Unit, str], Step | None]] = {
 """Each integer operation as a step: a new one is one line here."""
 
 
-def bytes_step(unit: Unit, count: int) -> Step:
-    """Takes inputs of one byte to 16 bits."""
+def reads_bytes(op: IntOp) -> bool:
+    """Whether an operation can read inputs of one byte: one that gathers them anyway."""
+    return isinstance(op, Product) and op.window is not None and not is_pointwise(op.window)
+
+
+def first_steps(op: IntOp, unit: Unit, label: str) -> list[Step]:
+    """The first operation on inputs of one byte."""
+    if isinstance(op, Product) and reads_bytes(op):
+        return [_product(op, unit, label, BYTES)]
     unit.use("bytes")
-    return Step(lambda x, y, _: f"rosler_bytes({x}, {count}, {y});", 2 * count)
+    count = math.prod(op.in_shape)
+    step = EMIT[type(op)](op, unit, label)
+    taken = Step(lambda x, y, _: f"rosler_bytes({x}, {count}, {y});", 2 * count)
+    return [taken] if step is None else [taken, step]

@@ -83,12 +83,14 @@ def write_c(model: Graph | Program, *, probabilities: bool = False) -> CSource:
 
 
 def _integer_steps(program: Program, unit: Unit) -> list[Step]:
-    count = math.prod(program.in_shape)
-    steps = [integers.bytes_step(unit, count)] if program.input_dtype == "uint8" else []
+    steps: list[Step] = []
     for i, op in enumerate(program.ops):
+        if i == 0 and program.input_dtype == "uint8":
+            steps += integers.first_steps(op, unit, "layer0")
+            continue
         step = integers.EMIT[type(op)](op, unit, f"layer{i}")
         steps += [] if step is None else [step]
-    return steps or [_copy(2 * count)]
+    return steps or [_copy(2 * math.prod(program.in_shape))]
 
 
 def _float_steps(graph: Graph, unit: Unit) -> list[Step]:

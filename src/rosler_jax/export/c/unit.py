@@ -28,6 +28,8 @@ class Numbers:
       finish: which finish function ends it.
       weight: C type of regenerated weights.
       size: bytes of an activation.
+      source: C type that a window reads, if another.
+      copy: kernel that copies from there.
     """
 
     suffix: str
@@ -36,6 +38,8 @@ class Numbers:
     finish: str
     weight: str
     size: int
+    source: str | None = None
+    copy: str = "copy"
 
     def names(self, **more: str) -> dict[str, str]:
         """What stands for the templates' placeholders."""
@@ -45,11 +49,14 @@ class Numbers:
             "ACC": self.accumulator,
             "FINISH": self.finish,
             "W": self.weight,
+            "SOURCE": self.source or self.element,
+            "COPY": self.copy,
             **more,
         }
 
 
 INTEGER = Numbers("i16", "int16_t", "int32_t", "i32", "uint32_t", 2)
+BYTES = Numbers("u8", "int16_t", "int32_t", "i32", "uint32_t", 2, "uint8_t", "copy_bytes")
 FLOAT = Numbers("f32", "float", "float", "f32", "float", 4)
 
 CTYPES = {"uint32_t": 4, "int32_t": 4, "int64_t": 8, "int16_t": 2, "uint16_t": 2, "float": 4}

@@ -32,7 +32,8 @@ def _two(values: tuple[int, ...], fill: int) -> tuple[int, int]:
     return (fill, values[0]) if len(values) == 1 else (values[0], values[1])
 
 
-def _is_pointwise(window: Window) -> bool:
+def is_pointwise(window: Window) -> bool:
+    """Whether a window is one pixel that visits all: a plain product over every pixel."""
     return (
         all(k == 1 for k in window.size)
         and all(s == 1 for s in window.strides)
@@ -96,8 +97,7 @@ def window_step(
     height, width, channels = image(name, shapes[1])
     groups, element = window.groups, numbers.element
     inner = math.prod(window.size) * shapes[0][-1] // groups
-    # A window of one pixel is a plain product over every pixel.
-    direct = _is_pointwise(window)
+    direct = is_pointwise(window)
     filled = inner if direct else -(-inner // align) * align
     room = 0 if direct else -(-filled * numbers.size // 8) * 8
     source = f"x + (i * {width} + j) * {shapes[0][-1]} + g * {inner}" if direct else "patch"
@@ -110,7 +110,7 @@ def window_step(
     types = {"patch": f"{element} *", "sums": "unsigned char *", "w": f"{numbers.weight} *"}
     used = [(types[kind] + kind, value) for kind, value, wanted in memory if wanted]
     lines = [
-        f"static void rosler_{label}(const {element} *x, {element} *y"
+        f"static void rosler_{label}(const {numbers.source or element} *x, {element} *y"
         f"{', unsigned char *memory' if used else ''})",
         "{",
         *(f"    {declared} = {value};" for declared, value in used),

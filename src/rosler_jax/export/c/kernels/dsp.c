@@ -16,6 +16,8 @@ static inline uint32_t rosler_load2(const int16_t *x)
 /* Kernels are written out where they are called: sizes are constants there. */
 #if defined(__GNUC__)
 #define ROSLER_INLINE static inline __attribute__((always_inline))
+#define ROSLER_APART static __attribute__((noinline))
 #else
 #define ROSLER_INLINE static inline
+#define ROSLER_APART static
 #endif

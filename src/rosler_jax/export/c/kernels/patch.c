@@ -1,7 +1,7 @@
-/* requires: copy
+/* requires: @COPY@
    The pixels under a window, gathered; those beyond the image are zero. Neither dilation nor groups:
    a row of the window lies in one piece. */
-static inline void rosler_patch_@S@(const @X@ *x, int height, int width, int channels, int top,
+static inline void rosler_patch_@S@(const @SOURCE@ *x, int height, int width, int channels, int top,
                                     int left, int rows, int cols, @X@ *patch)
 {
     const int row = width * channels, piece = cols * channels;

@@ -1,7 +1,7 @@
-/* requires: copy
+/* requires: @COPY@
    Any window: pixels step_y, step_x apart on an image whose own pixels lie gap_y, gap_x apart, and
    channels first .. first + count - 1 of it. */
-static inline void rosler_patch_any_@S@(const @X@ *x, int height, int width, int channels, int first,
+static inline void rosler_patch_any_@S@(const @SOURCE@ *x, int height, int width, int channels, int first,
                                         int count, int top, int left, int rows, int cols, int step_y,
                                         int step_x, int gap_y, int gap_x, @X@ *patch)
 {

@@ -5,9 +5,15 @@ ROSLER_INLINE void rosler_upper_i32(const int32_t *acc, const int32_t *m, int ea
                                     int relu, int n, int16_t *y)
 {
     const int32_t half = (int32_t)1 << (shift - 33);
-    for (; n > 0; --n, m += each) {
-        const int32_t upper = (int32_t)(((int64_t)*acc++ * *m) >> 32);
-        *y++ = rosler_clip((upper + half) >> (shift - 32), relu);
+    for (; n > 1; n -= 2, m += 2 * each, acc += 2, y += 2) {
+        const int32_t p = (int32_t)(((int64_t)acc[0] * m[0]) >> 32);
+        const int32_t q = (int32_t)(((int64_t)acc[1] * m[each]) >> 32);
+        y[0] = rosler_clip((p + half) >> (shift - 32), relu);
+        y[1] = rosler_clip((q + half) >> (shift - 32), relu);
+    }
+    if (n > 0) {
+        const int32_t p = (int32_t)(((int64_t)*acc * *m) >> 32);
+        *y = rosler_clip((p + half) >> (shift - 32), relu);
     }
 }
 
