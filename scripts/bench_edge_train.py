@@ -350,7 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{network}, single steps: {json.dumps(single[network])}", flush=True)
     results = {
         "date": datetime.date.today().isoformat(),
-        "command": f"python scripts/bench_edge_train.py --data DIR --out OUT --seeds {parsed.seeds}",
+        "command": f"scripts/bench_edge_train.py --data DIR --out OUT --seeds {parsed.seeds}",
         "compiler": version(toolchain.compiler),
         "emulator": version(toolchain.emulator),
         "python": f"Python {platform.python_version()}, JAX {jax.__version__}",
