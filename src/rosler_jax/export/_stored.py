@@ -59,7 +59,8 @@ def integers_of(weight: Weight, bits: int, axis: int | None = None) -> Integers:
     if axis is None:
         ranked = channel_axis(weight.name, shape)
         axis = -1 if ranked is None else ranked - len(shape)
-    new = quantize(jnp.asarray(weight.values), bits, axis)
+    with jax.ensure_compile_time_eval():
+        new = quantize(jnp.asarray(weight.values), bits, axis)
     return Integers(np.asarray(new.values), np.asarray(new.scale, np.float32), axis)
 
 
