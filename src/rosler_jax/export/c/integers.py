@@ -10,7 +10,7 @@ import numpy as np
 
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
 from rosler_jax.export.c.sketches import FILL, Call, filled_bytes, project_step
-from rosler_jax.export.c.unit import BYTES, INTEGER, Numbers, Step, Unit
+from rosler_jax.export.c.unit import BYTES, CTYPES, INTEGER, Numbers, Step, Unit
 from rosler_jax.export.c.windows import is_pointwise, pad_step, pool_step, window_step
 from rosler_jax.export.integer import (
     IntOp,
@@ -59,46 +59,54 @@ def _finish(
     return f"{name} + g" if groups > 1 else name
 
 
+FUSED_SHIFT = 33  # from here on half a unit lies in the upper word of the product
+
+
 class _Kernel(NamedTuple):
     """A product as C.
 
     Attributes:
       name: of its function.
-      sums: C type of the sums.
-      finish: of the function that finishes them.
+      sums: C type of the sums, if these go through memory; None if they stay in registers.
+      finish: of the function that then finishes them.
       unit: weights in a word.
     """
 
     name: str
-    sums: str
+    sums: str | None
     finish: str
     unit: int
 
     def call(self, x: str, y: str, sizes: tuple[int, int], w: str, end: str, memory: str) -> str:
-        """Statements for ``y = finish(W x)``; the sums lie in ``memory``."""
+        """Statements for ``y = finish(W x)``; sums lie in ``memory``."""
         m, n = sizes
+        if self.sums is None:
+            return f"{self.name}({x}, {m}, {n}, {w}, {end}, {y});"
         sums = f"({self.sums} *)({memory})"
-        bias = f"({end})->bias"
-        product = f"{self.name}({x}, {m}, {n}, {w}, {bias}, {sums});"
+        product = f"{self.name}({x}, {m}, {n}, {w}, ({end})->bias, {sums});"
         return f"{product} {self.finish}({end}, {sums}, {n}, {y});"
 
+    def sum_bytes(self, n: int) -> int:
+        """Memory for the sums of n outputs."""
+        size = 0 if self.sums is None else CTYPES[self.sums]
+        return -(-n * size // 8) * 8
 
-def _kernel(unit: Unit, bits: int, wide: bool) -> _Kernel:
+
+def _kernel(unit: Unit, bits: int, wide: bool, shift: int) -> _Kernel:
     """Adds the product with weights of so many bits."""
     kind = f"w{bits}_wide" if wide else f"w{bits}"
-    sums, finish = ("int64_t", "i64") if wide else ("int32_t", "i32")
     names = {
-        "BITS": f"w{bits}", "KIND": kind, "ACC": sums, "UNIT": str(PER_WORD[bits]),
-        "BLOCKS": "blocks_w16" if kind == "w16" else "blocks",
+        "BITS": f"w{bits}", "KIND": kind, "ACC": "int64_t" if wide else "int32_t",
+        "BLOCK": "block_w16" if kind == "w16" else "block", "UNIT": str(PER_WORD[bits]),
         "START": "rosler_start_w4(x, whole * 8)" if bits == 4 else "0",
     }  # fmt: skip
+    if not wide and shift >= FUSED_SHIFT:
+        unit.use("fused", names)
+        return _Kernel(f"rosler_fused_{kind}", None, "", PER_WORD[bits])
+    finish = "i64" if wide else "i32"
     unit.use("dense", names)
     unit.use(f"rows_{finish}")
-    return _Kernel(f"rosler_dense_{kind}", sums, f"rosler_rows_{finish}", PER_WORD[bits])
-
-
-def _sum_bytes(n: int, wide: bool) -> int:
-    return -(-n * (8 if wide else 4) // 8) * 8
+    return _Kernel(f"rosler_dense_{kind}", names["ACC"], f"rosler_rows_{finish}", PER_WORD[bits])
 
 
 def _product(op: Product, unit: Unit, label: str, numbers: Numbers = INTEGER) -> Step:
@@ -106,13 +114,13 @@ def _product(op: Product, unit: Unit, label: str, numbers: Numbers = INTEGER) ->
     bits = 8 if op.wide and op.bits == 4 else op.bits
     m, n = math.prod(op.weight.shape[:-1]), op.weight.shape[-1]
     groups = 1 if op.window is None else op.window.groups
-    kernel = _kernel(unit, bits, op.wide)
+    kernel = _kernel(unit, bits, op.wide, op.requant.shift)
     rows = op.weight.reshape(m, n).T.reshape(groups, n // groups, m)
     words = [pack_rows(group, bits) for group in rows]
     w = unit.array("uint32_t", f"{label}_weights", np.concatenate(words), "weights")
     finish = _finish(unit, label, op.requant, op.bias, wide=op.wide, groups=groups)
     offset = f" + g * {words[0].size}" if groups > 1 else ""
-    scratch = _sum_bytes(n // groups, op.wide)
+    scratch = kernel.sum_bytes(n // groups)
     if op.window is None:
         return Step(
             lambda x, y, memory: kernel.call(x, y, (m, n), w, finish, memory), 2 * n, scratch
@@ -136,13 +144,13 @@ def _signs(op: Signs, unit: Unit, label: str) -> Step:
 
 def _patch_signs(op: PatchSigns, unit: Unit, label: str) -> Step:
     finish = _finish(unit, label, op.requant)
-    kernel = _kernel(unit, 8, False)
+    kernel = _kernel(unit, 8, False, op.requant.shift)
     cols = op.sketch.cols
     begin = FILL[op.sketch.kind](Call(unit, INTEGER, label, op.sketch, finish))
     return window_step(
         unit, INTEGER, label, op.name, (op.in_shape, op.out_shape), op.window,
         lambda x, y, pixels: kernel.call(x, y, (pixels, cols), "w", finish, "sums"),
-        align=kernel.unit, sum_bytes=_sum_bytes(cols, False),
+        align=kernel.unit, sum_bytes=kernel.sum_bytes(cols),
         begin=begin, begin_bytes=filled_bytes(op.sketch, INTEGER),
     )  # fmt: skip
 
