@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rosler_jax import modelfile
 from rosler_jax.cli import main
 from rosler_jax.deploy import load_network
-from rosler_jax.export import DTYPES, TARGETS, ExportError, export
+from rosler_jax.export import DTYPES, TARGETS, ExportError, Training, export
 from rosler_jax.export.report import Limits, estimates, shortfall
 from rosler_jax.modelfile import ModelFileError
 
@@ -75,6 +75,28 @@ def test_a_model_too_large_is_refused_with_what_would_fit(model, tmp_path):
     assert shortfall(done.report, Limits(), graph) is None
 
 
+def test_code_that_trains_is_written_beside_it(model, tmp_path):
+    how = Training(parts="head", batch=4)
+    done = export(model, tmp_path / "edge", board=None, train=how)
+    names = {path.name for path in done.files}
+    assert {"rosler_train.h", "rosler_train.c"} < names
+    training = done.report["training"]
+    assert training["parts"] == "head"
+    assert training["state_bytes"] >= 4 * 30 * 7
+    with pytest.raises(ExportError, match="target c"):
+        export(model, tmp_path / "edge", target="onnx", train=how)
+
+
+@pytest.mark.parametrize("target", ["onnx", "tflite", "stablehlo"])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_targets_of_one_file(model, tmp_path, target, dtype):
+    pytest.importorskip({"onnx": "onnx", "tflite": "tflite", "stablehlo": "flatbuffers"}[target])
+    done = export(model, tmp_path / "edge", target=target, dtype=dtype, calibration=pixels((70,)))
+    (path,) = done.files
+    assert path.stat().st_size == done.report["file_bytes"]
+    assert path.name == f"model.{target}"
+
+
 def test_estimates_name_their_model():
     from rosler_jax.export.report import Counted
 
@@ -110,6 +132,9 @@ def test_command_line(model, tmp_path, capsys):
     assert main([*common, "--flash", "0"]) == 2
     assert main([*common, "--dtype", "int5"]) == 2
     assert main([*common, "--target", "onnx", "--flash", "10"]) == 2
+    assert main([*common, "--target", "onnx", "--train", "float32"]) == 2
+    assert main([*common, "--clip", "1.0"]) == 2
+    assert main([*common, "--train", "float32", "--parts", "head", "--clip", "1.0"]) == 0
     (tmp_path / "bad.npy").write_bytes(b"no")
     assert main([*common, "--dtype", "int8", "--calibration", str(tmp_path / "bad.npy")]) == 1
     assert "not a NumPy file" in capsys.readouterr().err

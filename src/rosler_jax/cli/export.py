@@ -50,6 +50,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--softmax", action="store_true", help="C: add rosler_softmax, which gives probabilities"
     )
 
+    training = parser.add_argument_group(
+        "training on the device", "C: writes rosler_train.h and rosler_train.c, too"
+    )
+    training.add_argument("--train", choices=("float32", "fixed"), help="what it computes with")
+    training.add_argument("--loss", choices=("cross_entropy", "mse"), help="default: cross_entropy")
+    training.add_argument(
+        "--stage", choices=("successive", "parallel"), help="of aRes-BP (default: successive)"
+    )
+    training.add_argument(
+        "--parts", choices=("all", "cores", "head", "biases"), help="what trains (default: all)"
+    )
+    training.add_argument(
+        "--batch", type=int, metavar="N", help="most examples a step (default: 16)"
+    )
+    training.add_argument("--momentum", type=float, metavar="F", help="of SGD (default: 0.9)")
+    training.add_argument(
+        "--clip", type=float, metavar="F", help="norm of all gradients (default: none)"
+    )
+
 
 def run(args: argparse.Namespace) -> Outcome:
     """Exports."""
@@ -58,6 +77,7 @@ def run(args: argparse.Namespace) -> Outcome:
             raise UsageError(f"--{name} is a positive number of bytes, for --target c")
     from rosler_jax.export import export
 
+    training = _training(args)
     done = export(
         args.path,
         args.out,
@@ -69,9 +89,25 @@ def run(args: argparse.Namespace) -> Outcome:
         ram=args.ram,
         board=None if args.board == "none" else args.board,
         probabilities=args.softmax,
+        train=training,
     )
     files = [str(path) for path in done.files]
     return Outcome("\n".join([done.text, "", "wrote", *files]), {"files": files, **done.report})
+
+
+def _training(args: argparse.Namespace) -> Any:
+    """How the device trains; None if it does not."""
+    from rosler_jax.export import Training
+
+    names = ("loss", "stage", "parts", "batch", "momentum", "clip")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.train is None:
+        if given:
+            raise UsageError(f"--{next(iter(given))} is for --train float32 or --train fixed")
+        return None
+    if args.target != "c":
+        raise UsageError("--train is for --target c")
+    return Training(dtype=args.train, **given)
 
 
 def _calibration(args: argparse.Namespace) -> Any:
@@ -79,7 +115,8 @@ def _calibration(args: argparse.Namespace) -> Any:
     from rosler_jax.export import calibration_of
 
     if args.calibration is None:
-        known = args.data is not None or args.dtype != "float32"
+        integer = args.dtype != "float32" or args.train == "fixed"
+        known = args.data is not None or (integer and args.target in ("c", "tflite"))
         return calibration_of(args.path, args.data) if known else None
     import numpy as np
 
@@ -107,6 +144,7 @@ COMMAND = Command(
         "work the model takes before anything is flashed."
     ),
     examples=(
+        "rosler export runs/compact --dtype int8 --train fixed --parts head --out edge",
         "rosler export runs/compact --target c --dtype int16 --out edge",
         "rosler export runs/compact --dtype int8 --flash 65536 --ram 8192 --out edge",
         "rosler export runs/compact --target onnx --out edge",

@@ -25,6 +25,28 @@ DTYPES = ("float32", *WEIGHT_BITS)
 EXAMPLES = 16  # inputs and outputs that are written beside a C model
 
 
+class Training(NamedTuple):
+    """How the network goes on learning on the device; see ``write_training``.
+
+    Attributes:
+      dtype: ``"float32"`` or ``"fixed"``.
+      loss: ``"cross_entropy"`` or ``"mse"``.
+      stage: ``"successive"`` or ``"parallel"``.
+      parts: what trains: ``"all"``, ``"cores"``, ``"head"`` or ``"biases"``.
+      batch: most examples in a step.
+      momentum: of SGD.
+      clip: norm that gradients are scaled down to; None for none.
+    """
+
+    dtype: str = "float32"
+    loss: str = "cross_entropy"
+    stage: str = "successive"
+    parts: str = "all"
+    batch: int = 16
+    momentum: float = 0.9
+    clip: float | None = None
+
+
 class Options(NamedTuple):
     """What an export is told.
 
@@ -36,6 +58,7 @@ class Options(NamedTuple):
       limits: of the target's flash and RAM, in bytes.
       board: whose instructions are counted where an emulator is installed; None for no count.
       probabilities: whether C code has ``rosler_softmax``, too.
+      train: C code that trains is written beside it; None for none.
     """
 
     dtype: str = "float32"
@@ -44,6 +67,7 @@ class Options(NamedTuple):
     limits: report.Limits = report.Limits()
     board: str | None = "cortex-m4"
     probabilities: bool = False
+    train: Training | None = None
 
 
 class Exported(NamedTuple):
@@ -72,6 +96,7 @@ def export(
     ram: int | None = None,
     board: str | None = "cortex-m4",
     probabilities: bool = False,
+    train: Training | None = None,
 ) -> Exported:
     """Exports a trained model.
 
@@ -86,6 +111,7 @@ def export(
       flash, ram: bytes that the target has; a model that takes more is refused. C only.
       board: whose instructions are counted where an emulator is installed; None to count none.
       probabilities: whether C code has ``rosler_softmax``, too.
+      train: how the network goes on learning on the device: writes ``rosler_train.h`` and ``.c``.
 
     Returns:
       The files and the report.
@@ -123,6 +149,7 @@ def export(
         report.Limits(flash, ram),
         board,
         probabilities,
+        train,
     )
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,6 +175,7 @@ def _to_c(loaded: LoadedNetwork, graph: Graph, folder: Path, options: Options) -
     model, inputs, outputs = _with_examples(graph, options)
     source = write_c(model, probabilities=options.probabilities)
     texts = {HEADER: source.header, SOURCE: source.source}
+    training = None if options.train is None else _training(graph, options, texts)
     counted, missing = None, None if options.board is None else "no inputs to count with"
     if options.board is not None:
         with tempfile.TemporaryDirectory() as work:
@@ -155,6 +183,7 @@ def _to_c(loaded: LoadedNetwork, graph: Graph, folder: Path, options: Options) -
             counted, missing = report.count(work, inputs, options.board)
     sizes = _sizes(loaded, options.input_shape)
     found = report.edge_report(source, sizes, loaded.specs, graph, options.dtype, counted, missing)
+    found["training"] = training
     refused = report.shortfall(found, options.limits, graph)
     if refused is not None:
         raise ExportError(refused)
@@ -168,6 +197,22 @@ def _to_c(loaded: LoadedNetwork, graph: Graph, folder: Path, options: Options) -
     replace_file(examples, write)
     paths += [examples, *_write(folder, {"size_report.json": json.dumps(found, indent=2) + "\n"})]
     return Exported(tuple(paths), found, report.table(found))
+
+
+def _training(graph: Graph, options: Options, texts: dict[str, str]) -> dict[str, Any]:
+    """Adds the files that train; gives what they take."""
+    from rosler_jax.export.c import train
+
+    assert options.train is not None
+    how = options.train._asdict()
+    source = train.write_training(graph, calibration=options.calibration, **how)
+    texts |= {train.HEADER: source.header, train.SOURCE: source.source}
+    return {
+        **how,
+        "state_bytes": source.state_bytes,
+        "arena_bytes": source.arena_bytes,
+        "data_bytes": sum(source.constant_bytes.values()),
+    }
 
 
 def _sizes(loaded: LoadedNetwork, input_shape: tuple[int, ...] | None) -> Any:
@@ -201,9 +246,53 @@ def _with_examples(graph: Graph, options: Options) -> tuple[Any, np.ndarray, np.
     return program, inputs, run_integer(program, inputs)
 
 
+def _to_file(
+    write: Callable[[Graph, Path, Options], int], suffix: str
+) -> Callable[[LoadedNetwork, Graph, Path, Options], Exported]:
+    """A target that is one file."""
+
+    def to(loaded: LoadedNetwork, graph: Graph, folder: Path, options: Options) -> Exported:
+        if options.limits != report.Limits() or options.train is not None:
+            raise ExportError(f"flash, ram and training are for the target c, not {suffix}")
+        path = folder / f"model.{suffix}"
+        size = write(graph, path, options)
+        dense = _sizes(loaded, options.input_shape).total("dense_bytes")
+        found = {"dtype": options.dtype, "file_bytes": size, "dense_bytes": dense}
+        rows = f"{options.dtype}: {size:,} bytes; the dense float32 network has {dense:,}"
+        return Exported((path,), found, rows)
+
+    return to
+
+
+def _onnx(graph: Graph, path: Path, options: Options) -> int:
+    from rosler_jax.export.onnx import to_onnx
+
+    return to_onnx(graph, path, bits=report.BITS[options.dtype])
+
+
+def _tflite(graph: Graph, path: Path, options: Options) -> int:
+    from rosler_jax.export.tflite import to_tflite
+
+    bits = report.BITS[options.dtype]
+    # Integer activations go with weights of a byte; other weights are computed with in float32.
+    calibration = options.calibration if bits == 8 else None
+    return to_tflite(graph, path, bits=bits, calibration=calibration)
+
+
+def _stablehlo(graph: Graph, path: Path, options: Options) -> int:
+    from rosler_jax.export.stablehlo import to_stablehlo
+
+    return to_stablehlo(graph, path, bits=report.BITS[options.dtype])
+
+
 Target = Callable[[LoadedNetwork, Graph, Path, Options], Exported]
 
-TARGETS: dict[str, Target] = {"c": _to_c}
+TARGETS: dict[str, Target] = {
+    "c": _to_c,
+    "onnx": _to_file(_onnx, "onnx"),
+    "tflite": _to_file(_tflite, "tflite"),
+    "stablehlo": _to_file(_stablehlo, "stablehlo"),
+}
 """Every target by name: a new one is one line here."""
 
 
