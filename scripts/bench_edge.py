@@ -34,9 +34,9 @@ from rosler_jax.config import TrainConfig
 from rosler_jax.data._dataset import Dataset
 from rosler_jax.deploy import Trained, deploy, load_network, save_network
 from rosler_jax.export import lower, reference, run_integer
+from rosler_jax.export.build import build_graph
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware import FirmwareRun, run_firmware
-from rosler_jax.export.graph import build_graph
 from rosler_jax.export.report import Counted, estimates
 from rosler_jax.fit import Arrays, make_fit
 

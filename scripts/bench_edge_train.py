@@ -129,7 +129,7 @@ def train_on_host(network: str, data: dict[str, Split], seed: int) -> Any:
     from flax import nnx
 
     from rosler_jax.deploy import Trained, pack
-    from rosler_jax.export.graph import build_graph
+    from rosler_jax.export.build import build_graph
     from rosler_jax.network import Network, split_state
 
     x, y = data["train"]

@@ -19,10 +19,10 @@ from exported_models import (
 )
 
 from rosler_jax.export import lower, reference, run_integer
+from rosler_jax.export.build import build_graph
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware import run_firmware, run_host
-from rosler_jax.export.graph import build_graph
 
 SKETCHES = ("srht", "rademacher", "sparse_sign", "block_perm", "rows_uniform")
 NETS = {

@@ -91,7 +91,7 @@ def network(
     from flax import nnx
 
     from rosler_jax.deploy import Trained, pack
-    from rosler_jax.export.graph import build_graph
+    from rosler_jax.export.build import build_graph
     from rosler_jax.network import Network, split_state
 
     _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(seed)))

@@ -19,7 +19,8 @@ from exported_models import (
 from rosler_jax.config import TrainConfig
 from rosler_jax.deploy import Trained, load_network, save_network
 from rosler_jax.export import ExportError, reference
-from rosler_jax.export.graph import Affine, Dense, build_graph
+from rosler_jax.export.build import build_graph
+from rosler_jax.export.graph import Affine, Dense
 from rosler_jax.fit import Arrays, make_fit
 
 NETS = {

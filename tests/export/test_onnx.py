@@ -83,7 +83,7 @@ def test_a_large_seeded_layer_is_near_its_model_file(tmp_path: Path) -> None:
     from flax import nnx
 
     from rosler_jax.deploy import Trained, pack, save_network
-    from rosler_jax.export.graph import build_graph
+    from rosler_jax.export.build import build_graph
     from rosler_jax.network import Network, split_state
 
     spec = {"kind": "sketch_linear", "in_features": 700, "out_features": 900, "rank": 16}
@@ -104,7 +104,7 @@ def test_a_three_dimensional_convolution() -> None:
     from flax import nnx
 
     from rosler_jax.deploy import Trained, pack
-    from rosler_jax.export.graph import build_graph
+    from rosler_jax.export.build import build_graph
     from rosler_jax.network import Network, split_state
 
     window = {"kernel_size": [2, 3, 2], "strides": [1, 2, 1]}

@@ -13,7 +13,7 @@ from small_networks import graph_of, inputs_of, network_of
 
 from rosler_jax.export import reference
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export.graph import build_graph
+from rosler_jax.export.build import build_graph
 from rosler_jax.export.stablehlo import exported, forward, load_stablehlo, to_stablehlo
 
 pytest.importorskip("flatbuffers", reason="the extra export is not installed")

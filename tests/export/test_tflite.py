@@ -14,7 +14,8 @@ from small_networks import CASES, conv, graph_of, inputs_of, network_of
 from rosler_jax.deploy import Trained, pack, save_network
 from rosler_jax.export import reference
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export.graph import Graph, build_graph
+from rosler_jax.export.build import build_graph
+from rosler_jax.export.graph import Graph
 from rosler_jax.export.tflite import tflite_model, to_tflite
 from rosler_jax.network import Network, split_state
 

@@ -17,7 +17,8 @@ from rosler_jax._files import replace_file, replace_text
 from rosler_jax.deploy import LoadedNetwork, load_network
 from rosler_jax.export import reference, report
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export.graph import Graph, build_graph
+from rosler_jax.export.build import build_graph
+from rosler_jax.export.graph import Graph
 from rosler_jax.export.lowering import WEIGHT_BITS
 
 MODEL, CONFIG = "model.rosler", "config.json"

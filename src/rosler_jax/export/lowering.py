@@ -116,7 +116,7 @@ def lower(
       ExportError: for an unknown dtype, a layer with no integer form, or bad calibration inputs.
 
     Example:
-      >>> from rosler_jax.export.graph import build_graph
+      >>> from rosler_jax.export.build import build_graph
       >>> specs = [{"kind": "linear", "in_features": 4, "out_features": 2}]
       >>> graph = build_graph(specs, {"0/kernel": np.eye(4, 2), "0/bias": np.ones(2)})
       >>> program = lower(graph, np.linspace(-1, 1, 8).reshape(2, 4))

@@ -119,7 +119,7 @@ def run(graph: Graph, x: Float[Array, "batch *features"]) -> Float[Array, "batch
     """The outputs of a graph; pure, so that it can be jitted.
 
     Example:
-      >>> from rosler_jax.export.graph import build_graph
+      >>> from rosler_jax.export.build import build_graph
       >>> specs = [{"kind": "linear", "in_features": 2, "out_features": 1}]
       >>> run(build_graph(specs, {"0/kernel": jnp.ones((2, 1))}), jnp.ones((3, 2))).tolist()
       [[2.0], [2.0], [2.0]]

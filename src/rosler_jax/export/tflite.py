@@ -90,7 +90,7 @@ def to_tflite(
 
     Example:
       >>> import tempfile
-      >>> from rosler_jax.export.graph import build_graph
+      >>> from rosler_jax.export.build import build_graph
       >>> specs = [{"kind": "linear", "in_features": 2, "out_features": 1}]
       >>> graph = build_graph(specs, {"0/kernel": np.ones((2, 1))})
       >>> with tempfile.TemporaryDirectory() as folder:

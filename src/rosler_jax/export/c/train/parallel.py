@@ -74,7 +74,7 @@ def parallel_graph(
       ExportError: if no layer has two factors, or no seed gives sketches that hold one.
 
     Example:
-      >>> from rosler_jax.export.graph import build_graph
+      >>> from rosler_jax.export.build import build_graph
       >>> specs = [{"kind": "two_factor", "in_features": 8, "out_features": 6, "rank": 1}]
       >>> graph = build_graph(specs, {"0/c": np.ones((8, 1)), "0/r": np.ones((1, 6))})
       >>> op = parallel_graph(graph).ops[0]
