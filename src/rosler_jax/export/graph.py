@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -154,6 +155,12 @@ class Pad(Op):
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Flatten(Op):
     """A new shape for the same numbers in the same order."""
+
+
+def is_relu(ops: Sequence[Op], i: int) -> bool:
+    """Whether operation i, if there is one, is a relu: products take it in."""
+    op = ops[i] if i < len(ops) else None
+    return isinstance(op, Activate) and op.kind == "relu"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

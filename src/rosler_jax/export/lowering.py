@@ -34,6 +34,7 @@ from rosler_jax.export.graph import (
     Pool,
     Project,
     Weight,
+    is_relu,
 )
 from rosler_jax.export.integer import (
     HIGH,
@@ -74,11 +75,13 @@ class _Tensor(NamedTuple):
       scale: q stands for ``q * scale``.
       bound: the largest magnitude, whatever the input.
       seen: the largest real magnitude in calibration.
+      gained: whether the channels carry the scales of the next weight's inputs.
     """
 
     scale: float
     bound: int
     seen: float
+    gained: bool = False
 
 
 class _Context(NamedTuple):
@@ -134,7 +137,7 @@ def lower(
     start, ops, i = tensor, [], 0
     while i < len(graph.ops):
         op = graph.ops[i]
-        fused = isinstance(op, Dense | Conv | Project | PatchProject) and _is_relu(graph.ops, i + 1)
+        fused = isinstance(op, Dense | Conv | Project | PatchProject) and is_relu(graph.ops, i + 1)
         gain = None if fused else _gain(graph.ops, i + 1, WEIGHT_BITS[dtype])
         out = outputs[i + 1 + fused]
         seen = np.abs(out).reshape(-1, out.shape[-1]).max(0).astype(np.float64)
@@ -224,11 +227,6 @@ def _takes_shift(op: Op) -> bool:
     )
 
 
-def _is_relu(ops: Sequence[Op], i: int) -> bool:
-    op = ops[i] if i < len(ops) else None
-    return isinstance(op, Activate) and op.kind == "relu"
-
-
 def _keeps_integers(weight: Weight, bits: int) -> bool:
     return weight.integers is not None and weight.bits <= bits
 
@@ -312,7 +310,7 @@ def _finish(unit: np.ndarray, bound: int, context: _Context) -> tuple[Requant, _
     scale = _scale(seen)
     low = 0 if context.relu else LOW
     form, reach = requant(unit * gain / scale, bound, low)
-    return form, _Tensor(scale, reach, seen)
+    return form, _Tensor(scale, reach, seen, context.gain is not None)
 
 
 def _bias(op: Any, unit: np.ndarray) -> np.ndarray:
@@ -330,7 +328,7 @@ def _bias(op: Any, unit: np.ndarray) -> np.ndarray:
 
 def _product(op: Dense | Conv, x: _Tensor, context: _Context) -> tuple[list[IntOp], _Tensor]:
     window = op.window if isinstance(op, Conv) else None
-    weight, scales = _integers(op.weight, context.bits, scaled=True)
+    weight, scales = _integers(op.weight, context.bits, scaled=x.gained)
     unit = x.scale * scales
     bias = _bias(op, unit)
     sums = np.abs(weight).reshape(-1, weight.shape[-1]).sum(0)

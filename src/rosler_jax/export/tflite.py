@@ -56,6 +56,7 @@ from rosler_jax.export.graph import (
     Shape,
     Weight,
     Window,
+    is_relu,
 )
 
 BITS = (32, 16, 8, 4)
@@ -113,7 +114,7 @@ def tflite_model(graph: Graph, bits: int = 32, calibration: Any = None) -> bytes
     i = 0
     while i < len(graph.ops):
         op = graph.ops[i]
-        relu = isinstance(op, FUSED) and _is_relu(graph, i + 1)
+        relu = isinstance(op, FUSED) and is_relu(graph.ops, i + 1)
         x = EMIT[type(op)](b, op, x, relu)
         i += 1 + relu
     x = reshape(b, real(b, x), *graph.out_shape)
@@ -172,11 +173,6 @@ def inner(shape: Shape) -> Shape:
       ((1, 9, 2), (5,))
     """
     return (1, *shape) if len(shape) == 2 else shape
-
-
-def _is_relu(graph: Graph, i: int) -> bool:
-    op = graph.ops[i] if i < len(graph.ops) else None
-    return isinstance(op, Activate) and op.kind == "relu"
 
 
 def _affine(b: Builder, op: Affine, x: Value, relu: bool) -> Value:

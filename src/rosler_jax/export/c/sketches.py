@@ -9,10 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 import rosler_kernels as rk
-from rosler_jax.export.c.unit import Numbers, Step, Unit
+from rosler_jax.export.c.unit import CTYPES, Numbers, Step, Unit
 from rosler_kernels.hashing import Tag, domain_key
-
-Shapes = tuple[int, int]
 
 
 class Call(NamedTuple):
@@ -33,18 +31,13 @@ class Call(NamedTuple):
     finish: str
 
 
-Writer = Callable[[Call], tuple[str, int]]
-"""Gives a call with {x}, {y} and {scratch} in it, and the bytes of scratch."""
-
-
 def _key(call: Call, tag: Tag, name: str) -> str:
     words = [int(w) for w in domain_key(call.sketch.seed, tag)]
     return call.unit.array("uint32_t", f"{call.label}_{name}", words, "seeds")
 
 
 def _accumulators(count: int, numbers: Numbers) -> int:
-    assert numbers.accumulator in ("int32_t", "float")
-    return 4 * count
+    return CTYPES[numbers.accumulator] * count
 
 
 def _srht(call: Call, transpose: bool) -> tuple[str, int]:
@@ -139,7 +132,7 @@ PROJECT: dict[str, Callable[[Call, bool], tuple[str, int]]] = {
     "block_perm": _sparse,
     "rows_uniform": _rows,
 }
-"""Projections by the family's name."""
+"""By the family's name: a call with {x}, {y} and {scratch} in it, and the bytes of scratch."""
 
 
 def project_step(call: Call, transpose: bool, vectors: int) -> Step:

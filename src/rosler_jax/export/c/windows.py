@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.unit import Numbers, Step, Unit
 from rosler_jax.export.graph import Shape, Window
@@ -163,8 +165,6 @@ def pad_step(
     widths: tuple[tuple[int, int], ...], mode: str,
 ) -> Step:  # fmt: skip
     """A step that pads by copies of the input."""
-    import numpy as np
-
     unit.use("pad", numbers.names())
     height, width, channels = image(name, shapes[0])
     rows, cols, _ = image(name, shapes[1])
