@@ -105,6 +105,29 @@ def signal_net(sketch: str) -> Specs:
 SIGNAL_SHAPE = (17, 3)
 
 
+def volume_net() -> Specs:
+    """Convolutions along three axes: grouped, strided, dilated, padded by copies; pooling."""
+    return [
+        {"kind": "standardize", "mean": 30.0, "std": 80.0},
+        {"kind": "conv", "in_features": 2, "out_features": 4, "kernel_size": [3, 2, 3],
+         "padding": "CIRCULAR", "kernel_dilation": [1, 2, 1], "feature_group_count": 2},
+        {"kind": "tanh"},
+        {"kind": "max_pool", "window": 2},
+        {"kind": "sketch_conv", "in_features": 4, "out_features": 6, "kernel_size": [2, 2, 2],
+         "rank": 2, "mode": "seeded", "in_sketch": 8, "strides": [1, 2, 1],
+         "input_dilation": [2, 1, 1]},
+        {"kind": "gelu"},
+        {"kind": "sketch_conv", "in_features": 6, "out_features": 3, "kernel_size": [1, 3, 2],
+         "rank": 3, "padding": [[0, 0], [2, 1], [1, 1]]},
+        {"kind": "avg_pool", "window": 2},
+        {"kind": "flatten"},
+        {"kind": "linear", "in_features": 6, "out_features": 4},
+    ]  # fmt: skip
+
+
+VOLUME_SHAPE = (5, 7, 6, 2)
+
+
 def pixels(shape: Sequence[int], count: int = 5, seed: int = 0) -> np.ndarray:
     """Whole numbers from 0 to 255, as float32."""
     return np.random.default_rng(seed).integers(0, 256, (count, *shape)).astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from rosler_jax.nn._ares import ares_product
 from rosler_jax.nn.lifts import DenseLift
 
 INPUTS, CLASSES = 20, 5
+CE = "cross_entropy"
 TOLERANCE = 5e-6  # relative, in the norm of a parameter's gradient
 
 SEEDED = {"mode": "seeded"}
@@ -220,7 +221,7 @@ def test_a_wrong_gradient_would_be_seen() -> None:
 
 def trained_by_optax(
     graph: Graph, x: np.ndarray, labels: np.ndarray, tx: optax.GradientTransformation,
-    trained: frozenset[str],
+    trained: frozenset[str], loss: Callable[[Any, Any], Any] = cross_entropy,
 ) -> dict[str, Any]:  # fmt: skip
     params = parameters(graph)
     frozen = {name: value for name, value in params.items() if name not in trained}
@@ -229,7 +230,7 @@ def trained_by_optax(
 
     @jax.jit
     def step(params: Any, state: Any, x: Any, labels: Any) -> Any:
-        grads = jax.grad(lambda p: cross_entropy(run(graph, {**frozen, **p}, x), labels))(params)
+        grads = jax.grad(lambda p: loss(run(graph, {**frozen, **p}, x), labels))(params)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -408,37 +409,55 @@ def test_a_wrong_label_or_count_changes_nothing() -> None:
 # Fixed point.
 
 
+def real_targets(labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    """What a regression might be asked for: a vector for each class, and noise."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(CLASSES, CLASSES))[labels] + 0.1 * rng.normal(
+        size=(*labels.shape, CLASSES)
+    )
+
+
 @pytest.mark.parametrize("name", INTEGER_NETWORKS)
-@pytest.mark.parametrize("parts", ["all", "head"])
-def test_fixed_point_equals_its_specification_bit_for_bit(name: str, parts: str) -> None:
+@pytest.mark.parametrize("parts, loss", [("all", CE), ("head", CE), ("all", "mse")])
+def test_fixed_point_equals_its_specification_bit_for_bit(name: str, parts: str, loss: str) -> None:
     graph = network(INTEGER_NETWORKS[name])
     x, labels = examples(12, 7)
-    plan = lower_training(graph, x.reshape(-1, INPUTS), parts=parts, batch=7)
+    plan = lower_training(graph, x.reshape(-1, INPUTS), parts=parts, batch=7, loss=loss)
+    if loss == "mse":
+        labels = plan.quantize_target(real_targets(labels))
     q = np.stack([plan.prefix.quantize_input(each).reshape(7, -1) for each in x])
     found = train_in_c(write_plan(plan), q, labels, 4, predict=q[0], sanitize=True)
-    state, lacks = spec.begin_fixed(plan), []
+    state, losses = spec.begin_fixed(plan), []
     for each, label in zip(q, labels, strict=True):
-        state, lack = spec.train_fixed(plan, state, each, label, 4)
-        lacks.append(lack)
+        state, lost = spec.train_fixed(plan, state, each, label, 4)
+        losses.append(lost)
     for p in plan.parameters():
         np.testing.assert_array_equal(
             found.weights[p.name], state.weights[p.name] * 2.0**-p.fraction
         )
         np.testing.assert_array_equal(found.velocity[p.name], state.velocity[p.name])
-    assert found.losses.tolist() == lacks
+    assert found.losses.tolist() == losses
     np.testing.assert_array_equal(found.outputs, spec.predict_fixed(plan, state, q[0]))
 
 
-def test_fixed_point_follows_float() -> None:
+@pytest.mark.parametrize("loss", [CE, "mse"])
+def test_fixed_point_follows_float(loss: str) -> None:
     graph = network(INTEGER_NETWORKS["every operation"])
     x, labels = examples(12, 7)
-    plan = lower_training(graph, x.reshape(-1, INPUTS), batch=7)
+    # Targets within twice the outputs that calibration saw, or they saturate.
+    targets = labels if loss == CE else 0.2 * real_targets(labels)
+    plan = lower_training(graph, x.reshape(-1, INPUTS), batch=7, loss=loss)
     q = np.stack([plan.prefix.quantize_input(each).reshape(7, -1) for each in x])
     state = spec.begin_fixed(plan)
-    for each, label in zip(q, labels, strict=True):
-        state, _ = spec.train_fixed(plan, state, each, label, 5)
+    for each, target in zip(
+        q, targets if loss == CE else plan.quantize_target(targets), strict=True
+    ):
+        state, _ = spec.train_fixed(plan, state, each, target, 5)
     tx = optax.sgd(2.0**-5, momentum=0.9)
-    wanted = trained_by_optax(graph, x, labels, tx, trained_names(graph, "all"))
+    names = trained_names(graph, "all")
+    wanted = trained_by_optax(
+        graph, x, targets, tx, names, cross_entropy if loss == CE else squares
+    )
     start = parameters(graph)
     for p in plan.parameters():
         moved = np.linalg.norm(wanted[p.name] - start[p.name])
@@ -446,12 +465,15 @@ def test_fixed_point_follows_float() -> None:
         assert apart < 0.05 * moved, f"{p.name}: {apart:.3g} apart, moved {moved:.3g}"
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_fixed_point_saturates_alike(seed: int) -> None:
+@pytest.mark.parametrize("seed, loss", [(0, CE), (1, CE), (2, CE), (3, "mse")])
+def test_fixed_point_saturates_alike(seed: int, loss: str) -> None:
     """Inputs far beyond calibration and the largest learning rate: the same bits still."""
     graph = network(INTEGER_NETWORKS["signs"], seed)
     x, labels = examples(6, 3, seed)
-    plan = lower_training(graph, 0.05 * x.reshape(-1, INPUTS), batch=3, momentum=0.99)
+    x_small = 0.05 * x.reshape(-1, INPUTS)
+    plan = lower_training(graph, x_small, batch=3, momentum=0.99, loss=loss)
+    if loss == "mse":
+        labels = plan.quantize_target(1e3 * real_targets(labels))
     q = np.random.default_rng(seed).integers(-(2**15), 2**15, x.shape).astype(np.int16)
     found = train_in_c(write_plan(plan), q, labels, 0, predict=q[0], sanitize=True)
     state = spec.begin_fixed(plan)

@@ -68,7 +68,7 @@ def _conv(op: Conv, unit: Unit, label: str) -> Step:
     unit.use("dense_f32")
     finish = _finish(unit, label, op.bias, groups=groups)
     return window_step(
-        unit, FLOAT, label, op.name, (op.in_shape, op.out_shape), op.window,
+        unit, FLOAT, label, (op.in_shape, op.out_shape), op.window,
         lambda x, y, m: f"rosler_dense_f32({x}, {m}, {n}, {w}{offset}, {finish}, {y});",
     )  # fmt: skip
 
@@ -115,12 +115,12 @@ def _patch_project(op: PatchProject, unit: Unit, label: str) -> Step:
         w, *_ = _matrix(unit, label, matrix, 1)
         finish = _finish(unit, label)
         return window_step(
-            unit, FLOAT, label, op.name, shapes, op.window,
+            unit, FLOAT, label, shapes, op.window,
             lambda x, y, rows: f"rosler_dense_f32({x}, {rows}, {cols}, {w}, {finish}, {y});",
         )  # fmt: skip
     finish = _finish(unit, label, scale=op.scale * entry_scale(op.sketch))
     return window_step(
-        unit, FLOAT, label, op.name, shapes, op.window,
+        unit, FLOAT, label, shapes, op.window,
         lambda x, y, rows: f"rosler_dense_f32({x}, {rows}, {cols}, w, {finish}, {y});",
         begin=FILL[op.sketch.kind](Call(unit, FLOAT, label, op.sketch, finish)),
         begin_bytes=filled_bytes(op.sketch, FLOAT),
@@ -150,12 +150,12 @@ def _pool(op: Pool, unit: Unit, label: str) -> Step:
     count = op.window ** (len(op.in_shape) - 1)
     finish = _finish(unit, label, scale=1.0 / count) if op.kind == "mean" else "0"
     shapes = (op.in_shape, op.out_shape)
-    return pool_step(unit, FLOAT, op.name, shapes, op.window, op.kind == "mean", finish)
+    return pool_step(unit, FLOAT, label, shapes, op.window, op.kind == "mean", finish)
 
 
 def _pad(op: Pad, unit: Unit, label: str) -> Step:
     shapes = (op.in_shape, op.out_shape)
-    return pad_step(unit, FLOAT, label, op.name, shapes, op.widths, op.mode)
+    return pad_step(unit, FLOAT, label, shapes, op.widths, op.mode)
 
 
 EMIT: dict[type[Op], Callable[[Any, Unit, str], Step | None]] = {

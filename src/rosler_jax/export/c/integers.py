@@ -126,7 +126,7 @@ def _product(op: Product, unit: Unit, label: str, numbers: Numbers = INTEGER) ->
             lambda x, y, memory: kernel.call(x, y, (m, n), w, finish, memory), 2 * n, scratch
         )
     return window_step(
-        unit, numbers, label, op.name, (op.in_shape, op.out_shape), op.window,
+        unit, numbers, label, (op.in_shape, op.out_shape), op.window,
         lambda x, y, pixels: kernel.call(
             x, y, (pixels, n // groups), w + offset, finish, "sums"
         ),
@@ -148,7 +148,7 @@ def _patch_signs(op: PatchSigns, unit: Unit, label: str) -> Step:
     cols = op.sketch.cols
     begin = FILL[op.sketch.kind](Call(unit, INTEGER, label, op.sketch, finish))
     return window_step(
-        unit, INTEGER, label, op.name, (op.in_shape, op.out_shape), op.window,
+        unit, INTEGER, label, (op.in_shape, op.out_shape), op.window,
         lambda x, y, pixels: kernel.call(x, y, (pixels, cols), "w", finish, "sums"),
         align=kernel.unit, sum_bytes=kernel.sum_bytes(cols),
         begin=begin, begin_bytes=filled_bytes(op.sketch, INTEGER),
@@ -185,12 +185,12 @@ def _lookup(op: Lookup, unit: Unit, label: str) -> Step:
 def _pooled(op: Pooled, unit: Unit, label: str) -> Step:
     mean = op.kind == "mean"
     finish = _finish(unit, label, op.requant) if mean else "0"
-    return pool_step(unit, INTEGER, op.name, (op.in_shape, op.out_shape), op.window, mean, finish)
+    return pool_step(unit, INTEGER, label, (op.in_shape, op.out_shape), op.window, mean, finish)
 
 
 def _padded(op: Padded, unit: Unit, label: str) -> Step:
     shapes = (op.in_shape, op.out_shape)
-    return pad_step(unit, INTEGER, label, op.name, shapes, op.widths, op.mode)
+    return pad_step(unit, INTEGER, label, shapes, op.widths, op.mode)
 
 
 EMIT: dict[type[IntOp], Callable[[Any, Unit, str], Step | None]] = {

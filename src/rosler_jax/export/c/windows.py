@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.unit import Numbers, Step, Unit
 from rosler_jax.export.graph import Shape, Window
 
@@ -15,23 +14,19 @@ Multiply = Callable[[str, str, int], str]
 """C call that multiplies: given the input's and the output's expression, and numbers under it."""
 
 
-def image(name: str, shape: Shape) -> tuple[int, int, int]:
-    """Height, width and channels; a signal is an image of height one.
+def image(shape: Shape) -> tuple[int, int, int]:
+    """Height, width and channels of the two inner axes; a signal is an image of height one.
 
-    Raises:
-      ExportError: for more than two spatial axes.
+    Example:
+      >>> image((28, 28, 3)), image((100, 1)), image((5, 28, 28, 3))
+      ((28, 28, 3), (1, 100, 1), (28, 28, 3))
     """
-    if len(shape) == 2:
-        return 1, shape[0], shape[1]
-    if len(shape) == 3:
-        return shape[0], shape[1], shape[2]
-    raise ExportError(
-        f"{name}: {len(shape) - 1} spatial axes; C code has 1 and 2, export onnx or stablehlo"
-    )
+    height, width = _two(shape[:-1], 1)
+    return height, width, shape[-1]
 
 
 def _two(values: tuple[int, ...], fill: int) -> tuple[int, int]:
-    return (fill, values[0]) if len(values) == 1 else (values[0], values[1])
+    return (fill, values[0]) if len(values) == 1 else (values[-2], values[-1])
 
 
 def is_pointwise(window: Window) -> bool:
@@ -44,9 +39,11 @@ def is_pointwise(window: Window) -> bool:
     )
 
 
-def _gather(unit: Unit, numbers: Numbers, name: str, shape: Shape, window: Window) -> str:
-    """C call that gathers the pixels for output (i, j) and group g."""
-    height, width, channels = image(name, shape)
+def _gather(
+    unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape], window: Window
+) -> str:
+    """C call that gathers the pixels for output (i, j) and group g of a signal or an image."""
+    height, width, channels = image(shapes[0])
     rows, cols = _two(window.size, 1)
     stride_y, stride_x = _two(window.strides, 1)
     step_y, step_x = _two(window.dilation, 1)
@@ -67,11 +64,27 @@ def _gather(unit: Unit, numbers: Numbers, name: str, shape: Shape, window: Windo
     )
 
 
+def _gather_axes(
+    unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape], window: Window
+) -> str:
+    """C call that gathers the pixels for output j and group g, along any number of axes."""
+    unit.use("patch_axes", numbers.names())
+    low = tuple(pair[0] for pair in window.padding)
+    sizes = (shapes[0][:-1], shapes[1][:-1], window.size, window.strides, low, window.dilation)
+    rows = zip(*sizes, window.input_dilation, strict=True)
+    table = unit.array("int32_t", f"{label}_axes", list(rows), "tables")
+    channels = shapes[0][-1]
+    count = channels // window.groups
+    return (
+        f"rosler_patch_axes_{numbers.suffix}(x, {table}, {len(window.size)}, {channels}, "
+        f"g * {count}, {count}, j, patch);"
+    )
+
+
 def window_step(
     unit: Unit,
     numbers: Numbers,
     label: str,
-    name: str,
     shapes: tuple[Shape, Shape],
     window: Window,
     multiply: Multiply,
@@ -87,7 +100,6 @@ def window_step(
       unit: of the file.
       numbers: types.
       label: the function's name after ``rosler_``.
-      name: of the layer, for errors.
       shapes: of input and output.
       window: how it slides.
       multiply: what happens to the gathered pixels of group ``g``.
@@ -96,7 +108,10 @@ def window_step(
       begin: statement at the start, with {w} for scratch memory that it fills.
       begin_bytes: of that memory, known to ``multiply`` as ``w``.
     """
-    height, width, channels = image(name, shapes[1])
+    height, width, channels = image(shapes[1])
+    flat = len(window.size) < 3
+    if not flat:  # all positions in one row
+        height, width = 1, math.prod(shapes[1][:-1])
     groups, element = window.groups, numbers.element
     inner = math.prod(window.size) * shapes[0][-1] // groups
     direct = is_pointwise(window)
@@ -104,6 +119,10 @@ def window_step(
     room = 0 if direct else -(-filled * numbers.size // 8) * 8
     source = f"x + (i * {width} + j) * {shapes[0][-1]} + g * {inner}" if direct else "patch"
     target = f"y + (i * {width} + j) * {channels} + g * {channels // groups}"
+    body = [multiply(source, target, filled)]
+    if not direct:
+        gather = _gather if flat else _gather_axes
+        body = [gather(unit, numbers, label, shapes, window), *body]
     memory = [
         ("patch", f"({element} *)memory", not direct),
         ("sums", f"memory + {room}", sum_bytes > 0),
@@ -118,14 +137,7 @@ def window_step(
         *(f"    {declared} = {value};" for declared, value in used),
         "    int i, j, g;",
         *(f"    {text}" for text in _prologue(numbers, begin, inner, filled)),
-        f"    for (i = 0; i < {height}; ++i) {{",
-        f"        for (j = 0; j < {width}; ++j) {{",
-        f"            for (g = 0; g < {groups}; ++g) {{",
-        *([] if direct else [f"                {_gather(unit, numbers, name, shapes[0], window)}"]),
-        f"                {multiply(source, target, filled)}",
-        "            }",
-        "        }",
-        "    }",
+        *_loops([("i", height), ("j", width), ("g", groups)], body),
         "}",
     ]
     unit.functions.append("\n".join(lines))
@@ -134,6 +146,15 @@ def window_step(
         return f"rosler_{label}({x}, {y}{f', {scratch}' if used else ''});"
 
     return Step(call, math.prod(shapes[1]) * numbers.size, room + sum_bytes + begin_bytes)
+
+
+def _loops(counted: Sequence[tuple[str, int]], body: Sequence[str]) -> list[str]:
+    """Lines of C: one loop in the other, within them the body."""
+    lines = list(body)
+    for variable, count in reversed(counted):
+        head = f"for ({variable} = 0; {variable} < {count}; ++{variable}) {{"
+        lines = [head, *(f"    {line}" for line in lines), "}"]
+    return [f"    {line}" for line in lines]
 
 
 def _prologue(numbers: Numbers, begin: str, inner: int, filled: int) -> list[str]:
@@ -145,37 +166,71 @@ def _prologue(numbers: Numbers, begin: str, inner: int, filled: int) -> list[str
 
 
 def pool_step(
-    unit: Unit, numbers: Numbers, name: str, shapes: tuple[Shape, Shape], window: int, mean: bool,
+    unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape], side: int, mean: bool,
     finish: str,
 ) -> Step:  # fmt: skip
     """A step that pools."""
     unit.use("pool", numbers.names())
-    _, width, channels = image(name, shapes[0])
-    rows, cols, _ = image(name, shapes[1])
-    high = 1 if len(shapes[0]) == 2 else window
-    sizes = f"{width}, {channels}, {rows}, {cols}, {high}, {window}, {int(mean)}"
+    name = f"rosler_pool_{numbers.suffix}"
+    axes, channels = len(shapes[0]) - 1, shapes[0][-1]
+    if axes > 2:  # gathered, a window is a signal of one output
+        pixels = side**axes
+        sizes = f"{pixels}, {channels}, 1, 1, 1, {pixels}, {int(mean)}"
+        return window_step(
+            unit, numbers, label, shapes, _pool_window(side, axes),
+            lambda x, y, _: f"{name}({x}, {sizes}, {finish}, {y});",
+        )  # fmt: skip
+    _, width, _ = image(shapes[0])
+    rows, cols, _ = image(shapes[1])
+    high = 1 if axes == 1 else side
+    sizes = f"{width}, {channels}, {rows}, {cols}, {high}, {side}, {int(mean)}"
     return Step(
-        lambda x, y, _: f"rosler_pool_{numbers.suffix}({x}, {sizes}, {finish}, {y});",
+        lambda x, y, _: f"{name}({x}, {sizes}, {finish}, {y});",
         math.prod(shapes[1]) * numbers.size,
+    )
+
+
+def _pool_window(side: int, axes: int) -> Window:
+    sides, ones, none = (side,) * axes, (1,) * axes, ((0, 0),) * axes
+    return Window(
+        size=sides, strides=sides, padding=none, dilation=ones, input_dilation=ones, groups=1
     )
 
 
 def pad_step(
-    unit: Unit, numbers: Numbers, label: str, name: str, shapes: tuple[Shape, Shape],
+    unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape],
     widths: tuple[tuple[int, int], ...], mode: str,
 ) -> Step:  # fmt: skip
-    """A step that pads by copies of the input."""
+    """A step that pads by copies of the input: images, one for each position on the outer axes."""
     unit.use("pad", numbers.names())
-    height, width, channels = image(name, shapes[0])
-    rows, cols, _ = image(name, shapes[1])
-    both = ((0, 0), widths[0]) if len(widths) == 1 else (widths[0], widths[1])
-    index = [np.pad(np.arange(n), w, mode=mode) for n, w in zip((height, width), both, strict=True)]  # type: ignore[call-overload]
-    names = [
-        unit.array("uint16_t", f"{label}_{side}", i, "tables")
-        for side, i in zip(("row", "col"), index, strict=True)
+    sides, out_sides, channels = shapes[0][:-1], shapes[1][:-1], shapes[0][-1]
+    if len(sides) == 1:
+        sides, out_sides, widths = (1, *sides), (1, *out_sides), ((0, 0), *widths)
+    tables = []
+    for axis, (n, both) in enumerate(zip(sides, widths, strict=True)):
+        index = np.pad(np.arange(n), both, mode=mode)  # type: ignore[call-overload]
+        tables.append(unit.array("uint16_t", f"{label}_from_{axis}", index, "tables"))
+    (*outer, rows, cols), (*_, width) = out_sides, sides
+    sizes = f"{width}, {channels}, {rows}, {cols}, {tables[-2]}, {tables[-1]}"
+    names = [f"a{k}" for k in range(len(outer))]
+    source = _position([f"{t}[{a}]" for t, a in zip(tables, names, strict=False)], sides[:-2])
+    target = _position(names, outer)
+    into, out_of = (math.prod(s[-2:]) * channels for s in (out_sides, sides))
+    body = f"rosler_pad_{numbers.suffix}(x + {source} * {out_of}, {sizes}, y + {target} * {into});"
+    lines = [
+        f"static void rosler_{label}(const {numbers.element} *x, {numbers.element} *y)",
+        "{",
+        *([f"    int {', '.join(names)};"] if names else []),
+        *_loops(list(zip(names, outer, strict=True)), [body]),
+        "}",
     ]
-    sizes = f"{width}, {channels}, {rows}, {cols}, {names[0]}, {names[1]}"
-    return Step(
-        lambda x, y, _: f"rosler_pad_{numbers.suffix}({x}, {sizes}, {y});",
-        math.prod(shapes[1]) * numbers.size,
-    )
+    unit.functions.append("\n".join(lines))
+    return Step(lambda x, y, _: f"rosler_{label}({x}, {y});", math.prod(shapes[1]) * numbers.size)
+
+
+def _position(indices: Sequence[str], sizes: Sequence[int]) -> str:
+    """C expression of a row-major position."""
+    text = "0"
+    for index, size in zip(indices, sizes, strict=True):
+        text = index if text == "0" else f"({text} * {size} + {index})"
+    return text

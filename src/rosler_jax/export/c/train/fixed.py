@@ -17,7 +17,10 @@ passes, the learning rate is ``2^-k``::
 No stochastic rounding: the velocity has about 24 bits after the point and the weights 30, far below
 a gradient that matters.
 
-Softmax is a table of ``exp(-z)`` for z from 0 to 16, read with linear interpolation.
+Softmax is a table of ``exp(-z)`` for z from 0 to 16, read with linear interpolation. The error of
+the mean square is ``z = clip(y - target)``, targets in the output's own units; with ``N`` outputs
+times examples, a the bits of N, and the share ``p = 2^(14 + a) / N`` rounded down after adding a
+half, the gradient is ``z p`` with exponent ``f + 13 + a``.
 """
 
 from __future__ import annotations
@@ -128,12 +131,24 @@ class FixedPlan:
       ops: the rest.
       momentum: 15 bits after the point.
       batch: most examples in a step.
+      loss: ``"cross_entropy"`` or ``"mse"``.
     """
 
     prefix: Program
     ops: tuple[FixedOp, ...]
     momentum: int
     batch: int
+    loss: str = "cross_entropy"
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers come out."""
+        return self.ops[-1].outputs
+
+    def quantize_target(self, targets: Any) -> Int16[np.ndarray, "*batch outputs"]:
+        """Real targets of the mean square as the integers that go in, saturated."""
+        whole = np.rint(np.asarray(targets, np.float64) * 2.0 ** self.ops[-1].fraction)
+        return np.asarray(np.clip(whole, LOW, HIGH).astype(np.int16))
 
     def parameters(self) -> list[Trainable]:
         """What trains, in order."""
@@ -257,16 +272,47 @@ def _softmax(y: Int64[Array, "n"], fraction: int) -> Int64[Array, "n"]:
     return (e * ONE + total // 2) // total
 
 
+class _Share(NamedTuple):
+    """The part of an example, and of each of its outputs, in the mean: ``value 2^-bits``."""
+
+    value: int
+    bits: int
+
+
+def _cross_entropy(y: Array, label: Any, fraction: int, share: _Share) -> tuple[Array, Any, Array]:
+    """The error, its exponent, and how much the label's probability lacks."""
+    p = _softmax(y, fraction)
+    target = jnp.where(jnp.arange(p.size) == label, ONE, 0)
+    return *normalise((p - target) * share.value, jnp.int64(15 + share.bits)), ONE - p[label]
+
+
+def _squares(y: Array, target: Array, fraction: int, share: _Share) -> tuple[Array, Any, Array]:
+    """The error, its exponent, and the mean square with ``2 fraction`` bits after the point."""
+    z = _clip16(y - target.astype(jnp.int64))
+    d, e = normalise(z * share.value, jnp.int64(fraction + share.bits - 1))
+    return d, e, (jnp.sum(z * z) + z.size // 2) // z.size
+
+
+LOSSES = {"cross_entropy": _cross_entropy, "mse": _squares}
+"""Error, exponent and loss from outputs and a label, or targets."""
+
+
+def _share(plan: FixedPlan, count: int) -> _Share:
+    if plan.loss == "cross_entropy":
+        return _Share((ONE + count // 2) // count, 15)
+    number = count * plan.outputs
+    bits = 14 + number.bit_length()
+    return _Share((2**bits + number // 2) // number, bits)
+
+
 def _example(
-    plan: FixedPlan, weights: Values, velocity: Values, x: Array, label: Any, share: Any
+    plan: FixedPlan, weights: Values, velocity: Values, x: Array, target: Any, share: _Share
 ) -> tuple[dict[str, Array], Array]:
-    """One example's gradient, added to the velocity; and how much its label's probability lacks."""
+    """One example's gradient, added to the velocity; and its loss."""
     outputs = [x]
     for each in plan.ops:
         outputs.append(FORWARD[type(each)](each, weights, outputs[-1]))
-    p = _softmax(outputs[-1], plan.ops[-1].fraction)
-    target = jnp.where(jnp.arange(p.size) == label, ONE, 0)
-    d, e = normalise((p - target) * share, jnp.int64(30))
+    d, e, loss = LOSSES[plan.loss](outputs[-1], target, plan.ops[-1].fraction, share)
     velocity = dict(velocity)
     for i in reversed(range(len(plan.ops))):
         op: Any = plan.ops[i]
@@ -283,11 +329,11 @@ def _example(
             )
         if i:
             d, e = BACKWARD[type(op)](op, weights, d, e)
-    return velocity, ONE - p[label]
+    return velocity, loss
 
 
 def fixed_step(
-    plan: FixedPlan, state: FixedState, x: Any, labels: Any, shift: Any
+    plan: FixedPlan, state: FixedState, x: Any, targets: Any, shift: Any
 ) -> tuple[FixedState, Int32[Array, ""]]:
     """The specification of a step; pure, to be traced with 64-bit integers enabled.
 
@@ -295,11 +341,11 @@ def fixed_step(
       plan: the network.
       state: weights and velocities.
       x: int16 inputs, ``(examples, numbers)``.
-      labels: of these.
+      targets: labels of these; or their int16 targets, ``(examples, outputs)``.
       shift: k of the learning rate ``2^-k``.
     """
     h = integer.forward(plan.prefix, x.reshape(-1, *plan.prefix.in_shape)).reshape(len(x), -1)
-    share = (ONE + len(x) // 2) // len(x)
+    share = _share(plan, len(x))
     decayed = {
         name: _rounded(v.astype(jnp.int64) * plan.momentum, jnp.int64(15)).astype(jnp.int32)
         for name, v in state.velocity.items()
@@ -308,14 +354,14 @@ def fixed_step(
     def add(velocity: Any, example: Any) -> tuple[Any, Any]:
         return _example(plan, state.weights, velocity, example[0], example[1], share)
 
-    velocity, lack = jax.lax.scan(add, decayed, (h, jnp.asarray(labels)))
+    velocity, losses = jax.lax.scan(add, decayed, (h, jnp.asarray(targets)))
     weights = {}
     for p in plan.parameters():
         down = p.velocity_fraction + shift - p.fraction
         step = _rounded(velocity[p.name].astype(jnp.int64), down)
         new = state.weights[p.name].astype(jnp.int64) - step
         weights[p.name] = jnp.clip(new, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(jnp.int32)
-    return FixedState(weights, velocity), (jnp.sum(lack) // len(x)).astype(jnp.int32)
+    return FixedState(weights, velocity), (jnp.sum(losses) // len(x)).astype(jnp.int32)
 
 
 def begin_fixed(plan: FixedPlan) -> FixedState:
@@ -325,7 +371,7 @@ def begin_fixed(plan: FixedPlan) -> FixedState:
 
 
 def train_fixed(
-    plan: FixedPlan, state: FixedState, x: Any, labels: Any, shift: int
+    plan: FixedPlan, state: FixedState, x: Any, targets: Any, shift: int
 ) -> tuple[FixedState, int]:
     """A step of fixed-point training; what the C code gives, bit for bit.
 
@@ -333,20 +379,22 @@ def train_fixed(
       plan: the network.
       state: from :func:`begin_fixed` or the step before.
       x: int16 inputs, ``(examples, numbers)``; see :meth:`Program.quantize_input` of the prefix.
-      labels: of these.
+      targets: labels of these; or their int16 targets, ``(examples, outputs)``, see
+        :meth:`FixedPlan.quantize_target`.
       shift: k of the learning rate ``2^-k``, 0 to 30.
 
     Returns:
-      The new state; and one minus the labels' mean probability, 15 bits after the point.
+      The new state; and the loss. That of labels is one minus their mean probability, 15 bits after
+      the point; that of targets the mean square, with twice the bits that outputs have.
     """
     with jax.enable_x64(True):
-        new, lack = _compiled(plan)(state, np.asarray(x, np.int16), np.asarray(labels), shift)
-        return jax.tree.map(np.asarray, new), int(lack)
+        new, loss = _compiled(plan)(state, np.asarray(x, np.int16), np.asarray(targets), shift)
+        return jax.tree.map(np.asarray, new), int(loss)
 
 
 @functools.lru_cache(maxsize=16)
 def _compiled(plan: FixedPlan) -> Callable[..., Any]:
-    return jax.jit(lambda state, x, labels, shift: fixed_step(plan, state, x, labels, shift))
+    return jax.jit(lambda state, x, targets, shift: fixed_step(plan, state, x, targets, shift))
 
 
 def predict_fixed(plan: FixedPlan, state: FixedState, x: Any) -> Int16[np.ndarray, "batch *out"]:

@@ -61,6 +61,7 @@ def lower_training(
     parts: str | Sequence[str] = "all",
     momentum: float = 0.9,
     batch: int = 16,
+    loss: str = "cross_entropy",
 ) -> FixedPlan:
     """Turns a network into fixed point that trains.
 
@@ -71,6 +72,8 @@ def lower_training(
       parts: what trains; see :func:`rosler_jax.export.c.train.parts.trained_names`.
       momentum: 0 to below 1, rounded to 15 bits.
       batch: most examples in a step.
+      loss: ``"cross_entropy"`` of labels; or ``"mse"`` of targets, which saturate at twice the
+        largest output in calibration.
 
     Returns:
       The plan.
@@ -106,8 +109,9 @@ def lower_training(
         context = _Context(trained, fraction, sizes[i], sizes[i + 1])
         plan.append(LOWER[type(op)](op, context))
         fraction = plan[-1].fraction
-    plan[-1] = _for_softmax(plan[-1])
-    return FixedPlan(prefix, tuple(plan), round(momentum * ONE), batch)
+    if loss == "cross_entropy":
+        plan[-1] = _for_softmax(plan[-1])
+    return FixedPlan(prefix, tuple(plan), round(momentum * ONE), batch, loss)
 
 
 def _spread(op: Op) -> Op:

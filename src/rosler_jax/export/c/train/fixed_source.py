@@ -36,6 +36,10 @@ from rosler_jax.export.c.train.source import (
 from rosler_jax.export.c.unit import Numbers, Step, Unit
 from rosler_jax.export.graph import Graph
 
+ABOUT_LOSS = {
+    "cross_entropy": "one minus the mean probability of the labels before the step, times 32768.",
+    "mse": "the mean square before the step, in units of ROSLER_TRAIN_OUTPUT_SCALE squared.",
+}
 RAW = Numbers("raw", "int32_t", "int32_t", "raw", "int32_t", 4)
 """Projections of 32-bit integers whose sums are left as they are."""
 
@@ -49,14 +53,18 @@ def write_fixed(
     Raises:
       ExportError: for what only float32 has.
     """
-    for what, value, known in (("loss", loss, "cross_entropy"), ("stage", stage, "successive")):
-        if value != known:
-            raise ExportError(f"{what} {value!r} trains in float32 only; use {known!r}, or float32")
+    if stage != "successive":
+        raise ExportError(
+            f"stage {stage!r} solves for the cores, which takes float32 only; use 'successive', or "
+            "float32"
+        )
     if clip is not None:
         raise ExportError("clip is for float32; fixed-point gradients saturate instead: pass None")
     if calibration is None:
         raise ExportError("fixed point needs calibration inputs, some hundreds as it is used on")
-    plan = lower_training(graph, calibration, parts=parts, momentum=momentum, batch=batch)
+    plan = lower_training(
+        graph, calibration, parts=parts, momentum=momentum, batch=batch, loss=loss
+    )
     return write_plan(plan)
 
 
@@ -76,13 +84,12 @@ def write_plan(plan: FixedPlan) -> TrainSource:
     last = plan.ops[-1]
     style = Style(
         ("int16", "int16"), (plan.prefix.input_scale, 2.0**-last.fraction), "int32_t", "int",
-        "int32_t", "int16_t", "shift",
-        "one minus the mean probability of the labels before the step, times 32768. The\n"
-        "   learning rate is 2^-shift, shift from 0 to 30",
+        "int32_t", "int16_t", "shift", f"{ABOUT_LOSS[plan.loss]}\n"
+        "   The learning rate is 2^-shift, shift from 0 to 30",
     )  # fmt: skip
     sizes = math.prod(plan.prefix.in_shape), last.outputs
     program = Program(
-        unit, style, parameters, nodes, first, sizes, "cross_entropy", plan.batch, True,
+        unit, style, parameters, nodes, first, sizes, plan.loss, plan.batch, True,
         "successive",
     )  # fmt: skip
     layout = lay_out(nodes, first, "int16_t")
@@ -232,27 +239,48 @@ EMIT: dict[type[FixedOp], Callable[[Any, Parameters, str], Node]] = {
 """Each fixed-point operation as C: a new one is one line here."""
 
 
+def _error(program: Program, plan: FixedPlan, layout: Layout) -> tuple[str, list[str]]:
+    """C expression of an example's loss, which leaves the error; and what comes before the loop."""
+    unit, n, fraction = program.unit, program.sizes[1], plan.ops[-1].fraction
+    t = f"(int32_t *)(a + {layout.bytes})"
+    if plan.loss == "mse":
+        unit.use("fixed_squares")
+        error = (
+            f"rosler_fixed_squares({layout.output}, {n}, target + k * {n}, share, "
+            f"{fraction} + bits - 1, {t}, {layout.error}, &e)"
+        )
+        return error, [
+            f"const int32_t number = count > 0 && count <= {program.batch} ? count * {n} : 1;",
+            "const int bits = 14 + rosler_fixed_bits(number);",
+            "const int32_t share = (int32_t)((((int64_t)1 << bits) + number / 2) / number);",
+        ]
+    unit.use("fixed_softmax", {"LAST": str(TABLE_SIZE - 1)})
+    table = unit.array("uint16_t", "rosler_train_exp", exp_table(), "tables")
+    error = (
+        f"rosler_fixed_cross_entropy({layout.output}, {n}, target[k], {fraction - TABLE_STEPS}, "
+        f"{table}, share, {t}, {layout.error}, &e)"
+    )
+    return error, ["const int32_t share = count > 0 ? (32768 + count / 2) / count : 0;"]
+
+
 def _step(program: Program, plan: FixedPlan, layout: Layout) -> str:
     """The function that takes a step."""
     unit, parameters = program.unit, program.parameters
     for kernel in ("fixed_decay", "fixed_update"):
         unit.use(kernel)
-    unit.use("fixed_softmax", {"LAST": str(TABLE_SIZE - 1)})
-    table = unit.array("uint16_t", "rosler_train_exp", exp_table(), "tables")
-    n, bits = program.sizes[1], plan.ops[-1].fraction - TABLE_STEPS
+    error, before = _error(program, plan, layout)
     updates = []
     for field, p in zip(parameters.fields, plan.parameters(), strict=True):
         place = f"s->velocity + {field.offset}, {field.size}"
         shift = f"shift + ({p.velocity_fraction - p.fraction})"
         updates.append(f"rosler_fixed_update({place}, {shift}, s->weights + {field.offset});")
-    t = f"(int32_t *)(a + {layout.bytes})"
     return "\n".join(
         [
             declaration(program) + "\n{",
             "    rosler_state *const s = state;",
             "    unsigned char *const a = (unsigned char *)arena->words;",
-            "    const int32_t share = count > 0 ? (32768 + count / 2) / count : 0;",
-            "    int32_t lack = 0;",
+            *(f"    {line}" for line in before),
+            "    int64_t loss = 0;",
             "    int k, e;",
             "    if (shift < 0 || shift > 30) {",
             "        return -1;",
@@ -262,12 +290,11 @@ def _step(program: Program, plan: FixedPlan, layout: Layout) -> str:
             "    for (k = 0; k < count; ++k) {",
             f"        const int16_t *const example = x + k * {program.sizes[0]};",
             "        rosler_train_forward(s, a, example);",
-            f"        lack += rosler_fixed_cross_entropy({layout.output}, {n}, target[k], {bits}, "
-            f"{table}, share, {t}, {layout.error}, &e);",
+            f"        loss += {error};",
             "        rosler_train_backward(s, a, example, s->velocity, e);",
             "    }",
             *(f"    {line}" for line in updates),
-            "    return lack / count;",
+            "    return (int32_t)(loss / count);",
             "}",
         ]
     )

@@ -70,7 +70,8 @@ def train_in_c(
     Args:
       source: from :func:`write_training`.
       x: inputs, shape ``(steps, examples, numbers)``, in the C code's type.
-      targets: labels ``(steps, examples)``, or real targets ``(steps, examples, outputs)``.
+      targets: labels ``(steps, examples)``, or targets ``(steps, examples, outputs)``, in the
+        C code's type.
       rate: learning rate; for fixed-point code the shift k of a rate of 2^-k.
       predict: inputs to predict from afterwards.
       switch: the step before which the parallel stage ends; -1 for none.
@@ -92,7 +93,7 @@ def train_in_c(
     inputs = np.asarray(x)
     steps, count = inputs.shape[:2] if inputs.size else (0, 0)
     labels = np.asarray(targets)
-    kind = np.int32 if "typedef int rosler_train_target" in source.header else np.float32
+    kind = np.int32 if "typedef int rosler_train_target" in source.header else element
     labels = labels.astype(kind).reshape(steps, labels.size // max(steps, 1))
     inputs = inputs.astype(element).reshape(steps, inputs.size // max(steps, 1))
     asked = np.asarray(predict, element)

@@ -428,7 +428,7 @@ def assemble(program: Program, arena: int, functions: list[str]) -> TrainSource:
 def _header(program: Program, arena: int, model: int) -> str:
     style, count = program.style, program.parameters.count
     ctypes = {"float32": "float", "int16": "int16_t"}
-    target = "int" if program.loss == "cross_entropy" else "float"
+    target = "int" if program.loss == "cross_entropy" else ctypes[style.types[1]]
     label = "a label for each example" if target == "int" else "ROSLER_TRAIN_OUTPUT_SIZE for each"
     velocity = (
         f"\n    {style.number} velocity[ROSLER_TRAIN_WEIGHTS];" if program.has_velocity else ""
