@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from exported_models import (
     CONV_SHAPE,
     SIGNAL_SHAPE,
+    VOLUME_SHAPE,
     convnet,
     make_model,
     mlp,
     pixels,
     reals,
     signal_net,
+    volume_net,
 )
+from hypothesis import HealthCheck, event, given, reject, settings
+from hypothesis import strategies as st
+from random_networks import networks, random_graph
 
-from rosler_jax.export import lower, reference, run_integer
+from rosler_jax.export import ExportError, lower, reference, run_integer
 from rosler_jax.export.build import build_graph
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
@@ -29,9 +36,12 @@ NETS = {
     **{f"mlp, {sketch}": (mlp(sketch), (70,), pixels) for sketch in SKETCHES},
     "mlp, tanh": (mlp("srht", "tanh"), (70,), reals),
     "images": (convnet(), CONV_SHAPE, pixels),
+    "volumes": (volume_net(), VOLUME_SHAPE, pixels),
     **{f"signals, {sketch}": (signal_net(sketch), SIGNAL_SHAPE, reals) for sketch in SKETCHES},
 }
 DTYPES = ("int16", "int8", "int4")
+EXAMPLES = int(os.environ.get("ROSLER_EXAMPLES", "20"))
+"""Of random networks; each is compiled, so that more take minutes."""
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 
@@ -65,7 +75,9 @@ def extremes(program, count=4):
 
 # Every network once, and those with the most kinds of products with all weights.
 CASES = [(name, "int16") for name in NETS] + [
-    (name, dtype) for name in ("mlp, srht", "images", "signals, rademacher") for dtype in DTYPES[1:]
+    (name, dtype)
+    for name in ("mlp, srht", "images", "volumes", "signals, rademacher")
+    for dtype in DTYPES[1:]
 ]
 
 
@@ -82,7 +94,7 @@ def test_integers_are_equal_bit_for_bit_under_sanitizers(tmp_path, name, dtype):
 
 
 @pytest.mark.parametrize("compiler", compilers())
-@pytest.mark.parametrize("name", ["mlp, srht", "images", "signals, block_perm"])
+@pytest.mark.parametrize("name", ["mlp, srht", "images", "volumes", "signals, block_perm"])
 def test_both_compilers_take_it_without_a_warning(tmp_path, name, compiler):
     specs, shape, inputs = NETS[name]
     model = make_model(specs, bits=4, shape=shape)
@@ -127,23 +139,25 @@ def test_boards_compute_the_same_bits(tmp_path, name, dtype, board):
 
 
 @needs_gcc
-def test_random_dense_networks_are_equal(tmp_path):
-    """Sizes with every remainder of four, and every number of bits."""
-    rng = np.random.default_rng(3)
-    for trial in range(8):
-        sizes = rng.integers(1, 23, 4)
-        specs = [
-            {"kind": "linear", "in_features": int(m), "out_features": int(n)}
-            for m, n in itertools.pairwise(sizes)
-        ]
-        specs.insert(1, {"kind": "relu"})
-        model = make_model(specs, bits=int(rng.choice([2, 3, 4, 8, 16])), seed=trial)
-        dtype = str(rng.choice(DTYPES))
-        program = lower(model.graph, reals((int(sizes[0]),), 20, trial), dtype=dtype)
-        folder = write(write_c(program), tmp_path)
-        x = extremes(program)
+@settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+@given(
+    network=networks(), bits=st.sampled_from([2, 3, 4, 8, 16, 32]), dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**16),
+)  # fmt: skip
+def test_any_network_is_equal_bit_for_bit(network, bits, dtype, seed):
+    graph = random_graph(network, bits, seed)
+    inputs = (pixels if network.pixels else reals)(network.shape, 20, seed)
+    try:
+        program = lower(graph, inputs, dtype=dtype)
+    except ExportError as error:
+        event(str(error)[:60])
+        reject()
+    with tempfile.TemporaryDirectory() as folder:
+        write(write_c(program), Path(folder))
+        x = program.quantize_input(inputs[:3]).reshape(3, -1)
+        x = np.concatenate([x, extremes(program)])
         found = run_host(folder, x, sanitize=True)
-        np.testing.assert_array_equal(found, run_integer(program, x), err_msg=f"{sizes} {dtype}")
+    np.testing.assert_array_equal(found, run_integer(program, x).reshape(len(x), -1))
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
@@ -188,10 +202,3 @@ def test_an_identity_is_a_copy(tmp_path):
     folder = write(write_c(graph), tmp_path)
     x = reals((6,))
     np.testing.assert_array_equal(run_host(folder, x), x)
-
-
-def test_three_spatial_axes_are_refused():
-    specs = [{"kind": "conv", "in_features": 1, "out_features": 1, "kernel_size": [2, 2, 2]}]
-    graph = make_model(specs, bits=32, shape=(4, 4, 4, 1)).graph
-    with pytest.raises(ValueError, match=r"0/kernel: 3 spatial axes.*onnx"):
-        write_c(graph)

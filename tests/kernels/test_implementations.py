@@ -108,6 +108,18 @@ def test_any_shape_and_seed(implementation, kind, rows, cols, lead, dtype, seed,
     check(got, want, rtol, atol)
 
 
+@pytest.mark.parametrize("kind", KERNEL_FAMILIES)
+@pytest.mark.parametrize("size", [(64, 1), (2, 1), (1, 2)], ids=str)
+def test_sketches_of_a_single_hash_compile(kind, size):
+    """XLA fuses scalars without sharing them: rounds of a hash may then grow exponentially."""
+    rows, cols = size
+    sketch = rk.make(kind, 5, rows, min(cols, rows) if kind == "srht" else cols)
+    omega = exact(sketch)
+    x, y = np.ones((3, sketch.rows), np.float32), np.ones((3, sketch.cols), np.float32)
+    check(rk.project(x, sketch, implementation="xla"), x @ omega, 1e-5, 1e-5)
+    check(rk.project_transpose(y, sketch, implementation="xla"), y @ omega.T, 1e-5, 1e-5)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kind", KERNEL_FAMILIES)
 def test_vmap_of_grad_over_inputs_and_seeds(kind, implementation):

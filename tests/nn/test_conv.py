@@ -308,3 +308,17 @@ def test_errors() -> None:
             layer(jnp.ones((2, 5, 5, 3)))
         with pytest.raises(ValueError, match=r"inputs of shape \(5, 4\).*at least 3 axes"):
             layer(jnp.ones((5, 4)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("shape", [(0, 5, 5, 4), (2, 1, 1, 4), (2, 0, 5, 4)], ids=str)
+def test_nothing_in_gives_nothing_as_flax_does(mode: Any, groups: int, shape: Any) -> None:
+    options = {"in_features": 4, "out_features": 6, "kernel_size": (3, 3), "padding": "VALID"}
+    layer = make(options, mode, feature_group_count=groups)
+    wanted = nnx.Conv(**options, feature_group_count=groups, rngs=nnx.Rngs(0))(jnp.ones(shape))
+    y = layer(jnp.ones(shape))
+    assert y.shape == wanted.shape
+    grads, dx = gradients(layer, jnp.ones(shape), y)
+    assert dx.shape == shape
+    assert all(not leaf.any() for leaf in jax.tree.leaves(grads))

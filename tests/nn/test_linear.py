@@ -317,3 +317,11 @@ def test_errors() -> None:
     for mode in MODES:
         with pytest.raises(ValueError, match=r"inputs of shape \(2, 8\).*in_features=9"):
             SketchLinear(M, N, RANK, mode=mode, rngs=rngs)(jnp.ones((2, 8)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(0, M), (2, 0, M)], ids=str)
+def test_an_empty_batch_gives_an_empty_batch(mode: Any, shape: Any) -> None:
+    layer, x = make(mode), jnp.ones(shape)
+    assert layer(x).shape == (*shape[:-1], N)
+    assert jax.grad(lambda x: layer(x).sum())(x).shape == shape

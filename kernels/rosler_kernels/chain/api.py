@@ -158,8 +158,8 @@ def _compiled(
         options["projections"] = projections
     flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y, h, z = module.chain(flat, c, u, r, **options)
-    lead = x.shape[:-1]
-    return y.reshape(*lead, -1), h.reshape(*lead, -1), z.reshape(*lead, -1)
+    y, h, z = (a.reshape(*x.shape[:-1], a.shape[-1]) for a in (y, h, z))
+    return y, h, z
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

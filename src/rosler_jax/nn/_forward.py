@@ -125,7 +125,7 @@ def conv(
     features = len(lift.spatial) + 1
     _check_inputs(x, features, lift.groups * filters // math.prod(lift.spatial))
     batch = x.shape[: x.ndim - features]
-    x, params = promote(x.reshape(-1, *x.shape[x.ndim - features :]), params, dtype)
+    x, params = promote(x.reshape(math.prod(batch), *x.shape[x.ndim - features :]), params, dtype)
     if pad_mode is not None:
         x = pad_input(x, lift, pad_mode)
     if "c" in params:

@@ -234,7 +234,7 @@ def sketch_conv(
       (1, 5, 5, 8)
     """
     y = _grouped_product(lift, x, c, u, r, parallel, psi, omega)
-    return y.reshape(*y.shape[:-2], -1)
+    return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
 
 
 def seeded_conv(
@@ -257,4 +257,4 @@ def seeded_conv(
       (1, 5, 5, 8)
     """
     y = _seeded_product(lift, x, u, psi, omega)
-    return y.reshape(*y.shape[:-2], -1)
+    return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])

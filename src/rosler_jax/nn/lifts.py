@@ -103,7 +103,9 @@ class ConvLift:
 
         if self.groups == 1:
             return one(x)[..., None, :]
-        return jax.vmap(one, -2, -2)(x.reshape(*x.shape[:-1], self.groups, -1))
+        return jax.vmap(one, -2, -2)(
+            x.reshape(*x.shape[:-1], self.groups, x.shape[-1] // self.groups)
+        )
 
 
 def conv_lift(

@@ -1,0 +1,140 @@
+"""Random networks for property-based tests: any layers that fit one another, of any options."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from exported_models import Specs, make_model
+from flax import nnx
+from hypothesis import assume
+from hypothesis import strategies as st
+from small_networks import conv, linear, of, sketched, sketched_conv
+
+from rosler_jax.export.build import build_graph
+from rosler_jax.export.graph import Graph
+from rosler_jax.network import Network
+
+SIGNED = ("rademacher", "sparse_sign", "block_perm", "srht", "rows_uniform")
+"""Sketches that have an integer form."""
+LARGEST_SIDE = {1: 14, 2: 8, 3: 5}
+
+
+class RandomNetwork(NamedTuple):
+    """Layers, the shape of one input, and whether inputs are pixels of a byte."""
+
+    specs: Specs
+    shape: tuple[int, ...]
+    pixels: bool
+
+
+def small(low: int, high: int) -> st.SearchStrategy[int]:
+    return st.integers(low, high)
+
+
+@st.composite
+def vector_layers(draw: Any, m: int) -> dict[str, Any]:
+    n, bias = draw(small(1, 23)), draw(st.booleans())
+    kind = draw(st.sampled_from(["linear", "two_factor", "chain", "seeded"]))
+    rank = draw(small(1, min(m, n)))
+    if kind == "linear":
+        return linear(m, n, use_bias=bias)
+    if kind == "two_factor":
+        return {**linear(m, n, rank=rank, use_bias=bias), "kind": "two_factor"}
+    if kind == "chain":
+        return sketched(m, n, rank, use_bias=bias)
+    family, inner = draw(st.sampled_from(SIGNED)), draw(small(rank, m))
+    return sketched(m, n, rank, mode="seeded", sketch=family, in_sketch=inner, use_bias=bias)
+
+
+@st.composite
+def convolutions(draw: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    axes, c = len(shape) - 1, shape[-1]
+    sizes = [draw(small(1, min(3, n))) for n in shape[:-1]]
+    groups = draw(st.sampled_from([g for g in range(1, c + 1) if c % g == 0]))
+    d = groups * draw(small(1, 3))
+    each = st.lists(small(1, 2), min_size=axes, max_size=axes)
+    pair = st.lists(small(0, 2), min_size=2, max_size=2)
+    named = ["SAME", "VALID", "CIRCULAR", "REFLECT", *(["CAUSAL"] if axes == 1 else [])]
+    options = {
+        "strides": draw(each), "kernel_dilation": draw(each), "use_bias": draw(st.booleans()),
+        "padding": draw(st.sampled_from(named) | st.lists(pair, min_size=axes, max_size=axes)),
+        "feature_group_count": groups,
+    }  # fmt: skip
+    if options["padding"] not in ("CIRCULAR", "REFLECT", "CAUSAL"):
+        options["input_dilation"] = draw(each)
+    kind = draw(st.sampled_from(["conv", "chain", "seeded"]))
+    if kind == "conv":
+        return conv(c, d, sizes, **options)
+    patch = math.prod(sizes) * c // groups
+    rank = draw(small(1, min(patch, d // groups)))
+    if kind == "chain":
+        return sketched_conv(c, d, sizes, rank=rank, **options)
+    seeded = {"mode": "seeded", "sketch": draw(st.sampled_from(SIGNED))}
+    inner = draw(small(rank, patch))
+    return sketched_conv(c, d, sizes, rank=rank, in_sketch=inner, **seeded, **options)
+
+
+@st.composite
+def next_layers(draw: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    kinds = ["relu", "gelu", "tanh", "batch_norm", "product", "product"]
+    if len(shape) > 1:
+        kinds += ["max_pool", "avg_pool", "flatten"]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "product":
+        return draw(vector_layers(*shape) if len(shape) == 1 else convolutions(shape))
+    if kind == "batch_norm":
+        return of(kind, num_features=shape[-1])
+    if kind.endswith("pool"):
+        return of(kind, window=draw(small(1, min(3, *shape[:-1]))))
+    return of(kind)
+
+
+def shape_after(spec: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What a layer makes of a shape; discards the example if the layer does not take it."""
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    try:
+        return jax.eval_shape(lambda x: Network([spec], rngs=nnx.Rngs(0))(x), x).shape[1:]
+    except ValueError:
+        assume(False)
+        raise
+
+
+@st.composite
+def networks(draw: Any, most_layers: int = 5) -> RandomNetwork:
+    """Networks on vectors, signals, images and volumes."""
+    axes = draw(small(0, 3))
+    if axes == 0:
+        shape: tuple[int, ...] = (draw(small(1, 23)),)
+    else:
+        shape = tuple(draw(small(1, LARGEST_SIDE[axes])) for _ in range(axes)) + (
+            draw(small(1, 4)),
+        )
+    pixels = draw(st.booleans())
+    specs: Specs = [of("standardize", mean=33.0, std=70.0)] if pixels else []
+    first = shape
+    for _ in range(draw(small(1, most_layers))):
+        specs.append(draw(next_layers(shape)))
+        shape = shape_after(specs[-1], shape)
+        assume(0 < math.prod(shape) < 2000)
+    return RandomNetwork(specs, first, pixels)
+
+
+def random_graph(network: RandomNetwork, bits: int, seed: int) -> Graph:
+    """Random parameters, and statistics of normalisations, with so many bits in the file."""
+    model = make_model(network.specs, bits=bits, shape=network.shape, seed=seed)
+    rng = np.random.default_rng(seed)
+    drawn = {
+        "mean": lambda n: rng.normal(size=n),
+        "var": lambda n: rng.uniform(0.5, 2.0, n),
+        "scale": lambda n: rng.uniform(-2.0, 2.0, n),
+    }
+    tensors = {
+        name: drawn[role](np.shape(value)).astype(np.float32) if role in drawn else value
+        for name, value in model.tensors.items()
+        for role in [name.split("/")[-1]]
+    }
+    return build_graph(model.specs, tensors, network.shape)
