@@ -109,15 +109,24 @@ def test_any_shape_and_seed(implementation, kind, rows, cols, lead, dtype, seed,
 
 
 @pytest.mark.parametrize("kind", KERNEL_FAMILIES)
-@pytest.mark.parametrize("size", [(64, 1), (2, 1), (1, 2)], ids=str)
-def test_sketches_of_a_single_hash_compile(kind, size):
-    """XLA fuses scalars without sharing them: rounds of a hash may then grow exponentially."""
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("size", [(64, 1), (9, 1), (2, 1), (1, 2)], ids=str)
+def test_vectors_compile(kind, size, seeds):
+    """XLA fuses a product of vectors with what makes them; the hash may then grow exponentially."""
     rows, cols = size
-    sketch = rk.make(kind, 5, rows, min(cols, rows) if kind == "srht" else cols)
-    omega = exact(sketch)
-    x, y = np.ones((3, sketch.rows), np.float32), np.ones((3, sketch.cols), np.float32)
-    check(rk.project(x, sketch, implementation="xla"), x @ omega, 1e-5, 1e-5)
-    check(rk.project_transpose(y, sketch, implementation="xla"), y @ omega.T, 1e-5, 1e-5)
+    cols = min(cols, rows) if kind == "srht" else cols
+
+    def both(seed, x, y):
+        sketch = rk.make(kind, seed, rows, cols)
+        return rk.project(x, sketch), rk.project_transpose(y, sketch)
+
+    x, y = np.ones((seeds, 1, rows), np.float32), np.ones((seeds, 1, cols), np.float32)
+    with rk.use_implementation("xla"):
+        got, back = jax.jit(jax.vmap(both))(jnp.arange(seeds), x, y)
+    for seed in range(seeds):
+        omega = exact(rk.make(kind, seed, rows, cols))
+        check(got[seed], x[seed] @ omega, 1e-5, 1e-5)
+        check(back[seed], y[seed] @ omega.T, 1e-5, 1e-5)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

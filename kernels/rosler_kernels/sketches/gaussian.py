@@ -52,7 +52,9 @@ def tile(
         radius = jnp.sqrt(-2.0 * jnp.log(uniform(w0) + np.float32(2.0**-24)))
         radius = radius * inverse_sqrt(sketch.cols)
         sine, cosine = sin_cos_turns(uniform(w1))
-        pairs = jnp.stack([radius * cosine, radius * sine], axis=1)
+        # Not stacked: XLA would write the hash out again for every use, see sign_rows.
+        second = jnp.arange(2)[:, None] == 1
+        pairs = radius[:, None, :] * jnp.where(second, sine[:, None, :], cosine[:, None, :])
         return pairs.reshape(2 * n_pairs, n_cols)
 
     return aligned_rows(generate, 2, row_start, n_rows)
