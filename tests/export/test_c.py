@@ -40,7 +40,7 @@ NETS = {
     **{f"signals, {sketch}": (signal_net(sketch), SIGNAL_SHAPE, reals) for sketch in SKETCHES},
 }
 DTYPES = ("int16", "int8", "int4")
-EXAMPLES = int(os.environ.get("ROSLER_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("ROSLER_EXAMPLES", "12"))
 """Of random networks; each is compiled, so that more take minutes."""
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_networks import linear, of, sketched
+from small_networks import conv, linear, of, sketched, sketched_conv
 
 from rosler_jax.export import firmware, reference
 from rosler_jax.export._errors import ExportError
@@ -153,7 +153,9 @@ def squares(y: Any, targets: Any) -> Any:
 def assert_close(found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float) -> None:
     for name, value in wanted.items():
         value = np.asarray(value, np.float64)
-        error = np.linalg.norm(found[name] - value) / (np.linalg.norm(value) + 1e-12)
+        # A kernel trains as its matrix.
+        found_value = found[name].reshape(value.shape)
+        error = np.linalg.norm(found_value - value) / (np.linalg.norm(value) + 1e-12)
         assert error < tolerance, f"{name}: relative error {error:.2g}"
 
 
@@ -350,17 +352,78 @@ def test_bad_options_say_what_to_do(options: dict[str, Any], message: str) -> No
         write_training(network(NETWORKS["dense"]), **options)
 
 
-def convnet() -> Graph:
-    specs = [
-        of("conv", in_features=1, out_features=4, kernel_size=[3]), of("relu"),
-        of("max_pool", window=2), of("flatten"), linear(40, CLASSES),
-    ]  # fmt: skip
-    return network(specs, shape=(INPUTS, 1))
+CONVNETS: dict[str, tuple[list[dict[str, Any]], tuple[int, ...]]] = {
+    "signal": (
+        [conv(1, 4, (3,)), of("relu"), of("max_pool", window=2), of("flatten"),
+         linear(40, CLASSES)],
+        (20, 1),
+    ),
+    "images": (
+        [conv(1, 4, padding=[[1, 0], [2, 1]], strides=[1, 2], input_dilation=[2, 1]), of("tanh"),
+         conv(4, 6, (2, 2), feature_group_count=2, kernel_dilation=2, use_bias=False), of("gelu"),
+         of("avg_pool", window=2), of("flatten"), linear(24, CLASSES)],
+        (5, 4, 1),
+    ),
+    "sketched": (
+        [conv(1, 4), of("relu"), sketched_conv(4, 6, rank=2, feature_group_count=2), of("relu"),
+         of("max_pool", window=2), of("flatten"), linear(24, CLASSES)],
+        (5, 4, 1),
+    ),
+    "seeded first": (
+        [sketched_conv(1, 6, rank=2, in_sketch=5, **SEEDED), of("relu"), of("flatten"),
+         linear(120, CLASSES)],
+        (5, 4, 1),
+    ),
+    "seeded groups": (
+        [sketched_conv(5, 10, (2,), rank=1, in_sketch=2, feature_group_count=5, **SEEDED),
+         of("relu"), of("flatten"), linear(40, CLASSES)],
+        (4, 5),
+    ),
+    "volume": (
+        [conv(1, 3, (2, 2, 1), padding="SAME"), of("relu"), of("max_pool", window=2),
+         of("flatten"), linear(6, CLASSES)],
+        (5, 2, 2, 1),
+    ),
+}  # fmt: skip
+"""Networks with convolutions, on inputs of 20 numbers."""
+
+
+@pytest.mark.parametrize("name", CONVNETS)
+def test_gradients_of_convolutions_equal_jax(name: str) -> None:
+    specs, shape = CONVNETS[name]
+    graph = network(specs, shape=shape)
+    x, labels = examples(1, 6)
+    source = write_training(graph, momentum=0.0)
+    found = train_in_c(source, x, labels, 0.0, predict=x[0], sanitize=True)
+    images = x[0].reshape(-1, *shape)
+    loss, wanted = jax.value_and_grad(lambda p: cross_entropy(run(graph, p, images), labels[0]))(
+        parameters(graph)
+    )
+    assert found.velocity.keys() == wanted.keys()
+    assert_close(found.velocity, wanted, TOLERANCE)
+    np.testing.assert_allclose(found.losses, [loss], rtol=1e-5)
+    np.testing.assert_allclose(found.outputs, reference.run(graph, images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.0, "batch": 1}, {"momentum": 0.9, "batch": 3}])
+@pytest.mark.parametrize("parts", ["all", ("2/c", "6/kernel")])
+def test_convolutions_train_as_with_optax(options: dict[str, Any], parts: Any) -> None:
+    specs, shape = CONVNETS["sketched"]
+    graph = network(specs, shape=shape)
+    x, labels = examples(9, options["batch"])
+    found = train_in_c(
+        write_training(graph, parts=parts, **options), x, labels, 0.03, sanitize=True
+    )
+    tx = optax.sgd(0.03, momentum=options["momentum"])
+    images = x.reshape(*x.shape[:2], *shape)
+    trained = trained_names(graph, parts)
+    assert_close(found.weights, trained_by_optax(graph, images, labels, tx, trained), 1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "fixed"])
 def test_what_follows_frozen_convolutions_trains(dtype: str) -> None:
-    graph = convnet()
+    specs, shape = CONVNETS["signal"]
+    graph = network(specs, shape=shape)
     x, labels = examples(4, 6)
     if dtype == "float32":
         source = write_training(graph, parts="head", batch=6)
@@ -377,9 +440,10 @@ def test_what_follows_frozen_convolutions_trains(dtype: str) -> None:
     assert_close(weights, wanted, tolerance)
 
 
-def test_convolutions_and_unknown_activations_name_the_layer() -> None:
-    with pytest.raises(ExportError, match=r"0/kernel: a Conv does not train in C.*parts='head'"):
-        write_training(convnet())
+def test_what_does_not_train_names_the_layer() -> None:
+    wrapped = network([conv(1, 2, (3,)), conv(2, 2, (3,), padding="CIRCULAR")], shape=(INPUTS, 1))
+    with pytest.raises(ExportError, match=r"1/pad: a Pad does not train in C.*parts='head'"):
+        write_training(wrapped)
     with pytest.raises(ExportError, match="tanh does not train in fixed point"):
         lower_training(network(NETWORKS["signs"]), np.ones((2, INPUTS)))
     with pytest.raises(ExportError, match="train together"):

@@ -71,6 +71,8 @@ def test_a_member_equals_a_run_of_its_own(method, width, data, tmp_path):
         dataclasses.replace(base, rank=r, learning_rate=lr, noise=n, label_smoothing=0.1, seed=s)
         for r, lr, n, s in ((2, 1e-3, 0.1, 0), (4, 1e-2, 0.2, 3), (2, 3e-3, 0.3, 3))
     ]
+    if width == 1:  # each of them alone: the third would tell no more
+        members = members[:2]
     for group in make_plan(members):
         population = Population(group.config, load_examples(members[0]), width)
         rows = [population.member(c) for c in group.trainings]

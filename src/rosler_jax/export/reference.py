@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import rosler_kernels as rk
 from rosler_jax.export.graph import (
@@ -60,11 +61,12 @@ def group_filters(op: Any, entries: Any) -> Any:
 def pool(x: Array, op: Pool) -> Array:
     """Max or sum over windows of ``(batch, *spatial, channels)``."""
     shape = (1, *(op.window,) * (x.ndim - 2), 1)
-    zero = jnp.zeros((), x.dtype)
+    # Constants, not traced: so XLA's reductions of windows are known to JAX, and have gradients.
+    zero = np.zeros((), x.dtype)
     if op.kind == "max":
         low = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
         return jax.lax.reduce_window(
-            x, jnp.asarray(low, x.dtype), jax.lax.max, shape, shape, "VALID"
+            x, np.asarray(low, x.dtype), jax.lax.max, shape, shape, "VALID"
         )
     return jax.lax.reduce_window(x, zero, jax.lax.add, shape, shape, "VALID")
 

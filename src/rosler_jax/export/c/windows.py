@@ -64,15 +64,20 @@ def _gather(
     )
 
 
+def axes_table(unit: Unit, label: str, shapes: tuple[Shape, Shape], window: Window) -> str:
+    """Adds what ``rosler_pixel`` takes: how a window slides, axis by axis; gives its name."""
+    low = tuple(pair[0] for pair in window.padding)
+    sizes = (shapes[0][:-1], shapes[1][:-1], window.size, window.strides, low, window.dilation)
+    rows = zip(*sizes, window.input_dilation, strict=True)
+    return unit.array("int32_t", f"{label}_axes", list(rows), "tables")
+
+
 def _gather_axes(
     unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape], window: Window
 ) -> str:
     """C call that gathers the pixels for output j and group g, along any number of axes."""
     unit.use("patch_axes", numbers.names())
-    low = tuple(pair[0] for pair in window.padding)
-    sizes = (shapes[0][:-1], shapes[1][:-1], window.size, window.strides, low, window.dilation)
-    rows = zip(*sizes, window.input_dilation, strict=True)
-    table = unit.array("int32_t", f"{label}_axes", list(rows), "tables")
+    table = axes_table(unit, label, shapes, window)
     channels = shapes[0][-1]
     count = channels // window.groups
     return (
@@ -177,7 +182,7 @@ def pool_step(
         pixels = side**axes
         sizes = f"{pixels}, {channels}, 1, 1, 1, {pixels}, {int(mean)}"
         return window_step(
-            unit, numbers, label, shapes, _pool_window(side, axes),
+            unit, numbers, label, shapes, pool_window(side, axes),
             lambda x, y, _: f"{name}({x}, {sizes}, {finish}, {y});",
         )  # fmt: skip
     _, width, _ = image(shapes[0])
@@ -190,7 +195,8 @@ def pool_step(
     )
 
 
-def _pool_window(side: int, axes: int) -> Window:
+def pool_window(side: int, axes: int) -> Window:
+    """The window of a pool: as far apart as it is large."""
     sides, ones, none = (side,) * axes, (1,) * axes, ((0, 0),) * axes
     return Window(
         size=sides, strides=sides, padding=none, dilation=ones, input_dilation=ones, groups=1

@@ -9,67 +9,42 @@ from typing import Any
 import numpy as np
 
 import rosler_kernels as rk
-from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.sketches import PROJECT, Call, entry_scale, project_step
 from rosler_jax.export.c.train.memory import Node, Wires, aligned
 from rosler_jax.export.c.train.parallel import Parallel
 from rosler_jax.export.c.train.parameters import Parameters
-from rosler_jax.export.c.train.parts import bias_name
+from rosler_jax.export.c.train.statements import (
+    add_bias,
+    bias_gradient,
+    error_below,
+    finish,
+    finishes,
+    outer,
+)
+from rosler_jax.export.c.train.windows import conv, pool
 from rosler_jax.export.c.unit import FLOAT, Step, Unit, float32_literal
-from rosler_jax.export.graph import Activate, Affine, Dense, Flatten, Op, Project
+from rosler_jax.export.graph import Activate, Affine, Conv, Dense, Flatten, Op, Pool, Project
 from rosler_jax.factors import RIDGE
-
-
-def _bias(op: Any, parameters: Parameters, label: str) -> str:
-    """The expression of an operation's bias, "0" for none."""
-    if op.bias is None:
-        return "0"
-    return parameters.add_any(f"{label}_bias", bias_name(op), op.bias)
-
-
-def _finish(bias: str, scale: float = 1.0) -> str:
-    return f"const rosler_finish_f32 f = {{{bias}, {float32_literal(scale)}, 0}};"
-
-
-def _add_bias_gradient(unit: Unit, parameters: Parameters, bias: str, count: int, dy: str) -> str:
-    if not bias.startswith("s->"):
-        return ""
-    unit.use("add_f32")
-    return f" rosler_add_f32({dy}, {count}, rate, {parameters.gradient(bias)});"
-
-
-def _outer(unit: Unit, parameters: Parameters, weight: str, dy: str, n: int, x: str, m: int) -> str:
-    if not weight.startswith("s->"):
-        return ""
-    unit.use("outer_f32")
-    return f" rosler_outer_f32({dy}, {n}, {x}, {m}, rate, {parameters.gradient(weight)});"
-
-
-def _back(unit: Unit, dy: str, m: int, n: int, weight: str, dx: str) -> str:
-    if not dx:
-        return ""
-    unit.use("dense_back_f32")
-    return f"rosler_dense_back_f32({dy}, {m}, {n}, {weight}, {dx});"
 
 
 def _dense(op: Dense, parameters: Parameters, label: str) -> Node:
     unit = parameters.unit
     m, n = op.weight.values.shape
     weight = parameters.add_any(f"{label}_weights", op.weight.name, op.weight.values)
-    bias = _bias(op, parameters, label)
+    bias = add_bias(op, parameters, label)
     unit.use("dense_f32")
 
     def backward(w: Wires) -> str:
         # The error goes down before the weights change: without momentum they do at once.
         return (
-            _back(unit, w.dy, m, n, weight, w.dx)
-            + _outer(unit, parameters, weight, w.dy, n, w.x, m)
-            + _add_bias_gradient(unit, parameters, bias, n, w.dy)
+            error_below(unit, w.dy, m, n, weight, w.dx)
+            + outer(unit, parameters, weight, w.dy, n, w.x, m)
+            + bias_gradient(unit, parameters, bias, n, w.dy)
         )
 
     return Node(
         forward=lambda w: (
-            f"{{ {_finish(bias)} rosler_dense_f32({w.x}, {m}, {n}, {weight}, &f, {w.y}); }}"
+            f"{{ {finish(bias)} rosler_dense_f32({w.x}, {m}, {n}, {weight}, &f, {w.y}); }}"
         ),
         backward=backward,
         out_bytes=4 * n,
@@ -78,30 +53,39 @@ def _dense(op: Dense, parameters: Parameters, label: str) -> Node:
     )
 
 
-def _projection(unit: Unit, label: str, sketch: rk.Sketch, transpose: bool) -> Step:
+def _projection(
+    unit: Unit, label: str, sketch: rk.Sketch, transpose: bool, vectors: int = 1, end: str = "&f"
+) -> Step:
     """A projection by a sketch, ended by a finish ``f`` that scales by :func:`_entry`.
 
     The entries of a family that is not regenerated in C are stored.
     """
     if sketch.kind in PROJECT:
-        return project_step(Call(unit, FLOAT, label, sketch, "&f"), transpose, 1)
+        return project_step(Call(unit, FLOAT, label, sketch, end), transpose, vectors)
     stored = unit.array(
         "float", f"{label}_entries", np.asarray(rk.materialize(sketch)).T, "weights"
     )
-    if transpose:
-        unit.use("dense_back_f32")
-        unit.use("finish_in_place_f32")
-        sizes = f"{sketch.rows}, {sketch.cols}, {stored}"
-        return Step(
-            lambda x, y, _: (
-                f"rosler_dense_back_f32({x}, {sizes}, {y}); "
-                f"rosler_finish_in_place_f32(&f, {sketch.rows}, {y});"
-            ),
-            4 * sketch.rows,
-        )
-    unit.use("dense_f32")
+    inner, outer_size = (sketch.rows, sketch.cols)[:: -1 if transpose else 1]
     sizes = f"{sketch.rows}, {sketch.cols}, {stored}"
-    return Step(lambda x, y, _: f"rosler_dense_f32({x}, {sizes}, &f, {y});", 4 * sketch.cols)
+    unit.use("dense_f32")
+    for kernel in ("dense_back_f32", "finish_in_place_f32") if transpose else ():
+        unit.use(kernel)
+
+    def one(x: str, y: str) -> str:
+        if not transpose:
+            return f"rosler_dense_f32({x}, {sizes}, {end}, {y});"
+        return (
+            f"rosler_dense_back_f32({x}, {sizes}, {y}); "
+            f"rosler_finish_in_place_f32({end}, {sketch.rows}, {y});"
+        )
+
+    def call(x: str, y: str, _: str) -> str:
+        if vectors == 1:
+            return one(x, y)
+        body = one(f"({x}) + v * {inner}", f"({y}) + v * {outer_size}")
+        return f"{{ int v; for (v = 0; v < {vectors}; ++v) {{ {body} }} }}"
+
+    return Step(call, 4 * vectors * outer_size)
 
 
 def _entry(sketch: rk.Sketch) -> float:
@@ -109,26 +93,34 @@ def _entry(sketch: rk.Sketch) -> float:
 
 
 def _project(op: Project, parameters: Parameters, label: str) -> Node:
-    if op.vectors != 1:
-        raise ExportError(
-            f"{op.name}: groups of a convolution do not train in C; train on the host"
-        )
-    unit = parameters.unit
+    unit, vectors = parameters.unit, op.vectors
     scale, below = op.scale * _entry(op.sketch), parameters.below
-    bias = _bias(op, parameters, label)
-    step = _projection(unit, label, op.sketch, op.transpose)
+    bias = add_bias(op, parameters, label)
     n = math.prod(op.out_shape)
-    back = _projection(unit, f"{label}_back", op.sketch, not op.transpose) if below else None
+    each = n // vectors
+    groups = 1 if op.bias is None else np.size(op.bias) // each
+    # Groups of a convolution lie one behind the other, each with its own biases.
+    end = "&f" if groups == 1 else f"f + v % {groups}"
+    step = _projection(unit, label, op.sketch, op.transpose, vectors, end)
+    back = (
+        _projection(unit, f"{label}_back", op.sketch, not op.transpose, vectors) if below else None
+    )
 
     def backward(w: Wires) -> str:
         down = ""
         if back and w.dx:
             call = back.call(w.dy, w.dx, w.back_scratch)
-            down = f"{{ {_finish('0', scale)} {call} }}"
-        return down + _add_bias_gradient(unit, parameters, bias, n, w.dy)
+            down = f"{{ {finish('0', scale)} {call} }}"
+        if vectors == 1:
+            return down + bias_gradient(unit, parameters, bias, n, w.dy)
+        at = bias if bias == "0" else f"{bias} + (v % {groups}) * {each}"
+        add = bias_gradient(unit, parameters, at, each, f"{w.dy} + v * {each}")
+        return down + (f"{{ int v; for (v = 0; v < {vectors}; ++v) {{{add} }} }}" if add else "")
 
     return Node(
-        forward=lambda w: f"{{ {_finish(bias, scale)} {step.call(w.x, w.y, w.scratch)} }}",
+        forward=lambda w: (
+            f"{{ {finishes(bias, each, groups, scale)} {step.call(w.x, w.y, w.scratch)} }}"
+        ),
         backward=backward,
         out_bytes=4 * n,
         error_bytes=4 * n,
@@ -142,7 +134,7 @@ def _parallel(op: Parallel, parameters: Parameters, label: str) -> Node:
     (m, s), (l, n) = op.c.shape, op.r.shape
     pieces = zip(op.names, (op.c, op.a.T, op.r), strict=True)
     c, u, r = (parameters.add(name, values) for name, values in pieces)
-    bias = _bias(op, parameters, label)
+    bias = add_bias(op, parameters, label)
     for kernel in ("dense_f32", "core_f32", "even_f32"):
         unit.use(kernel)
     psi = _projection(unit, f"{label}_psi", op.psi, False)
@@ -154,7 +146,7 @@ def _parallel(op: Parallel, parameters: Parameters, label: str) -> Node:
         return (
             f"{plain} rosler_dense_f32({w.x}, {m}, {s}, {c}, &f, {h}); "
             f"rosler_dense_f32({h}, {s}, {l}, (float *)({w.pinned}), &f, {k}); }}\n    "
-            f"{{ {_finish(bias)} rosler_dense_f32({k}, {l}, {n}, {r}, &f, {w.y}); }}"
+            f"{{ {finish(bias)} rosler_dense_f32({k}, {l}, {n}, {r}, &f, {w.y}); }}"
         )
 
     def backward(w: Wires) -> str:
@@ -164,20 +156,20 @@ def _parallel(op: Parallel, parameters: Parameters, label: str) -> Node:
         x_psi, d_omega, rest = d_k, d_h, f"({memory} + {aligned(4 * l) + aligned(4 * s)})"
         # In the parallel stage the errors within the chain are only for what lies below.
         lines = [
-            _back(unit, w.dy, l, n, r, d_k),
-            _back(unit, d_k, s, l, f"(float *)({w.pinned})", d_h),
-            _back(unit, d_h, m, s, c, w.dx),
+            error_below(unit, w.dy, l, n, r, d_k),
+            error_below(unit, d_k, s, l, f"(float *)({w.pinned})", d_h),
+            error_below(unit, d_h, m, s, c, w.dx),
             "if (s->weights[0] > 0.5f) {",
-            f"    {{ {_finish('0', _entry(op.psi))} {psi.call(w.x, x_psi, rest)} }}",
-            f"    {{ {_finish('0', _entry(op.omega))} {omega.call(w.dy, d_omega, rest)} }}",
-            f"   {_outer(unit, parameters, c, d_omega, s, w.x, m)}",
-            f"   {_outer(unit, parameters, u, x_psi, l, d_omega, s)}",
-            f"   {_outer(unit, parameters, r, w.dy, n, x_psi, l)}",
+            f"    {{ {finish('0', _entry(op.psi))} {psi.call(w.x, x_psi, rest)} }}",
+            f"    {{ {finish('0', _entry(op.omega))} {omega.call(w.dy, d_omega, rest)} }}",
+            f"   {outer(unit, parameters, c, d_omega, s, w.x, m)}",
+            f"   {outer(unit, parameters, u, x_psi, l, d_omega, s)}",
+            f"   {outer(unit, parameters, r, w.dy, n, x_psi, l)}",
             "} else {",
-            f"   {_outer(unit, parameters, c, d_h, s, w.x, m)}",
-            f"   {_outer(unit, parameters, u, d_k, l, h, s)}",
-            f"   {_outer(unit, parameters, r, w.dy, n, k, l)}",
-            "}" + _add_bias_gradient(unit, parameters, bias, n, w.dy),
+            f"   {outer(unit, parameters, c, d_h, s, w.x, m)}",
+            f"   {outer(unit, parameters, u, d_k, l, h, s)}",
+            f"   {outer(unit, parameters, r, w.dy, n, k, l)}",
+            "}" + bias_gradient(unit, parameters, bias, n, w.dy),
         ]
         return "\n    ".join(line for line in lines if line)
 
@@ -250,6 +242,8 @@ def _affine(op: Affine, parameters: Parameters, label: str) -> Node:
 
 EMIT: dict[type[Op], Callable[[Any, Parameters, str], Node | None]] = {
     Dense: _dense,
+    Conv: conv,
+    Pool: pool,
     Project: _project,
     Parallel: _parallel,
     Activate: _activate,

@@ -120,8 +120,8 @@ def write_training(
     examples. Without momentum and clipping, and with a batch of 1, no velocity is kept at all.
 
     Args:
-      graph: the network. Linear layers, learnt, seeded or dense, train; convolutions and pooling
-        may come before all that trains.
+      graph: the network. Linear layers and convolutions, learnt, seeded or dense, train, in fixed
+        point linear layers alone; anything may come before all that trains.
       loss: ``"cross_entropy"`` of integer labels or ``"mse"``.
       batch: most examples in a step; they are taken one by one and need no memory each.
       stage: ``"successive"`` is back-propagation through the factors; ``"parallel"`` turns each
