@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,6 +26,24 @@ if shutil.which("nvidia-smi") is None:
 
 import jax  # noqa: E402  (reads the settings above)
 import pytest  # noqa: E402
+
+TESTS_DONE = itertools.count(1)
+MAPPINGS = Path("/proc/self/maps")
+MOST_MAPPINGS = 20_000
+
+
+@pytest.fixture(autouse=True)
+def few_programs() -> Iterator[None]:
+    """Drops compiled programs before they are too many.
+
+    Each takes several memory mappings, of which Linux gives a process 65,530; the compiler crashes
+    when there are no more.
+    """
+    yield
+    if next(TESTS_DONE) % 25 != 0 or not MAPPINGS.exists():
+        return
+    if MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture
