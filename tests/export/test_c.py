@@ -126,7 +126,13 @@ def test_floats_agree(tmp_path, name):
 )
 @pytest.mark.parametrize("board", ["cortex-m3", "cortex-m4", "cortex-m7"])
 @pytest.mark.parametrize(
-    "name, dtype", [("mlp, srht", "int4"), ("images", "int16"), ("signals, rademacher", "int8")]
+    "name, dtype",
+    [
+        ("mlp, srht", "int4"),
+        ("images", "int16"),
+        ("volumes", "int8"),
+        ("signals, rademacher", "int8"),
+    ],
 )
 def test_boards_compute_the_same_bits(tmp_path, name, dtype, board):
     specs, shape, inputs = NETS[name]
