@@ -31,33 +31,29 @@ class RandomNetwork(NamedTuple):
     pixels: bool
 
 
-def small(low: int, high: int) -> st.SearchStrategy[int]:
-    return st.integers(low, high)
-
-
 @st.composite
 def vector_layers(draw: Any, m: int) -> dict[str, Any]:
-    n, bias = draw(small(1, 23)), draw(st.booleans())
+    n, bias = draw(st.integers(1, 23)), draw(st.booleans())
     kind = draw(st.sampled_from(["linear", "two_factor", "chain", "seeded"]))
-    rank = draw(small(1, min(m, n)))
+    rank = draw(st.integers(1, min(m, n)))
     if kind == "linear":
         return linear(m, n, use_bias=bias)
     if kind == "two_factor":
         return {**linear(m, n, rank=rank, use_bias=bias), "kind": "two_factor"}
     if kind == "chain":
         return sketched(m, n, rank, use_bias=bias)
-    family, inner = draw(st.sampled_from(SIGNED)), draw(small(rank, m))
+    family, inner = draw(st.sampled_from(SIGNED)), draw(st.integers(rank, m))
     return sketched(m, n, rank, mode="seeded", sketch=family, in_sketch=inner, use_bias=bias)
 
 
 @st.composite
 def convolutions(draw: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     axes, c = len(shape) - 1, shape[-1]
-    sizes = [draw(small(1, min(3, n))) for n in shape[:-1]]
+    sizes = [draw(st.integers(1, min(3, n))) for n in shape[:-1]]
     groups = draw(st.sampled_from([g for g in range(1, c + 1) if c % g == 0]))
-    d = groups * draw(small(1, 3))
-    each = st.lists(small(1, 2), min_size=axes, max_size=axes)
-    pair = st.lists(small(0, 2), min_size=2, max_size=2)
+    d = groups * draw(st.integers(1, 3))
+    each = st.lists(st.integers(1, 2), min_size=axes, max_size=axes)
+    pair = st.lists(st.integers(0, 2), min_size=2, max_size=2)
     named = ["SAME", "VALID", "CIRCULAR", "REFLECT", *(["CAUSAL"] if axes == 1 else [])]
     options = {
         "strides": draw(each), "kernel_dilation": draw(each), "use_bias": draw(st.booleans()),
@@ -70,11 +66,11 @@ def convolutions(draw: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     if kind == "conv":
         return conv(c, d, sizes, **options)
     patch = math.prod(sizes) * c // groups
-    rank = draw(small(1, min(patch, d // groups)))
+    rank = draw(st.integers(1, min(patch, d // groups)))
     if kind == "chain":
         return sketched_conv(c, d, sizes, rank=rank, **options)
     seeded = {"mode": "seeded", "sketch": draw(st.sampled_from(SIGNED))}
-    inner = draw(small(rank, patch))
+    inner = draw(st.integers(rank, patch))
     return sketched_conv(c, d, sizes, rank=rank, in_sketch=inner, **seeded, **options)
 
 
@@ -89,7 +85,7 @@ def next_layers(draw: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     if kind == "batch_norm":
         return of(kind, num_features=shape[-1])
     if kind.endswith("pool"):
-        return of(kind, window=draw(small(1, min(3, *shape[:-1]))))
+        return of(kind, window=draw(st.integers(1, min(3, *shape[:-1]))))
     return of(kind)
 
 
@@ -106,17 +102,17 @@ def shape_after(spec: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, ...]
 @st.composite
 def networks(draw: Any, most_layers: int = 5) -> RandomNetwork:
     """Networks on vectors, signals, images and volumes."""
-    axes = draw(small(0, 3))
+    axes = draw(st.integers(0, 3))
     if axes == 0:
-        shape: tuple[int, ...] = (draw(small(1, 23)),)
+        shape: tuple[int, ...] = (draw(st.integers(1, 23)),)
     else:
-        shape = tuple(draw(small(1, LARGEST_SIDE[axes])) for _ in range(axes)) + (
-            draw(small(1, 4)),
+        shape = tuple(draw(st.integers(1, LARGEST_SIDE[axes])) for _ in range(axes)) + (
+            draw(st.integers(1, 4)),
         )
     pixels = draw(st.booleans())
     specs: Specs = [of("standardize", mean=33.0, std=70.0)] if pixels else []
     first = shape
-    for _ in range(draw(small(1, most_layers))):
+    for _ in range(draw(st.integers(1, most_layers))):
         specs.append(draw(next_layers(shape)))
         shape = shape_after(specs[-1], shape)
         assume(0 < math.prod(shape) < 2000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from rosler_jax.export.c import floats as inference
 from rosler_jax.export.c.train.memory import Node, Wires
 from rosler_jax.export.c.train.parameters import Parameters
 from rosler_jax.export.c.train.statements import (
@@ -14,7 +15,7 @@ from rosler_jax.export.c.train.statements import (
     outer,
 )
 from rosler_jax.export.c.unit import FLOAT, float32_literal
-from rosler_jax.export.c.windows import axes_table, pool_step, pool_window
+from rosler_jax.export.c.windows import axes_table, pool_window
 from rosler_jax.export.graph import Conv, Pool
 
 
@@ -85,15 +86,8 @@ def pool(op: Pool, parameters: Parameters, label: str) -> Node:
     """Pooling: the error goes to the first of the largest, or to all alike."""
     unit, shapes = parameters.unit, (op.in_shape, op.out_shape)
     axes, mean = len(op.in_shape) - 1, op.kind == "mean"
-    share = 1.0 / op.window**axes
-    end = "0"
-    if mean:
-        unit.use("finish_f32")
-        end = f"{label}_finish"
-        unit.data.append(
-            f"static const rosler_finish_f32 {end}[1] = {{{{0, {float32_literal(share)}, 0}}}};"
-        )
-    step = pool_step(unit, FLOAT, label, shapes, op.window, mean, end)
+    step = inference.EMIT[Pool](op, unit, label)
+    assert step is not None
     table = axes_table(unit, f"{label}_back", shapes, pool_window(op.window, axes))
     outputs = math.prod(op.out_shape[:-1])
 
@@ -101,7 +95,7 @@ def pool(op: Pool, parameters: Parameters, label: str) -> Node:
         if not w.dx:
             return ""
         unit.use("pool_back_f32")
-        each = float32_literal(share if mean else 0.0)
+        each = float32_literal(1.0 / op.window**axes if mean else 0.0)
         sizes = f"{table}, {axes}, {op.in_shape[-1]}, {outputs}, {each}"
         return (
             f"memset({w.dx}, 0, {4 * math.prod(op.in_shape)}); "
