@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import json
 import platform
 import statistics
 import sys
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rosler_jax import data as datasets
-from rosler_jax._files import replace_text
+from rosler_jax._files import replace_json, replace_text
 from rosler_jax.config import TrainConfig
 from rosler_jax.data._dataset import Dataset
 from rosler_jax.deploy import Trained, deploy, load_network, save_network
@@ -307,8 +306,7 @@ def main(arguments: list[str]) -> int:
                     "energy_model": row["energy_model"],
                     "inputs_emulated": options.count,
                 }
-                content = json.dumps({"about": about, "results": results}, indent=2)
-                replace_text(options.out / "edge.json", content + "\n")
+                replace_json(options.out / "edge.json", {"about": about, "results": results})
     text = markdown(results)
     replace_text(options.out / "edge.md", text)
     print(f"\n{about}\n\n{text}\nwritten to {options.out}/edge.md, edge.json")

@@ -43,7 +43,7 @@ from flax import nnx
 
 from rosler_jax import __version__
 from rosler_jax import data as datasets
-from rosler_jax._files import replace_text
+from rosler_jax._files import replace_json, replace_text
 from rosler_jax.deploy import Trained, load_network, save_network
 from rosler_jax.export import Graph, lower, reference
 from rosler_jax.export.build import build_graph
@@ -817,8 +817,7 @@ def main(arguments: list[str]) -> int:
                 rows[name] = {"skipped": str(reason)}
             print(f"{net.name}, {name}: {rows[name]}", flush=True)
     facts = about(tools, options, arguments)
-    content = json.dumps({"about": facts, "results": results}, indent=2)
-    replace_text(options.out / "peers.json", content + "\n")
+    replace_json(options.out / "peers.json", {"about": facts, "results": results})
     text = markdown(results)
     replace_text(options.out / "peers.md", text)
     print(f"\n{json.dumps(facts, indent=2)}\n\n{text}")

@@ -324,7 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     if parsed.seeds < 1:
         parser.error(f"--seeds {parsed.seeds}: expected 1 or more")
-    from rosler_jax._files import replace_text
+    from rosler_jax._files import replace_json, replace_text
     from rosler_jax.export.firmware import find_toolchain
     from rosler_jax.export.firmware.toolchain import version
 
@@ -360,7 +360,7 @@ def main(arguments: list[str] | None = None) -> int:
         "single": single,
     }
     parsed.out.mkdir(parents=True, exist_ok=True)
-    replace_text(parsed.out / "edge_train.json", json.dumps(results, indent=2) + "\n")
+    replace_json(parsed.out / "edge_train.json", results)
     replace_text(parsed.out / "edge_train.md", table(results))
     print(table(results))
     return 0

@@ -14,14 +14,13 @@ Counts are instructions, not cycles: QEMU knows no caches and no pipelines.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rosler_jax._files import replace_text
+from rosler_jax._files import replace_json
 from rosler_jax.export import firmware
 from rosler_jax.export.firmware import FirmwareError, FirmwareRun
 
@@ -146,7 +145,7 @@ def run_boards(arguments: argparse.Namespace) -> int:
         all_agree &= agree
         results.append(as_json(run, agreement))
         print(report(run, agreement), end="\n\n")
-    replace_text(out / "firmware.json", json.dumps(results, indent=2) + "\n")
+    replace_json(out / "firmware.json", results)
     print(f"{results[0]['compiler']}; {results[0]['emulator']}")
     print(f"{out / 'firmware.json'}; image, map and profile of each board in {out}/BOARD")
     return 0 if all_agree else 1

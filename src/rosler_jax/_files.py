@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
@@ -37,3 +39,8 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
     replace_file(path, write)
+
+
+def replace_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes a JSON file for people, too: indented, with a line's end; all of it or nothing."""
+    replace_text(path, json.dumps(content, indent=2) + "\n")

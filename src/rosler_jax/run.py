@@ -17,7 +17,7 @@ import numpy as np
 from rosler_jax import checkpoint, modelfile
 from rosler_jax import config as configs
 from rosler_jax import data as datasets
-from rosler_jax._files import replace_file, replace_text
+from rosler_jax._files import replace_file, replace_json
 from rosler_jax.config import TrainConfig
 from rosler_jax.deploy import (
     Trained,
@@ -122,7 +122,7 @@ def train(
     run = prepare(config)
     if not resume:  # not before the data is known to be good: a folder with a config is a run
         folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / CONFIG, json.dumps(configs.to_dict(config), indent=2) + "\n")
+        replace_json(folder / CONFIG, configs.to_dict(config))
     state = jax.jit(run.functions.init)(jax.random.key(config.seed))
     history: list[dict[str, float]] = []
     manager = checkpoint.open_manager(folder / "checkpoints")
@@ -288,7 +288,7 @@ def finish(
     }
     write_history(folder / HISTORY, history)
     draw_curves(folder / "curves.png", history, config)
-    replace_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
+    replace_json(folder / RESULT, result)
     return result
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rosler_jax._files import replace_text
+from rosler_jax._files import replace_json, replace_text
 from rosler_jax.sweep import hosts
 from rosler_jax.sweep.spec import SweepSpec, difference
 
@@ -71,7 +71,7 @@ def open_folder(folder: Path, spec: SweepSpec, resume: bool) -> None:
 def store_spec(folder: Path, spec: SweepSpec) -> None:
     """Writes what the sweep is, the first time; a folder without it holds no sweep."""
     if hosts.is_first() and not (folder / SPEC).exists():
-        replace_text(folder / SPEC, json.dumps(spec.source, indent=2) + "\n")
+        replace_json(folder / SPEC, spec.source)
 
 
 def stored_spec(folder: Path) -> dict[str, Any]:
