@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -55,7 +56,9 @@ class Mode(NamedTuple):
         """The whole of a reference, in registers of that layout."""
         if self.interpret:
             return ref[...]
-        return plgpu.load(ref, (), layout=layout, optimized=optimized)
+        load: Any = plgpu.load  # JAX 0.10 asks for an index, 0.12 takes none
+        index = ((),) if jax.__version_info__ < (0, 11) else ()
+        return load(ref, *index, layout=layout, optimized=optimized)
 
 
 def _interpret_params() -> Any:
@@ -74,7 +77,8 @@ def compiler_params() -> Any:
 def shared(shape: tuple[int, ...], dtype: Any) -> Any:
     """A tile in shared memory, laid out as TMA and wgmma want it."""
     width = SWIZZLE // jnp.dtype(dtype).itemsize
-    transforms = (plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(SWIZZLE))
+    of: Any = plgpu  # in JAX 0.12 both classes look abstract to a type checker
+    transforms = (of.TilingTransform((8, width)), of.SwizzleTransform(SWIZZLE))
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 

@@ -65,5 +65,5 @@ def to_numpy(tensor: QuantizedTensor) -> Float32[np.ndarray, "..."]:
         return values
     scale = np.asarray(tensor.scale, np.float32)
     if tensor.axis is not None:
-        scale = np.expand_dims(scale, [k for k in range(values.ndim) if k != tensor.axis])
+        scale = np.expand_dims(scale, tuple(k for k in range(values.ndim) if k != tensor.axis))
     return np.asarray(values * scale, np.float32)

@@ -128,9 +128,9 @@ def aligned_rows(
     block of rows, so that whole blocks are made and the ends cut off.
     """
     if isinstance(row_start, int):
-        first, offset = divmod(row_start, block)
-        n_blocks = -(-(offset + n_rows) // block)
-        return jax.lax.slice_in_dim(generate(first, n_blocks), offset, offset + n_rows)
+        skipped, cut = divmod(row_start, block)
+        n_blocks = -(-(cut + n_rows) // block)
+        return jax.lax.slice_in_dim(generate(skipped, n_blocks), cut, cut + n_rows)
     row_start = jnp.asarray(row_start, dtype=jnp.uint32)
     first = row_start // jnp.uint32(block)
     whole = generate(first, (n_rows + block - 2) // block + 1)

@@ -112,7 +112,8 @@ def _real(weight: Weight, bits: int) -> Any:
     """The weight as the program makes it from integers, to be traced."""
     values, scale, axis = integers_of(weight, bits)
     if axis is not None:
-        scale = np.expand_dims(scale, [k for k in range(values.ndim) if k != axis % values.ndim])
+        others = (k for k in range(values.ndim) if k != axis % values.ndim)
+        scale = np.expand_dims(scale, tuple(others))
     stored = _nibbles(values) if bits == 4 else jnp.asarray(values.astype(STORED[bits]))
     return stored.astype(jnp.float32) * scale
 
