@@ -7,6 +7,7 @@ from .hadamard import hadamard_transform
 from .patches import project_patches
 from .projection import explain, project, project_transpose
 from .selection import IMPLEMENTATIONS, Choice, assume_device, use_implementation
+from .sharding import by_example
 from .sketches import (
     FAMILIES,
     Family,
@@ -34,6 +35,7 @@ __all__ = [
     "Sketch",
     "assume_device",
     "block_perm",
+    "by_example",
     "explain",
     "family",
     "gaussian",

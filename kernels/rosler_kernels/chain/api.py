@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ..projection import explain, project
 from ..selection import IMPLEMENTATIONS, Choice, Problem, backend_options, choose
+from ..sharding import by_example
 from ..sketches import Sketch
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def sketch_matmul(
     x = jnp.asarray(x)
     _check(x, c, u, r, parallel)
     choice = _choose(x, c, u, r, implementation)
-    return _chain((choice, implementation), x, c, u, r, parallel)
+    run = functools.partial(_chain, (choice, implementation))
+    return by_example(run, x, c, u, r, parallel)
 
 
 def _sizes(factor: Factor, transposed: bool) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..selection import IMPLEMENTATIONS, Choice, Problem, backend_options, choose
+from ..sharding import by_example
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -53,7 +54,8 @@ def hadamard_transform(
         check = getattr(_module(module), "unsupported", None)
         return None if check is None else check(n, x.dtype)
 
-    return _transform(choose(problem, implementation, unsupported), x)
+    choice = choose(problem, implementation, unsupported)
+    return by_example(functools.partial(_transform, choice), x)
 
 
 def _module(name: str) -> ModuleType:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..selection import IMPLEMENTATIONS, Choice, Problem, backend_options, choose
+from ..sharding import by_example
 from ._geometry import Geometry
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def project_patches(
     )
     x = _pad(x, geometry, padding, _sizes("input_dilation", input_dilation, n))
     choice = _choose(x, sketch, geometry, implementation)
-    return _project(choice, geometry, x.shape[1:-1], False, x, sketch)
+    run = functools.partial(_project, choice, geometry, x.shape[1:-1], False)
+    return by_example(run, x, sketch, axes=1)
 
 
 def _sizes(name: str, value: Sizes, n: int) -> tuple[int, ...]:

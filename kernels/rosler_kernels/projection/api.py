@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..selection import IMPLEMENTATIONS, Choice, Problem, backend_options, choose
+from ..sharding import by_example
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -47,7 +48,8 @@ def project(
     (3, 256)
     """
     x = _checked("project", x, sketch.rows, f"rows={sketch.rows}", sketch)
-    return _project(_choose(sketch, x.shape, x.dtype, False, implementation), False, x, sketch)
+    choice = _choose(sketch, x.shape, x.dtype, False, implementation)
+    return by_example(functools.partial(_project, choice, False), x, sketch)
 
 
 def project_transpose(
@@ -72,7 +74,8 @@ def project_transpose(
     (3, 100)
     """
     y = _checked("project_transpose", y, sketch.cols, f"cols={sketch.cols}", sketch)
-    return _project(_choose(sketch, y.shape, y.dtype, True, implementation), True, y, sketch)
+    choice = _choose(sketch, y.shape, y.dtype, True, implementation)
+    return by_example(functools.partial(_project, choice, True), y, sketch)
 
 
 def explain(

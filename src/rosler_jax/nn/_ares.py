@@ -29,6 +29,9 @@ class Lift(Protocol):
     def sketch(self, x: Array, psi: rk.Sketch) -> Array:
         """Applies the random filters ``Psi``: ``(..., groups, l)``."""
 
+    def examples(self, x: Array) -> int:
+        """How many of the leading axes of ``x`` count examples: each meets the filters alone."""
+
 
 def _per_group(y: Array, w: Array) -> Array:
     """Multiplies ``(..., g, a)`` by ``(g, a, b)``, accumulating in float32 where that is wider."""
@@ -49,7 +52,6 @@ def _effective_core(u: Array, parallel: Array) -> Array:
     return jax.lax.cond(parallel > 0.5, solve, lambda slot: slot, u)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def ares_product(
     lift: Lift,
     x: Float[Array, "*batch m"],
@@ -76,6 +78,14 @@ def ares_product(
 
     Source: our reading of Li et al. (2021), doi 10.1038/s43588-021-00039-6.
     """
+    run = partial(_ares_product, lift)
+    return rk.by_example(run, x, c, u, r, parallel, psi, omega, axes=lift.examples(x))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ares_product(
+    lift: Lift, x: Array, c: Array, u: Array, r: Array, parallel: Array, psi: Any, omega: Any
+) -> Array:
     return _ares_forward(lift, x, c, u, r, parallel, psi, omega)[0]
 
 
@@ -119,4 +129,4 @@ def _pullbacks(
     return (lambda ct: transpose_x(ct)[0]), (lambda ct: transpose_c(ct)[0])
 
 
-ares_product.defvjp(_ares_forward, _ares_backward)
+_ares_product.defvjp(_ares_forward, _ares_backward)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+import rosler_kernels as rk
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
@@ -14,7 +16,6 @@ THIN = 64
 """A matrix of at most so many columns counts as thin."""
 
 
-@jax.custom_vjp
 def thin_dot(x: Float[Array, "*batch m"], w: Float[Array, "m s"]) -> Float[Array, "*batch s"]:
     """Computes ``x W`` for a thin ``W``; ``dW = (delta^T x)^T``, streamed along the rows of x.
 
@@ -26,6 +27,11 @@ def thin_dot(x: Float[Array, "*batch m"], w: Float[Array, "m s"]) -> Float[Array
       >>> thin_dot(jnp.ones((5, 4)), jnp.ones((4, 2))).shape
       (5, 2)
     """
+    return rk.by_example(_thin_dot, x, w)
+
+
+@jax.custom_vjp
+def _thin_dot(x: Array, w: Array) -> Array:
     return x @ w
 
 
@@ -39,7 +45,7 @@ def _backward(residuals: tuple[Array, Array], delta: Array) -> tuple[Array, Arra
     return (delta @ w.T).astype(x.dtype), jax.lax.optimization_barrier(rows).T.astype(w.dtype)
 
 
-thin_dot.defvjp(_forward, _backward)
+_thin_dot.defvjp(_forward, _backward)
 
 
 def linear_dot_general(
@@ -54,7 +60,8 @@ def linear_dot_general(
       (3, 10)
     """
     plain = dimension_numbers == (((x.ndim - 1,), (0,)), ((), ())) and kernel.ndim == 2
-    if plain and precision is None and kernel.shape[1] <= THIN and x.dtype == kernel.dtype:
+    plain = plain and precision is None and all(o is None for o in options.values())
+    if plain and kernel.shape[1] <= THIN and x.dtype == kernel.dtype:
         return thin_dot(x, kernel)
     return jnp.asarray(
         jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision, **options)

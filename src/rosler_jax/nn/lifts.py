@@ -33,6 +33,10 @@ class DenseLift:
         """Applies ``Psi``: ``(..., 1, l)``."""
         return rk.project(x, psi)[..., None, :]
 
+    def examples(self, x: Array) -> int:
+        """All axes but the last."""
+        return x.ndim - 1
+
 
 @dataclass(frozen=True)
 class BatchedLift:
@@ -47,6 +51,10 @@ class BatchedLift:
     def sketch(self, x: Array, psi: rk.Sketch) -> Array:
         """Applies ``Psi`` to every entry: ``(..., g, l)``."""
         return rk.project(x, psi)
+
+    def examples(self, x: Array) -> int:
+        """All axes but the entries and the last."""
+        return x.ndim - 2
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,10 @@ class ConvLift:
         return jax.vmap(one, -2, -2)(
             x.reshape(*x.shape[:-1], self.groups, x.shape[-1] // self.groups)
         )
+
+    def examples(self, x: Array) -> int:
+        """The first axis: windows reach over the spatial ones."""
+        return 1
 
 
 def conv_lift(

@@ -1,0 +1,179 @@
+"""Run by test_explicit_mode.py in a process of four CPU devices: the same numbers on a mesh.
+
+``jax.make_mesh`` makes meshes of explicit axes: types name their sharding, and what does not say
+how its result lies on the mesh is refused.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import rosler_kernels as rk
+from rosler_jax import linen
+from rosler_jax.network import Network, mlp_specs, split_state
+from rosler_jax.nn import SketchConv, SketchEinsum, SketchLinear
+from rosler_jax.nn.two_factor import TwoFactorLinear
+from rosler_jax.optim import ares_bp, restrict_rank
+
+IMAGES = (8, 7, 7, 6)
+LAYERS = {
+    "chain": (lambda rngs: SketchLinear(20, 30, rank=4, rngs=rngs), (8, 20)),
+    "chain, more axes": (lambda rngs: SketchLinear(20, 30, rank=4, rngs=rngs), (8, 5, 20)),
+    "aRes": (lambda rngs: SketchLinear(20, 30, rank=4, mode="ares", rngs=rngs), (8, 20)),
+    **{
+        f"seeded, {kind}": (
+            lambda rngs, kind=kind: SketchLinear(
+                20, 30, rank=4, mode="seeded", sketch=kind, rngs=rngs
+            ),
+            (8, 20),
+        )
+        for kind in ("srht", "sparse_sign", "rows_uniform")
+    },
+    "two factors": (lambda rngs: TwoFactorLinear(20, 30, rank=4, rngs=rngs), (8, 20)),
+    "conv": (lambda rngs: SketchConv(6, 8, (3, 3), rank=4, rngs=rngs), IMAGES),
+    "conv, aRes": (lambda rngs: SketchConv(6, 8, (3, 3), rank=4, mode="ares", rngs=rngs), IMAGES),
+    "conv, seeded": (
+        lambda rngs: SketchConv(6, 8, (3, 3), rank=4, mode="seeded", rngs=rngs),
+        IMAGES,
+    ),
+    "conv, groups": (
+        lambda rngs: SketchConv(
+            6, 8, (3, 3), rank=2, mode="ares", feature_group_count=2, rngs=rngs
+        ),
+        IMAGES,
+    ),
+    "einsum": (
+        lambda rngs: SketchEinsum("bij,jk->bik", (20, 30), 4, bias_shape=(30,), rngs=rngs),
+        (8, 3, 20),
+    ),
+}
+
+
+def loss_and_gradients(graphdef, state, x):
+    """Of the float leaves of a layer's state, and of x."""
+
+    def loss(state, x):
+        return jnp.mean(jnp.sin(nnx.merge(graphdef, state)(x)))
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1), allow_int=True))(state, x)
+
+
+def floats(tree):
+    return [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
+
+
+def close(got, want, what):
+    for a, b in zip(floats(got), floats(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=what)
+
+
+def check_layers(mesh):
+    for name, (make, shape) in LAYERS.items():
+        graphdef, state = nnx.split(make(nnx.Rngs(0)))
+        x = jax.random.normal(jax.random.key(1), shape)
+        want = loss_and_gradients(graphdef, state, x)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(x, NamedSharding(mesh, P("data")))
+            again = jax.device_put(state, NamedSharding(mesh, P()))
+            got = loss_and_gradients(graphdef, again, placed)
+            assert jax.typeof(got[1][1]).sharding.spec[0] == "data", name
+        close(got, want, name)
+
+
+def check_linen(mesh):
+    model = linen.SketchDense(30, rank=4)
+    x = jax.random.normal(jax.random.key(1), (8, 20))
+    variables = model.init(jax.random.key(0), x)
+    gradient = jax.jit(jax.grad(lambda v, x: jnp.mean(jnp.sin(model.apply(v, x)))))
+    want = gradient(variables, x)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, NamedSharding(mesh, P("data")))
+        close(gradient(jax.device_put(variables, NamedSharding(mesh, P())), placed), want, "Linen")
+
+
+def train(graphdef, params, buffers, tx, x, y):
+    """Six steps in one program."""
+
+    def loss(params):
+        logits = nnx.merge(graphdef, params, buffers)(x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, tx.init(params)), None, length=6)[0][0]
+
+
+def check_training(mesh):
+    sketch = {"kind": "sketch_linear", "rank": 4}
+    adam = optax.adam(1e-2)
+    cases = {
+        "chain trains": (sketch, adam),
+        "aRes-BP through the switch": ({**sketch, "mode": "ares"}, ares_bp(adam, switch_step=3)),
+        "restrict_rank": (None, restrict_rank(adam, 4, every=2)),
+    }
+    x = jax.random.normal(jax.random.key(2), (16, 20))
+    y = jnp.arange(16) % 3
+    for name, (template, tx) in cases.items():
+        network = Network(mlp_specs(20, (12, 12), 3, template), rngs=nnx.Rngs(0))
+        graphdef, *parts = split_state(network)
+        run = jax.jit(lambda p, b, x, y, g=graphdef, tx=tx: train(g, p, b, tx, x, y))
+        want = run(*parts, x, y)
+        with jax.set_mesh(mesh):
+            placed = [jax.device_put(a, NamedSharding(mesh, P("data"))) for a in (x, y)]
+            got = run(*jax.device_put(parts, NamedSharding(mesh, P())), *placed)
+        close(got, want, name)
+
+
+def check_kernels(mesh):
+    """On each device's own examples: a Pallas kernel too, which the compiler cannot divide."""
+    x = jax.random.normal(jax.random.key(0), (8, 128))
+    for implementation in ("xla", "mosaic_tpu_interpret"):
+        sketch = rk.rademacher(3, 128, 64)
+        loss = lambda x, s, i=implementation: jnp.sum(jnp.sin(rk.project(x, s, implementation=i)))
+        want = jax.grad(loss)(x, sketch)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(x, NamedSharding(mesh, P("data")))
+            close(jax.jit(jax.grad(loss))(placed, sketch), want, implementation)
+    power = jax.random.normal(jax.random.key(0), (8, 64))
+    want = rk.hadamard_transform(power)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(power, NamedSharding(mesh, P("data")))
+        close(jax.jit(rk.hadamard_transform)(placed), want, "Hadamard")
+
+
+def check_divided_factors():
+    """Inputs and factors may be sharded along features: the compiler divides the chain then."""
+    mesh = jax.make_mesh((2, 2), ("data", "model"))
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = ((8, 20), (20, 4), (4, 4), (4, 30))
+    arrays = [jax.random.normal(k, s) / 4 for k, s in zip(keys, shapes, strict=True)]
+    specs = (P("data", "model"), P("model", None), P(), P(None, "model"))
+    gradient = jax.grad(lambda *a: jnp.mean(jnp.sin(rk.sketch_matmul(*a))), (0, 1, 2, 3))
+    want = gradient(*arrays)
+    with jax.set_mesh(mesh):
+        placed = [
+            jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arrays, specs, strict=True)
+        ]
+        got = jax.jit(gradient)(*placed)
+        for a, b in zip(got, placed, strict=True):
+            assert jax.typeof(a) == jax.typeof(b)
+    close(got, want, "divided factors")
+
+
+if __name__ == "__main__":
+    data = jax.make_mesh((4,), ("data",))
+    check_layers(data)
+    check_linen(data)
+    check_training(data)
+    check_kernels(data)
+    check_divided_factors()
+    print("equal")
