@@ -69,9 +69,16 @@ def _interpret_params() -> Any:
     return params.InterpretGPUParams
 
 
-def compiler_params() -> Any:
-    """One thread's view of a kernel (Lane): what these kernels are written and lowered for."""
-    return plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane)
+def kernel(
+    body: Callable[..., None], *, out_type: Any, scratch_types: Any, **options: Any
+) -> Callable[..., Any]:
+    """``plgpu.kernel`` with one thread's view (Lane): what these kernels are written for."""
+    options["compiler_params"] = plgpu.CompilerParams(
+        lowering_semantics=plgpu.LoweringSemantics.Lane
+    )
+    make: Any = plgpu.kernel
+    made: Callable[..., Any] = make(body, out_type=out_type, scratch_types=scratch_types, **options)
+    return made
 
 
 def shared(shape: tuple[int, ...], dtype: Any) -> Any:
@@ -299,6 +306,8 @@ def ceil_to(n: int, multiple: int) -> int:
 
 def refuse(kind: str | None, nnz: int, dtype: Any) -> str | None:
     """Why no kernel of this back end serves a family and a dtype; None where one does."""
+    if jax.__version_info__ < (0, 10, 2):
+        return f"JAX {jax.__version__} lowers no shifts of integers; the kernels need 0.10.2"
     if jnp.dtype(dtype).name not in DTYPES:
         return f"Mosaic GPU kernels take {', '.join(DTYPES)}, not {jnp.dtype(dtype).name}"
     if kind is not None and _entries.generator(kind) is None:

@@ -8,12 +8,11 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from abstract_devices import H100, mesh_of
 
 import rosler_kernels as rk
 from rosler_kernels.specs import KERNEL_FAMILIES
 
-H100 = "NVIDIA H100 80GB HBM3"
 TPUS = ["TPU v4", "TPU v5e", "TPU v6 lite"]
 DEVICES = [("gpu", H100), *(("tpu", kind) for kind in TPUS)]
 MARKS = {"gpu": "mosaic_gpu_v2", "tpu": "tpu_custom_call"}
@@ -24,8 +23,7 @@ def target(platform, kind):
     with contextlib.ExitStack() as stack:
         stack.enter_context(rk.assume_device(platform, kind))
         if platform == "tpu":
-            device = AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
-            mesh = AbstractMesh((1,), ("a",), abstract_device=device)
+            mesh = mesh_of(platform, kind, 1, "a")
             stack.enter_context(jax.sharding.use_abstract_mesh(mesh))
         yield
 

@@ -9,6 +9,8 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from abstract_devices import H100, mesh_of
+from jax.sharding import PartitionSpec as P
 
 import rosler_kernels as rk
 from rosler_kernels.projection import xla
@@ -81,14 +83,8 @@ def test_shard_map_over_four_devices():
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_shard_map_of_a_kernel_lowers(platform):
-    from jax.sharding import AbstractDevice, AbstractMesh, AxisType
-    from jax.sharding import PartitionSpec as P
-
-    kind = "NVIDIA H100 80GB HBM3" if platform == "gpu" else "TPU v5e"
-    device = AbstractDevice(
-        device_kind=kind, num_cores=1, platform="gpu" if platform == "gpu" else "tpu"
-    )
-    mesh = AbstractMesh((2,), ("data",), (AxisType.Auto,), abstract_device=device)
+    kind = H100 if platform == "gpu" else "TPU v5e"
+    mesh = mesh_of(platform, kind, 2, "data")
     name = "mosaic_gpu_v2" if platform == "gpu" else "tpu_custom_call"
 
     def run(x, seed):

@@ -26,8 +26,8 @@ from .._mosaic_gpu import (
     Mode,
     Tile,
     ceil_to,
-    compiler_params,
     generator_arrays,
+    kernel,
     pad_axis,
     parts,
     refuse,
@@ -182,7 +182,7 @@ def _launch(
         "right_arrived": plgpu.Barrier(num_barriers=2),
         "core_arrived": plgpu.Barrier(),
     }
-    kernel = plgpu.kernel(
+    run = kernel(
         body,
         out_type=[
             jax.ShapeDtypeStruct((sizes.b, width), dtype) for width in (sizes.n, sizes.s, sizes.l)
@@ -190,10 +190,9 @@ def _launch(
         scratch_types=scratch,
         grid=(sizes.b // ROWS, sizes.groups),
         grid_names=("rows", "groups"),
-        compiler_params=compiler_params(),
         interpret=mode.params(),
     )
-    y, h, z = kernel(x, core, *first.arrays, *last.arrays)
+    y, h, z = run(x, core, *first.arrays, *last.arrays)
     return y, h, z
 
 

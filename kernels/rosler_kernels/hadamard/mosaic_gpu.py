@@ -21,7 +21,7 @@ from .._mosaic_gpu import (
     Mode,
     Parts,
     ceil_to,
-    compiler_params,
+    kernel,
     pad_axis,
     parts,
     refuse,
@@ -122,7 +122,7 @@ def _launch(
         number = lax.min(np.int32(tiles), np.int32(total) - first)
         _tiles(x_ref, y_ref, first, number, scale, mode, **scratch)
 
-    kernel = plgpu.kernel(
+    run = kernel(
         body,
         out_type=jax.ShapeDtypeStruct(x.shape, x.dtype),
         scratch_types={
@@ -139,10 +139,9 @@ def _launch(
         },
         grid=(ceil_to(total, tiles) // tiles,),
         grid_names=("blocks",),
-        compiler_params=compiler_params(),
         interpret=mode.params(),
     )
-    return kernel(x, left, right)
+    return run(x, left, right)
 
 
 def _tiles(

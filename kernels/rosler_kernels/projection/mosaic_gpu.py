@@ -27,8 +27,8 @@ from .._mosaic_gpu import (
     Parts,
     Tile,
     ceil_to,
-    compiler_params,
     generator_arrays,
+    kernel,
     pad_axis,
     parts,
     refuse,
@@ -246,16 +246,15 @@ def _launch(plan: _Plan, x: Array, sketch: Sketch, padded: tuple[int, int]) -> A
         "arrived": plgpu.Barrier(num_barriers=blocks.stages),
     }
     grid = (blocks.splits, padded[0] // blocks.rows, padded[1] // blocks.cols)
-    kernel = plgpu.kernel(
+    run = kernel(
         body,
         out_type=jax.ShapeDtypeStruct((blocks.splits, *padded), out_dtype),
         scratch_types=scratch,
         grid=grid,
         grid_names=("splits", "rows", "cols"),
-        compiler_params=compiler_params(),
         interpret=plan.generator.mode.params(),
     )
-    return kernel(x, key, *arrays.values())
+    return run(x, key, *arrays.values())
 
 
 def _body(
