@@ -15,8 +15,10 @@ import jax
 import numpy as np
 import pytest
 
+from rosler_jax import checkpoint
 from rosler_jax import data as datasets
 from rosler_jax import run as runs
+from rosler_jax.cli import main
 from rosler_jax.config import TrainConfig
 from rosler_jax.sweep import SweepError, load_examples, parse, runner, schedule, sweep
 from rosler_jax.sweep import folder as folders
@@ -38,17 +40,6 @@ SPEC = {
 TIMES = ("seconds",)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """300 examples of three classes that a small net learns in part."""
-    rng = np.random.default_rng(0)
-    y = np.arange(300) % 3
-    x = rng.normal(size=(300, 20)).astype(np.float32) + np.eye(3, 20)[y] * 2
-    path = tmp_path_factory.mktemp("data") / "toy.npz"
-    np.savez(path, x=x, y=y)
-    return str(path)
-
-
 @pytest.fixture
 def spec(data):
     return parse({**SPEC, "data": data, "batch_size": 32})
@@ -57,6 +48,17 @@ def spec(data):
 def same_rows(a, b):
     strip = lambda row: {k: v for k, v in row.items() if k not in TIMES}
     return [strip(r) for r in a] == [strip(r) for r in b]
+
+
+def checkpointed(config, folder):
+    """The last state of a run, and its history."""
+    like = jax.eval_shape(runs.prepare(config).functions.init, jax.random.key(0))
+    manager = checkpoint.open_manager(folder / "checkpoints")
+    try:
+        zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like)
+        return checkpoint.restore(manager, zeros)
+    finally:
+        manager.close()
 
 
 @pytest.mark.parametrize(
@@ -80,18 +82,16 @@ def test_a_member_equals_a_run_of_its_own(method, width, data, tmp_path):
         for k, config in enumerate(group.trainings):
             one = jax.tree.map(lambda a, k=k: a[k], out)
             got = runner.result(config, one, rows[k], population)
-            want = runs.train(config, tmp_path / f"{config.rank}-{config.seed}-{k}-{config.noise}")
+            folder = tmp_path / f"{config.rank}-{config.seed}-{k}-{config.noise}"
+            want = runs.train(config, folder)
             # The same sums in another order: rounding alone, over some twenty updates; one example
             # of 60 may fall on the other side.
             assert abs(got["test_accuracy"] - want["test_accuracy"]) <= 1 / 60 + 1e-9
             assert abs(got["validation_accuracy"] - want["validation_accuracy"]) <= 1 / 20
             assert got["file_bytes"] == want["file_bytes"]
             assert got["parameters"] == want["parameters"]
-            prepared = runs.prepare(config)
-            state = jax.jit(prepared.functions.init)(jax.random.key(config.seed))
-            for _ in range(config.epochs):
-                state, metrics = prepared.epoch(state, prepared.arrays)
-            np.testing.assert_allclose(one.history.loss[-1], metrics.loss, rtol=1e-4)
+            state, history = checkpointed(config, folder)
+            np.testing.assert_allclose(one.history.loss[-1], history[-1]["loss"], rtol=1e-4)
             params, _ = population.crop(one.params, one.buffers, config)
             if int(one.best_epoch) == int(state.best_epoch):
                 for a, b in zip(
@@ -227,26 +227,32 @@ rank = {{ grid = [2, 4] }}
 """
 
 
-def rosler(*arguments, **options):
+def rosler(*arguments):
+    """The command in a process of its own."""
     command = [sys.executable, "-m", "rosler_jax", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, **options
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path):
+def called(capsys, *arguments):
+    """The command in this process, which starts at once: (exit code, stdout, stderr)."""
+    capsys.readouterr()
+    code = main([str(a) for a in arguments])
+    return code, *capsys.readouterr()
+
+
+def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path, capsys, monkeypatch):
     path = tmp_path / "sweep.toml"
     path.write_text(TOML.format(data=data))
-    dry = rosler("sweep", path, "--dry-run")
-    assert dry.returncode == 0, dry.stderr
-    assert "12 members, 12 trainings" in dry.stdout
-    assert "nothing was run" in dry.stdout
+    code, out, err = called(capsys, "sweep", path, "--dry-run")
+    assert code == 0, err
+    assert "12 members, 12 trainings" in out
+    assert "nothing was run" in out
 
     folder = tmp_path / "s"
-    slow = dict(os.environ, ROSLER_SWEEP_CHUNK_SECONDS="0.0001")
+    monkeypatch.setenv("ROSLER_SWEEP_CHUNK_SECONDS", "0.0001")
     command = [sys.executable, "-m", "rosler_jax", "sweep", path, "--out", folder]
     process = subprocess.Popen(
-        [*map(str, command)], env=slow, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [*map(str, command)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     deadline = time.time() + 240
     while not (folder / "parts").exists() and time.time() < deadline and process.poll() is None:
@@ -258,15 +264,15 @@ def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     (tmp_path / "changed.toml").write_text(TOML.format(data=data).replace("[16]", "[24]"))
-    changed = rosler("sweep", tmp_path / "changed.toml", "--resume", folder)
-    assert changed.returncode == 1
-    assert "hidden: [16] -> [24]" in changed.stderr
+    code, _, err = called(capsys, "sweep", tmp_path / "changed.toml", "--resume", folder)
+    assert code == 1
+    assert "hidden: [16] -> [24]" in err
     resumed = rosler("sweep", "--resume", folder, "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["members"] == 12
-    whole = rosler("sweep", path, "--out", tmp_path / "whole", env=slow)
-    assert whole.returncode == 0, whole.stderr
-    assert "12 members, 0 failed" in whole.stdout
+    code, out, err = called(capsys, "sweep", path, "--out", tmp_path / "whole")
+    assert code == 0, err
+    assert "12 members, 0 failed" in out
     a, b = (tables.read_rows(f / "table.parquet") for f in (folder, tmp_path / "whole"))
     widths = [
         [cost[0] for cost in json.loads((f / "stages/000.json").read_text())["plan"]["costs"]]
@@ -274,16 +280,15 @@ def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path):
     ]
     if widths[0] == widths[1]:
         assert same_rows(a, b)
-    out = folder / "best"
     (folder / "table.parquet").unlink()  # as in a sweep that has not ended yet
-    best = rosler("sweep", "best", folder, "--min-accuracy", 0, "--json")
-    assert best.returncode == 0, best.stderr
-    found = json.loads(best.stdout)
+    code, out, err = called(capsys, "sweep", "best", folder, "--min-accuracy", 0, "--json")
+    assert code == 0, err
+    found = json.loads(out)
     assert found["file_bytes"] == min(row["file_bytes"] for row in a)
-    assert (out / "model.rosler").exists()
-    none = rosler("sweep", "best", folder, "--min-accuracy", 1.01)
-    assert none.returncode == 1
-    assert "no member" in none.stderr
+    assert (folder / "best" / "model.rosler").exists()
+    code, _, err = called(capsys, "sweep", "best", folder, "--min-accuracy", 1.01)
+    assert code == 1
+    assert "no member" in err
 
 
 LIMITED = """
@@ -305,7 +310,7 @@ sys.exit(main(["sweep", spec, "--out", out]))
 """
 
 
-def test_a_full_disk_is_an_error_and_corrupts_nothing(data, tmp_path):
+def test_a_full_disk_is_an_error_and_corrupts_nothing(data, tmp_path, capsys):
     path, folder = tmp_path / "sweep.toml", tmp_path / "s"
     path.write_text(TOML.format(data=data))
     command = [sys.executable, "-c", LIMITED, str(path), str(folder)]
@@ -317,9 +322,9 @@ def test_a_full_disk_is_an_error_and_corrupts_nothing(data, tmp_path):
     assert "error:" in full.stderr
     assert "Traceback" not in full.stderr
     assert list((folder / "parts").iterdir()) == []
-    resumed = rosler("sweep", "--resume", folder, "--json")
-    assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout)["members"] == 12
+    code, out, err = called(capsys, "sweep", "--resume", folder, "--json")
+    assert code == 0, err
+    assert json.loads(out)["members"] == 12
 
 
 def test_a_folder_that_cannot_be_written_is_refused(spec, tmp_path, monkeypatch):
@@ -343,10 +348,10 @@ def test_a_folder_that_cannot_be_written_is_refused(spec, tmp_path, monkeypatch)
         ("s.toml", "d", "--out", "o"),
     ],
 )
-def test_wrong_usage_has_exit_code_2(arguments):
-    done = rosler("sweep", *arguments)
-    assert done.returncode == 2
-    assert "error:" in done.stderr
+def test_wrong_usage_has_exit_code_2(arguments, capsys):
+    code, _, err = called(capsys, "sweep", *arguments)
+    assert code == 2
+    assert "error:" in err
 
 
 def test_examples_with_a_validation_split_of_their_own_keep_it(data):

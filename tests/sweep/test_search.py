@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
 from rosler_jax.sweep import SpecError, parse, schedule, sweep
@@ -19,17 +18,6 @@ AXES = {
     "label_smoothing": {"uniform": [0.0, 0.2]},
     "hidden": {"grid": [[16], [8, 8]]},
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """300 examples of three classes that a small net learns in part."""
-    rng = np.random.default_rng(0)
-    y = np.arange(300) % 3
-    x = rng.normal(size=(300, 20)).astype(np.float32) + np.eye(3, 20)[y] * 2
-    path = tmp_path_factory.mktemp("data") / "toy.npz"
-    np.savez(path, x=x, y=y)
-    return str(path)
 
 
 @pytest.fixture
