@@ -5,6 +5,7 @@ from __future__ import annotations
 from .chain import Parallel, sketch_matmul
 from .hadamard import hadamard_transform
 from .patches import project_patches
+from .products import outer
 from .projection import explain, project, project_transpose
 from .selection import IMPLEMENTATIONS, Choice, assume_device, use_implementation
 from .sharding import by_example
@@ -42,6 +43,7 @@ __all__ = [
     "hadamard_transform",
     "make",
     "materialize",
+    "outer",
     "project",
     "project_patches",
     "project_transpose",

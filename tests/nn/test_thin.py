@@ -40,9 +40,9 @@ def test_vmap_of_grad_and_narrow_dtypes() -> None:
 
 @pytest.mark.parametrize("features", [10, THIN, THIN + 1])
 def test_a_linear_layer_is_the_same_with_it(features: int) -> None:
-    plain = nnx.Linear(20, features, rngs=nnx.Rngs(0))
-    thin = nnx.Linear(20, features, dot_general=linear_dot_general, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(2), (3, 20))
+    plain = nnx.Linear(100, features, rngs=nnx.Rngs(0))
+    thin = nnx.Linear(100, features, dot_general=linear_dot_general, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(2), (3, 100))
     np.testing.assert_allclose(thin(x), plain(x), rtol=1e-5, atol=1e-5)
     jaxpr = str(jax.make_jaxpr(jax.grad(lambda x: thin(x).sum()))(x))
     backward = str(jax.make_jaxpr(lambda x: jax.vjp(thin, x)[1](thin(x)))(x))

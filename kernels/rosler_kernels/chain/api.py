@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..products import outer
 from ..projection import explain, project
 from ..selection import IMPLEMENTATIONS, Choice, Problem, backend_options, choose
 from ..sharding import by_example
@@ -182,12 +183,12 @@ def _backward(chosen: Chosen, residuals: tuple[Any, ...], delta: Array) -> tuple
     x, c, u, r, parallel, h, z = residuals
     dx, delta_r, delta_h = _run(chosen, delta, _transpose(r), u.T, _transpose(c))
     if parallel is None:
-        d_c = None if isinstance(c, Sketch) else _outer(x, delta_h)
-        d_r = None if isinstance(r, Sketch) else _outer(z, delta)
-        return dx, d_c, _outer(h, delta_r), d_r, None
+        d_c = None if isinstance(c, Sketch) else outer(x, delta_h)
+        d_r = None if isinstance(r, Sketch) else outer(z, delta)
+        return dx, d_c, outer(h, delta_r), d_r, None
     delta_omega = project(delta, parallel.omega, implementation=chosen[1])
     x_psi = project(x, parallel.psi, implementation=chosen[1])
-    return dx, _outer(x, delta_omega), _outer(delta_omega, x_psi), _outer(x_psi, delta), None
+    return dx, outer(x, delta_omega), outer(delta_omega, x_psi), outer(x_psi, delta), None
 
 
 _chain.defvjp(_forward, _backward)
@@ -196,15 +197,3 @@ _chain.defvjp(_forward, _backward)
 def _transpose(factor: Factor) -> Factor:
     """Of an array; a sketch stays: which side of the chain it is on says how it is applied."""
     return factor if isinstance(factor, Sketch) else factor.T
-
-
-def _outer(x: Array, y: Array) -> Array:
-    """Contracts all leading axes: (..., a), (..., b) -> (a, b).
-
-    The thinner operand comes first, and a barrier keeps it there: with the long axis across the
-    rows of both, XLA's product costs several times as much on a CPU.
-    """
-    a, b = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-    if a.shape[1] <= b.shape[1]:
-        return jnp.dot(a.T, b)
-    return jax.lax.optimization_barrier(jnp.dot(b.T, a)).T

@@ -34,12 +34,19 @@ class Lift(Protocol):
 
 
 def _per_group(y: Array, w: Array) -> Array:
-    """Multiplies ``(..., g, a)`` by ``(g, a, b)``, accumulating in float32 where that is wider."""
+    """Multiplies ``(..., g, a)`` by ``(g, a, b)``; a single group by a plain product.
+
+    With the axis of one group left in, XLA transposes the activations there and back.
+    """
+    if w.shape[0] == 1:
+        return jnp.matmul(y[..., 0, :], w[0])[..., None, :]
     return jnp.einsum("...ga,gab->...gb", y, w)
 
 
 def _outer(x: Array, y: Array) -> Array:
     """Contracts all leading axes: ``(..., g, a), (..., g, b) -> (g, a, b)``."""
+    if x.shape[-2] == 1:
+        return rk.outer(x[..., 0, :], y[..., 0, :])[None]
     return jnp.einsum("...ga,...gb->gab", x, y)
 
 
@@ -100,8 +107,8 @@ def _ares_forward(
 
 def _ares_backward(lift: Lift, residuals: tuple[Any, ...], delta: Array) -> tuple[Any, ...]:
     x, c, r, core, h, parallel, psi, omega = residuals
-    delta_r = jnp.einsum("...gn,gln->...gl", delta, r)
-    delta_h = jnp.einsum("...gl,gsl->...gs", delta_r, core)
+    delta_r = _per_group(delta, jnp.swapaxes(r, 1, 2))
+    delta_h = _per_group(delta_r, jnp.swapaxes(core, 1, 2))
     pull_x, pull_c = _pullbacks(lift, x, c)
 
     def sketched() -> tuple[Array, Array, Array]:

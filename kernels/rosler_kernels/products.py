@@ -1,0 +1,34 @@
+"""Products in the order that a CPU likes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+def outer(x: Float[Array, "*examples a"], y: Float[Array, "*examples b"]) -> Float[Array, "a b"]:
+    """x^T y, summed over all leading axes: the gradient of a factor.
+
+    The thinner operand comes first, and an optimisation barrier keeps it there: with the long axis
+    across the rows of both operands, as XLA would have it, the product takes several times as long
+    on a CPU where one side has 8 to 64 columns.
+
+    Args:
+      x: array (..., a).
+      y: array (..., b), of the same leading axes.
+
+    Returns:
+      array (a, b).
+
+    >>> outer(jnp.ones((2, 3, 4)), jnp.ones((2, 3, 5))).shape
+    (4, 5)
+    """
+    a, b = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    if a.shape[1] <= b.shape[1]:
+        return jnp.dot(a.T, b)
+    return jax.lax.optimization_barrier(jnp.dot(b.T, a)).T
