@@ -50,26 +50,27 @@ def by_example(
     ShapedArray(float32[8@data,3])
     """
     mesh = jax.typeof(x).sharding.mesh
-    explicit = {
-        name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Explicit
-    }  # fmt: skip
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = {name for name, kind in kinds if kind == AxisType.Explicit}
     if not explicit:
         return function(x, *operands)
     leaves, tree = jax.tree.flatten((x, *operands))
     specs = [jax.typeof(leaf).sharding.spec for leaf in leaves]
     axes = x.ndim - 1 if axes is None else axes
     out = P(*specs[0][:axes])
-    call = lambda *leaves: function(*jax.tree.unflatten(tree, leaves))  # noqa: E731
+
+    def call(*leaves: Array) -> Array:
+        return function(*jax.tree.unflatten(tree, leaves))
+
     held = (*specs[0][axes:], *(name for spec in specs[1:] for name in spec))
     if all(name is None for name in held):
         # The cotangents say nothing of the axes they vary over; the sum over the mesh is
         # shard_map's own, of every operand.
-        call = jax.shard_map(
+        divided = jax.shard_map(
             call, in_specs=tuple(specs), out_specs=out, axis_names=explicit, check_vma=False
         )
     else:
-        call = jax.sharding.auto_axes(call, axes=tuple(explicit), out_sharding=out)
+        divided = jax.sharding.auto_axes(call, axes=tuple(explicit), out_sharding=out)
     outside = jax.sharding.get_abstract_mesh().empty
     with jax.sharding.use_abstract_mesh(mesh) if outside else contextlib.nullcontext():
-        return call(*leaves)
+        return divided(*leaves)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Done, call
 
 from rosler_jax.cli import main
 from rosler_jax.cli._config_options import OPTIONS, build_config, flag, given_options
@@ -31,26 +32,11 @@ SMALL = ["--hidden", "32", "--rank", "4", "--batch-size", "32", "--seed", "3"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Run:
     folder: Path
     data: Path
     printed: dict[str, Any]
     progress: str
-
-
-def call(capsys: pytest.CaptureFixture[str], *argv: object) -> Done:
-    """Runs `rosler argv` in this process."""
-    capsys.readouterr()
-    code = main([str(a) for a in argv])
-    captured = capsys.readouterr()
-    return Done(code, captured.out, captured.err)
 
 
 @pytest.fixture(scope="module")

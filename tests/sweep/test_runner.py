@@ -14,11 +14,11 @@ import time
 import jax
 import numpy as np
 import pytest
+from command_line import call
 
 from rosler_jax import checkpoint
 from rosler_jax import data as datasets
 from rosler_jax import run as runs
-from rosler_jax.cli import main
 from rosler_jax.config import TrainConfig
 from rosler_jax.sweep import SweepError, load_examples, parse, runner, schedule, sweep
 from rosler_jax.sweep import folder as folders
@@ -233,17 +233,10 @@ def rosler(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def called(capsys, *arguments):
-    """The command in this process, which starts at once: (exit code, stdout, stderr)."""
-    capsys.readouterr()
-    code = main([str(a) for a in arguments])
-    return code, *capsys.readouterr()
-
-
 def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path, capsys, monkeypatch):
     path = tmp_path / "sweep.toml"
     path.write_text(TOML.format(data=data))
-    code, out, err = called(capsys, "sweep", path, "--dry-run")
+    code, out, err = call(capsys, "sweep", path, "--dry-run")
     assert code == 0, err
     assert "12 members, 12 trainings" in out
     assert "nothing was run" in out
@@ -264,13 +257,13 @@ def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path, capsys, 
     process.send_signal(signal.SIGKILL)
     process.wait()
     (tmp_path / "changed.toml").write_text(TOML.format(data=data).replace("[16]", "[24]"))
-    code, _, err = called(capsys, "sweep", tmp_path / "changed.toml", "--resume", folder)
+    code, _, err = call(capsys, "sweep", tmp_path / "changed.toml", "--resume", folder)
     assert code == 1
     assert "hidden: [16] -> [24]" in err
     resumed = rosler("sweep", "--resume", folder, "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["members"] == 12
-    code, out, err = called(capsys, "sweep", path, "--out", tmp_path / "whole")
+    code, out, err = call(capsys, "sweep", path, "--out", tmp_path / "whole")
     assert code == 0, err
     assert "12 members, 0 failed" in out
     a, b = (tables.read_rows(f / "table.parquet") for f in (folder, tmp_path / "whole"))
@@ -281,12 +274,12 @@ def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path, capsys, 
     if widths[0] == widths[1]:
         assert same_rows(a, b)
     (folder / "table.parquet").unlink()  # as in a sweep that has not ended yet
-    code, out, err = called(capsys, "sweep", "best", folder, "--min-accuracy", 0, "--json")
+    code, out, err = call(capsys, "sweep", "best", folder, "--min-accuracy", 0, "--json")
     assert code == 0, err
     found = json.loads(out)
     assert found["file_bytes"] == min(row["file_bytes"] for row in a)
     assert (folder / "best" / "model.rosler").exists()
-    code, _, err = called(capsys, "sweep", "best", folder, "--min-accuracy", 1.01)
+    code, _, err = call(capsys, "sweep", "best", folder, "--min-accuracy", 1.01)
     assert code == 1
     assert "no member" in err
 
@@ -322,7 +315,7 @@ def test_a_full_disk_is_an_error_and_corrupts_nothing(data, tmp_path, capsys):
     assert "error:" in full.stderr
     assert "Traceback" not in full.stderr
     assert list((folder / "parts").iterdir()) == []
-    code, out, err = called(capsys, "sweep", "--resume", folder, "--json")
+    code, out, err = call(capsys, "sweep", "--resume", folder, "--json")
     assert code == 0, err
     assert json.loads(out)["members"] == 12
 
@@ -349,7 +342,7 @@ def test_a_folder_that_cannot_be_written_is_refused(spec, tmp_path, monkeypatch)
     ],
 )
 def test_wrong_usage_has_exit_code_2(arguments, capsys):
-    code, _, err = called(capsys, "sweep", *arguments)
+    code, _, err = call(capsys, "sweep", *arguments)
     assert code == 2
     assert "error:" in err
 
