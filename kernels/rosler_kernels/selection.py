@@ -9,13 +9,14 @@ chosen of itself only on a kind of device for which measured block sizes are in 
 ``rosler_kernels.tuning``, and only near shapes where it was measured to win; a kernel that nobody
 timed on a device does not run there unasked.
 
-The choice is made when a function is traced: a jitted function keeps what it was traced with.
+The choice is made when a function is traced. ``use_implementation`` and ``assume_device`` belong to
+JAX's trace context: a jitted function that was traced under another choice is traced again. The
+environment variable does not: it is read at every trace, and what is traced already stays.
 """
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,13 +91,16 @@ class Problem(NamedTuple):
     shape: tuple[int, int, int]
 
 
-_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("forced", default=None)
-_assumed: contextvars.ContextVar[Device | None] = contextvars.ContextVar("assumed", default=None)
+# Part of the key of every cache of traces, unlike a variable of Python's own.
+_forced = jax.make_user_context(None)  # an implementation's name
+_assumed = jax.make_user_context(None)  # a Device
 
 
 @contextlib.contextmanager
 def use_implementation(name: str | None) -> Iterator[None]:
-    """Every operation traced inside runs with that implementation; None: choose by device again.
+    """Every operation called inside runs with that implementation; None: choose by device again.
+
+    A jitted function that was called outside is traced again, once for each implementation.
 
     Args:
       name: a key of ``IMPLEMENTATIONS`` or None.
@@ -109,11 +113,8 @@ def use_implementation(name: str | None) -> Iterator[None]:
     ...     rk.explain(rk.srht(0, 784, 64), (8, 784)).name
     'reference'
     """
-    token = _forced.set(None if name is None else _known(name))
-    try:
+    with _forced(None if name is None else _known(name)):
         yield
-    finally:
-        _forced.reset(token)
 
 
 @contextlib.contextmanager
@@ -125,18 +126,14 @@ def assume_device(platform: str, kind: str) -> Iterator[None]:
     ...     rk.explain(rk.srht(0, 784, 64), (8, 784), implementation="mosaic_gpu").name
     'mosaic_gpu'
     """
-    token = _assumed.set(Device(platform, kind))
-    try:
+    with _assumed(Device(platform, kind)):
         yield
-    finally:
-        _assumed.reset(token)
 
 
 def device() -> Device:
     """The device that operations are compiled for."""
-    assumed = _assumed.get()
-    if assumed is not None:
-        return assumed
+    if _assumed.value is not None:
+        return _assumed.value
     platform = jax.default_backend()
     return Device("gpu" if platform in ("cuda", "rocm") else platform, jax.devices()[0].device_kind)
 
@@ -161,7 +158,7 @@ def choose(
     """
     for name, source in (
         (implementation, "asked for"),
-        (_forced.get(), "forced by use_implementation"),
+        (_forced.value, "forced by use_implementation"),
         (os.environ.get(VARIABLE) or None, f"set by {VARIABLE}"),
     ):
         if name is not None:

@@ -69,6 +69,28 @@ def test_argument_over_context_over_environment(monkeypatch):
     assert rk.explain(SKETCH, SHAPE).name == "reference"
 
 
+@ON_CPU
+def test_a_traced_function_follows_the_context():
+    chosen = []
+
+    @jax.jit
+    def f(x):
+        chosen.append(rk.explain(SKETCH, x.shape).name)
+        return rk.project(x, SKETCH)
+
+    x = jax.random.normal(jax.random.key(0), (3, 1024))
+    text = {None: f.lower(x).as_text()}
+    for name in ("reference", "mosaic_tpu_interpret", "reference", None):
+        with rk.use_implementation(name):
+            text.setdefault(name, f.lower(x).as_text())
+            np.testing.assert_allclose(f(x), rk.project(x, SKETCH), rtol=1e-5, atol=1e-5)
+    assert chosen == ["xla", "reference", "mosaic_tpu_interpret"]  # each of them traced once
+    assert len(set(text.values())) == 3
+    with rk.assume_device("tpu", "TPU v4"), rk.use_implementation("mosaic_tpu"):
+        f.trace(x)
+    assert chosen[3:] == ["mosaic_tpu"]
+
+
 def test_a_forced_program_falls_back_where_there_is_no_kernel():
     with rk.use_implementation("mosaic_gpu_interpret"):
         choice = rk.explain(rk.rows_uniform(0, 9, 4), (2, 9))
