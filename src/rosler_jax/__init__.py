@@ -8,6 +8,7 @@ edge computing", Nat. Comput. Sci. 1, 221-228 (2021), doi 10.1038/s43588-021-000
 from __future__ import annotations
 
 from rosler_jax import factors, initializers, nn, optim, quantization
+from rosler_jax._layer_views import matrix_views
 from rosler_jax._version import __version__
 from rosler_jax.factors import SeededFactors, SketchFactors, TwoFactors
 from rosler_jax.nn import (
@@ -22,8 +23,10 @@ from rosler_jax.nn import (
 from rosler_jax.optim import ares_bp, extract_factors, restrict_rank
 from rosler_jax.size import size_report
 from rosler_jax.sketchify import Rule, sketchify
+from rosler_jax.views import MatrixView
 
 __all__ = [
+    "MatrixView",
     "Rule",
     "SeededFactors",
     "SketchConv",
@@ -40,6 +43,7 @@ __all__ = [
     "extract_factors",
     "factors",
     "initializers",
+    "matrix_views",
     "nn",
     "optim",
     "quantization",

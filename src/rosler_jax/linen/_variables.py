@@ -22,7 +22,7 @@ def layer_sketches(module: nn.Module, plan: WeightPlan) -> tuple[Any, Any]:
     Raises:
       ValueError: if ``apply`` is not given the seeds.
     """
-    if plan.mode == "chain":
+    if not plan.sketched:
         return None, None
     if not module.has_variable("sketch", SEEDS[0]) and not module.is_mutable_collection("sketch"):
         raise ValueError(
@@ -50,7 +50,7 @@ def layer_params(
     ``features`` is the length of the bias, None for no bias.
     """
     values: dict[str, Array] = {}
-    if module.is_mutable_collection("params") and not module.has_variable("params", "u"):
+    if module.is_mutable_collection("params") and not module.has_variable("params", next(iter(shapes))):
         values = make(module.make_rng("params"))
 
     def initial(name: str) -> Array:

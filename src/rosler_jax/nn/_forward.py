@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     import rosler_kernels as rk
 
-FACTORS = ("c", "u", "r")
 INPUT_PADDINGS = ("CIRCULAR", "CAUSAL", "REFLECT")
 Sketches = tuple["rk.Sketch | None", "rk.Sketch | None"]
 
@@ -29,8 +28,9 @@ def promote(x: Array, params: Mapping[str, Array], dtype: Any) -> tuple[Array, d
     return x, {**params, **dict(zip(names, values, strict=True))}
 
 
-def _factors(params: Mapping[str, Array]) -> list[Array]:
-    return [params[name] for name in FACTORS]
+def _factors(params: Mapping[str, Array]) -> tuple[Array, Array | None, Array]:
+    """C, U and R; no U in a layer of two factors."""
+    return params["c"], params.get("u"), params["r"]
 
 
 def _add_bias(y: Array, params: Mapping[str, Array]) -> Array:

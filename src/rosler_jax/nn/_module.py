@@ -26,7 +26,7 @@ class SketchModule(nnx.Module):
         self.rank, self.mode = plan.rank, plan.mode
         self.sketch, self.inner = plan.sketch, plan.inner
         key = rngs.params()
-        if plan.mode == "chain":
+        if not plan.sketched:
             self.psi_seed = self.omega_seed = None
         else:
             self.psi_seed = SketchSeed(seed_words(rngs.params()))
@@ -43,7 +43,7 @@ class SketchModule(nnx.Module):
     ) -> None:
         """Sets the parameters: the factors, the flag of the parallel stage, the bias."""
         self.c = SketchParam(values["c"].astype(param_dtype)) if "c" in values else None
-        self.u = SketchParam(values["u"].astype(param_dtype))
+        self.u = SketchParam(values["u"].astype(param_dtype)) if "u" in values else None
         self.r = SketchParam(values["r"].astype(param_dtype)) if "r" in values else None
         self.parallel = SketchParam(jnp.ones((), jnp.float32)) if self.mode == "ares" else None
         self.bias = (
@@ -58,7 +58,7 @@ class SketchModule(nnx.Module):
         return {name: v[...] for name, v in variables.items() if v is not None}
 
     def sketches(self) -> tuple[Any, Any]:
-        """The pair ``(Psi, Omega)`` of this layer, or ``(None, None)`` in chain mode."""
+        """The pair ``(Psi, Omega)`` of this layer, or ``(None, None)`` where it has no seeds."""
         psi, omega = (None if v is None else v[...] for v in (self.psi_seed, self.omega_seed))
         return self.plan.sketches(psi, omega)
 

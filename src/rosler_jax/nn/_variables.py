@@ -11,14 +11,14 @@ from flax import nnx
 
 import rosler_kernels as rk
 from rosler_jax import initializers
-from rosler_jax.factors import check_rank
+from rosler_jax.factors import check_rank, fold
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Key
 
-Mode = Literal["chain", "ares", "seeded"]
+Mode = Literal["chain", "ares", "seeded", "two-factor"]
 Init = Literal["glorot", "he"]
-MODES = ("chain", "ares", "seeded")
+MODES = ("chain", "ares", "seeded", "two-factor")
 
 
 class SketchParam(nnx.Param):
@@ -65,7 +65,7 @@ class WeightPlan:
       m, n: shape of one matrix.
       rank: ``s``.
       inner: ``l``, or the width of the input sketch of a seeded layer.
-      mode: ``"chain"``, ``"ares"`` or ``"seeded"``.
+      mode: ``"chain"``, ``"ares"``, ``"seeded"`` or ``"two-factor"``.
       sketch: family of the sketches.
       init: variance of the virtual matrix.
       gain: scale of the range-finder initialisation.
@@ -80,11 +80,16 @@ class WeightPlan:
     init: Init
     gain: float
 
+    @property
+    def sketched(self) -> bool:
+        """Whether the layer has sketches, known by their seeds."""
+        return self.mode in ("ares", "seeded")
+
     def sketches(
         self, psi_seed: Array | None, omega_seed: Array | None
     ) -> tuple[rk.Sketch | None, rk.Sketch | None]:
-        """The pair ``Psi (m -> inner)``, ``Omega (n -> rank)``; ``(None, None)`` in chain mode."""
-        if self.mode == "chain":
+        """The pair ``Psi (m -> inner)``, ``Omega (n -> rank)``; ``(None, None)`` without seeds."""
+        if not self.sketched:
             return None, None
         psi = rk.make(self.sketch, psi_seed, self.m, self.inner)
         return psi, rk.make(self.sketch, omega_seed, self.n, self.rank)
@@ -93,6 +98,8 @@ class WeightPlan:
         """Shapes of the factors of one matrix, by parameter name, in the order of the chain."""
         if self.mode == "seeded":
             return {"u": (self.inner, self.rank)}
+        if self.mode == "two-factor":
+            return {"c": (self.m, self.rank), "r": (self.rank, self.n)}
         inner = self.inner if self.mode == "ares" else self.rank
         return {"c": (self.m, self.rank), "u": (self.rank, inner), "r": (inner, self.n)}
 
@@ -100,10 +107,13 @@ class WeightPlan:
         self, key: Key[Array, ""], psi: rk.Sketch | None, omega: rk.Sketch | None
     ) -> dict[str, Array]:
         """Initial factors of one matrix, by parameter name, float32."""
-        if self.mode == "chain":
+        if not self.sketched:
             f = initializers.range_finder(
                 key, self.m, self.n, self.rank, init=self.init, gain=self.gain
             )
+            if self.mode == "two-factor":
+                two = fold(f)
+                return {"c": two.c, "r": two.r}
             return {"c": f.c, "u": f.u, "r": f.r}
         assert psi is not None
         assert omega is not None

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 import rosler_kernels as rk
 from rosler_jax.nn._ares import ares_product
+from rosler_jax.nn._thin import thin_dot
 from rosler_jax.nn.lifts import BatchedLift, ConvLift, DenseLift
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def sketch_dot(
     x: Float[Array, "*batch m"],
     c: Float[Array, "m s"],
-    u: Float[Array, "s l"],
+    u: Float[Array, "s l"] | None,
     r: Float[Array, "l n"],
     *,
     parallel: Float[Array, ""] | None = None,
@@ -37,7 +38,8 @@ def sketch_dot(
     Args:
       x: inputs, shape ``(..., m)``.
       c: column factor, shape ``(m, s)``.
-      u: core, shape ``(s, l)``; in the parallel stage the transposed core matrix ``A^T``.
+      u: core, shape ``(s, l)``; in the parallel stage the transposed core matrix ``A^T``; None for
+        a layer of two factors, ``y = (x C) R``.
       r: row factor, shape ``(l, n)``.
       parallel: scalar, 1 in the parallel stage of aRes-BP, 0 after it; None for the plain chain.
       psi: co-range sketch ``m -> l``; needed with ``parallel``.
@@ -56,6 +58,9 @@ def sketch_dot(
 
     Source: our reading of Li et al. (2021), doi 10.1038/s43588-021-00039-6.
     """
+    if u is None:
+        x, c, r = _promote(x, c, r)
+        return thin_dot(x, c) @ r
     if parallel is None:
         x, c, u, r = _promote(x, c, u, r)
         return rk.sketch_matmul(x, c, u, r)
@@ -111,12 +116,14 @@ def _grouped_product(
     lift: Lift,
     x: Array,
     c: Array,
-    u: Float[Array, "g s l"],
+    u: Float[Array, "g s l"] | None,
     r: Float[Array, "g l n"],
     parallel: Float[Array, ""] | None,
     psi: rk.Sketch | None,
     omega: rk.Sketch | None,
 ) -> Float[Array, "*batch g n"]:
+    if u is None:
+        return jnp.einsum("...gs,gsn->...gn", lift(x, c), r)
     if parallel is None:
         return jnp.einsum("...gs,gsl,gln->...gn", lift(x, c), u, r, optimize=[(0, 1), (0, 1)])
     if psi is None or omega is None:
@@ -127,7 +134,7 @@ def _grouped_product(
 def sketch_batched_dot(
     x: Float[Array, "*batch g m"],
     c: Float[Array, "g m s"],
-    u: Float[Array, "g s l"],
+    u: Float[Array, "g s l"] | None,
     r: Float[Array, "g l n"],
     *,
     parallel: Float[Array, ""] | None = None,
@@ -139,7 +146,7 @@ def sketch_batched_dot(
     Args:
       x: inputs, shape ``(..., g, m)``.
       c: column factors, shape ``(g, m, s)``.
-      u: cores, shape ``(g, s, l)``; ``A^T`` of each in the parallel stage.
+      u: cores, shape ``(g, s, l)``; ``A^T`` of each in the parallel stage; None for two factors.
       r: row factors, shape ``(g, l, n)``.
       parallel: as in :func:`sketch_dot`.
       psi: co-range sketch ``m -> l``, the same for all.
@@ -197,7 +204,7 @@ def _seeded_product(
 def sketch_conv(
     x: Float[Array, "batch *spatial cin"],
     c: Float[Array, "*window cin_g sg"],
-    u: Float[Array, "g s l"],
+    u: Float[Array, "g s l"] | None,
     r: Float[Array, "g l n"],
     lift: ConvLift,
     *,
@@ -213,7 +220,8 @@ def sketch_conv(
     Args:
       x: inputs, shape ``(batch, *spatial, c_in)``.
       c: thin filters, shape ``(*window, c_in / g, g s)``.
-      u: core of each group, shape ``(g, s, l)``; ``A^T`` in the parallel stage.
+      u: core of each group, shape ``(g, s, l)``; ``A^T`` in the parallel stage; None for two
+        factors.
       r: row factor of each group, shape ``(g, l, c_out / g)``.
       lift: strides, padding, dilation and groups.
       parallel: as in :func:`sketch_dot`.

@@ -24,6 +24,8 @@ class SketchLinear(SketchModule):
       :func:`rosler_jax.ares_bp`, which ends that stage by itself.
     - ``mode="seeded"``: ``W = a Psi U Omega^T`` with ``Psi``, ``Omega`` regenerated from seeds;
       only the core ``U (in_sketch, rank)`` is trained and stored.
+    - ``mode="two-factor"``: ``W = C R``, the smallest learnt form; what :func:`rosler_jax.finish`
+      makes of the first two.
 
     Args:
       in_features: ``m``.
