@@ -11,6 +11,7 @@ from rosler_jax import factors, initializers, nn, optim, quantization
 from rosler_jax._layer_views import matrix_views
 from rosler_jax._version import __version__
 from rosler_jax.factors import SeededFactors, SketchFactors, TwoFactors
+from rosler_jax.finish import finish
 from rosler_jax.nn import (
     SketchConv,
     SketchEinsum,
@@ -42,6 +43,7 @@ __all__ = [
     "ares_bp",
     "extract_factors",
     "factors",
+    "finish",
     "initializers",
     "matrix_views",
     "nn",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +14,18 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from rosler_jax import initializers
-from rosler_jax.factors import SeededFactors, SketchFactors, core_from_sketch, reconstruct
-from rosler_jax.nn import SketchConv, SketchLinear
+from rosler_jax._factor_metadata import lay_out
+from rosler_jax._layer_views import parts_of, stack_axes
+from rosler_jax.factors import SketchFactors, core_from_sketch, fold, reconstruct
+from rosler_jax.nn import SketchConv, SketchEinsum, SketchLinear, SketchLinearGeneral, _forward
 from rosler_jax.nn._variables import Mode, check_mode
+from rosler_jax.views import MatrixView
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key
 
 Method = Literal["svd", "nystrom", "cur"]
 METHODS = ("svd", "nystrom", "cur")
-CANDIDATES = (nnx.Linear, nnx.Conv, nnx.LinearGeneral, nnx.Einsum, nnx.ConvTranspose)
 OPTIONS = ("in_sketch", "oversampling", "sketch", "init", "gain")
 
 
@@ -33,7 +37,8 @@ class Rule:
       pattern: glob pattern on the whole dotted path of a layer, ``"encoder.layers.*"``; ``*`` goes
         across dots, and matches the model itself where that is a single layer.
       rank: ``s``; a float is a fraction of ``min(in, out)`` of the layer's (unfolded) weight.
-      mode: ``"chain"``, ``"ares"`` or ``"seeded"``, as in :class:`rosler_jax.SketchLinear`.
+      mode: ``"chain"``, ``"ares"``, ``"seeded"`` or ``"two-factor"``, as in
+        :class:`rosler_jax.SketchLinear`.
       skip: leave these layers as they are; ``rank`` is not needed then.
       in_sketch, oversampling, sketch, init, gain: as in :class:`rosler_jax.SketchLinear`; None is
         its default.
@@ -78,111 +83,237 @@ class Rule:
         return int(self.rank)
 
 
+class Form(NamedTuple):
+    """How one kind of layer becomes a sketch layer.
+
+    Attributes:
+      make: the sketch layer, without bias: of the layer, the rank and common options.
+      kernel: the layer's kernel as that of the plain layer; None where it is one.
+    """
+
+    make: Callable[..., Any]
+    kernel: Callable[[Any, Array], Array] | None = None
+
+
+def _linear(layer: Any, rank: int, **options: Any) -> Any:
+    return SketchLinear(layer.in_features, layer.out_features, rank, **options)
+
+
+def _general(layer: Any, rank: int, **options: Any) -> Any:
+    return SketchLinearGeneral(
+        layer.in_features, layer.out_features, rank, axis=layer.axis, batch_axis=layer.batch_axis,
+        **options,
+    )  # fmt: skip
+
+
+def _einsum(layer: Any, rank: int, **options: Any) -> Any:
+    del options["use_bias"]
+    return SketchEinsum(layer.einsum_str, layer.kernel_shape, rank, **options)
+
+
+def _conv(layer: Any, rank: int, **options: Any) -> Any:
+    names = "strides padding input_dilation kernel_dilation feature_group_count precision"
+    options |= {name: getattr(layer, name) for name in names.split()}
+    return SketchConv(
+        layer.in_features, layer.out_features, layer.kernel_size, rank=rank, **options
+    )
+
+
+def _conv_transpose(layer: Any, rank: int, **options: Any) -> Any:
+    """A transposed convolution is one of inputs spread out by the strides."""
+    window = layer.kernel_size
+    strides, dilation = (
+        (v or 1,) * len(window) if isinstance(v, int | None) else tuple(v)
+        for v in (layer.strides, layer.kernel_dilation)
+    )
+    padding = layer.padding
+    if isinstance(padding, str):
+        sizes = zip(window, dilation, strides, strict=True)
+        padding = [_spread_padding((k - 1) * d + 1, s, padding) for k, d, s in sizes]
+    return SketchConv(
+        layer.in_features, layer.out_features, window, rank=rank, padding=padding,
+        input_dilation=strides, kernel_dilation=dilation, precision=layer.precision, **options,
+    )  # fmt: skip
+
+
+def _spread_padding(window: int, stride: int, padding: str) -> tuple[int, int]:
+    """What ``jax.lax.conv_transpose`` pads the spread inputs with along one axis."""
+    if padding == "SAME":
+        total = window + stride - 2
+        before = window - 1 if stride > window - 1 else -(-total // 2)
+    else:
+        total = window + stride - 2 + max(window - stride, 0)
+        before = window - 1
+    return before, total - before
+
+
+def _unflipped(layer: Any, kernel: Array) -> Array:
+    if not layer.transpose_kernel:
+        return kernel
+    n = kernel.ndim - 2
+    return jnp.swapaxes(jnp.flip(kernel, tuple(range(n))), n, n + 1)
+
+
+FORMS: dict[type, Form] = {
+    nnx.Linear: Form(_linear),
+    nnx.LoRALinear: Form(_linear),
+    nnx.LinearGeneral: Form(_general),
+    nnx.Einsum: Form(_einsum),
+    nnx.Conv: Form(_conv),
+    nnx.ConvTranspose: Form(_conv_transpose, _unflipped),
+}
+"""Every kind of layer that a sketch layer can stand for: a new one is one line here."""
+
+
 def is_candidate(node: Any) -> bool:
     """Whether the node is a layer with a kernel that the report should mention."""
-    return isinstance(node, CANDIDATES)
+    return isinstance(node, tuple(FORMS))
 
 
 def matrix_shape(layer: Any) -> tuple[int, int] | None:
-    """``(m, n)`` of the unfolded kernel of one group; None for a layer of another kind."""
-    if isinstance(layer, nnx.Linear):
-        return layer.in_features, layer.out_features
-    if isinstance(layer, nnx.Conv):
-        g = layer.feature_group_count
-        return math.prod(layer.kernel_size) * layer.in_features // g, layer.out_features // g
-    return None
+    """``(m, n)`` of one matrix of the layer; None where its kernel has no matrix view."""
+    part = parts_of(layer)["kernel"]
+    return None if part.view is None else part.view.matrix_shape(part.shape)[1:]
+
+
+def matrix_count(layer: Any) -> int:
+    """How many matrices the layer's kernel holds: groups, experts, layers of a stack."""
+    part, shape = parts_of(layer)["kernel"], layer.kernel[...].shape
+    assert part.view is not None
+    single = part.view.matrix_shape(part.shape)[0]
+    return single * math.prod(shape) // math.prod(part.shape)
 
 
 def unsupported(layer: Any) -> str:
     """Why no sketch layer can stand for this one; empty if one can."""
-    if type(layer) not in (nnx.Linear, nnx.Conv):
-        base = isinstance(layer, nnx.Linear | nnx.Conv)
-        return "a subclass, which may compute otherwise" if base else "no sketch layer for it"
-    expected = 2 if isinstance(layer, nnx.Linear) else len(layer.kernel_size) + 2
-    if layer.kernel[...].ndim != expected:
-        return f"its kernel of shape {layer.kernel[...].shape} stacks several layers"
+    if type(layer) not in FORMS:
+        return "a subclass, which may compute otherwise"
+    if getattr(layer, "einsum_str", "") is None:
+        return "its equation comes with the call; give it to the constructor"
+    part, shape = parts_of(layer)["kernel"], layer.kernel[...].shape
+    stack = stack_axes(shape, part.shape)
+    if part.view is None or stack is None:
+        return f"its kernel of shape {shape} has no matrix view"
+    if stack != tuple(range(len(stack))):
+        return f"its kernel of shape {shape} stacks layers along axis {stack}, not in front"
+    if stack and isinstance(layer, nnx.LoRALinear):
+        return "a stack of LoRALinear"
     if getattr(layer, "mask", None) is not None:
         return "its kernel is masked"
-    custom = (
-        ("dot_general", jax.lax.dot_general),
-        ("conv_general_dilated", jax.lax.conv_general_dilated),
-        ("promote_dtype", dtypes.promote_dtype),
-        ("preferred_element_type", None),
+    if isinstance(layer, nnx.ConvTranspose) and layer.padding == "CIRCULAR":
+        return "a transposed convolution with circular padding"
+    return _customised(layer)
+
+
+def _customised(layer: Any) -> str:
+    """Which function of its own a layer computes with; empty if none."""
+    custom: tuple[tuple[str, tuple[Any, ...]], ...] = (
+        ("dot_general", (jax.lax.dot_general, None)),
+        ("dot_general_cls", (None,)),
+        ("einsum_op", (jnp.einsum,)),
+        ("conv_general_dilated", (jax.lax.conv_general_dilated,)),
+        ("promote_dtype", (dtypes.promote_dtype,)),
+        ("preferred_element_type", (None,)),
     )
-    for name, default in custom:
-        if getattr(layer, name, default) is not default:
+    for name, defaults in custom:
+        if getattr(layer, name, defaults[0]) not in defaults:
             return f"it has its own {name}"
-    if isinstance(layer, nnx.Linear) and layer.precision is not None:
-        return "it has its own precision"
-    return ""
+    convolves = isinstance(layer, nnx.Conv | nnx.ConvTranspose)
+    return "" if convolves or layer.precision is None else "it has its own precision"
 
 
 def convert(
-    layer: nnx.Linear | nnx.Conv, rule: Rule, rank: int, rngs: nnx.Rngs, method: Method | None
-) -> tuple[SketchLinear | SketchConv, float | None]:
-    """The sketch layer for ``layer``; from its weights, with their error, if a method is given."""
-    given = {name: getattr(rule, name) for name in OPTIONS if getattr(rule, name) is not None}
-    options: dict[str, Any] = dict(
-        mode=rule.mode, dtype=layer.dtype, param_dtype=layer.param_dtype, use_bias=False, rngs=rngs
-    )
-    new: SketchLinear | SketchConv
-    if isinstance(layer, nnx.Conv):
-        names = "strides padding input_dilation kernel_dilation feature_group_count precision"
-        options |= {name: getattr(layer, name) for name in names.split()}
-        options["kernel_size"] = layer.kernel_size
-        new = SketchConv(layer.in_features, layer.out_features, rank=rank, **options, **given)
-    else:
-        new = SketchLinear(layer.in_features, layer.out_features, rank, **options, **given)
+    layer: Any, rule: Rule, rank: int, rngs: nnx.Rngs, method: Method | None
+) -> tuple[Any, float | None]:
+    """The sketch layer for ``layer``; from its weights, with their error, if a method is given.
+
+    A stack of layers becomes a stack of sketch layers, each with sketches of its own.
+    """
+    part, kernel = parts_of(layer)["kernel"], layer.kernel[...]
+    assert part.view is not None
+    stack = kernel.shape[: kernel.ndim - len(part.shape)]
+    singles, squares = [], jnp.zeros(2)
+    for index in itertools.product(*map(range, stack)):
+        new = _make(layer, rule, rank, rngs)
+        if method is not None:
+            w = kernel[index]
+            plain = FORMS[type(layer)].kernel
+            w = w if plain is None else plain(layer, w)
+            view = MatrixView(tuple(range(w.ndim - 1)), (w.ndim - 1,)) if plain else part.view
+            squares += take_weights(new, view.to_matrices(w), rngs.params(), method)
+        singles.append(new)
+    new = _stacked(singles, stack)
+    lay_out(new, layer.kernel, part.view)
     if layer.bias is not None:
         new.use_bias, new.bias = True, nnx.data(layer.bias)
-    error = None if method is None else _take_weights(new, layer, rngs.params(), method)
-    return new, error
+        if isinstance(new, SketchEinsum):
+            new.bias_shape = layer.bias_shape
+    if isinstance(layer, nnx.LoRALinear):
+        layer.lora.base_module = nnx.data(new)
+        new = layer.lora
+    return new, None if method is None else _relative(*squares.tolist())
 
 
-def _take_weights(
-    new: SketchLinear | SketchConv,
-    layer: nnx.Linear | nnx.Conv,
-    key: Key[Array, ""],
-    method: Method,
-) -> float:
-    """Sets the factors of ``new`` from the kernel of ``layer``; returns the relative error."""
-    groups = new.feature_group_count if isinstance(new, SketchConv) else 1
-    kernel = layer.kernel[...]
-    w = jnp.moveaxis(kernel.reshape(-1, groups, kernel.shape[-1] // groups), 1, 0)
-    keys = jax.random.split(key, groups)
-    factors = [_factors(matrix, new, k, method) for matrix, k in zip(w, keys, strict=True)]
-    stack = {name: jnp.stack([getattr(f, name) for f in factors]) for name in _names(new)}
-    if isinstance(new, SketchConv):
-        if "c" in stack:
-            window = (*new.kernel_size, new.in_features // groups, -1)
-            stack["c"] = stack["c"].transpose(1, 0, 2).reshape(window)
-    else:
+def _relative(residual: float, norm: float) -> float:
+    """``||W - C U R|| / ||W||`` from their squares; of nothing but zeros, 0."""
+    return math.sqrt(residual / norm) if norm > 0 else float(residual > 0)
+
+
+def _make(layer: Any, rule: Rule, rank: int, rngs: nnx.Rngs) -> Any:
+    """A new sketch layer in the place of one layer, its bias left out."""
+    given = {name: getattr(rule, name) for name in OPTIONS if getattr(rule, name) is not None}
+    return FORMS[type(layer)].make(
+        layer, rank, mode=rule.mode, dtype=layer.dtype, param_dtype=layer.param_dtype,
+        use_bias=False, rngs=rngs, **given,
+    )  # fmt: skip
+
+
+def _stacked(layers: list[Any], stack: tuple[int, ...]) -> Any:
+    """One module that holds the variables of several, as ``nnx.vmap`` makes it."""
+    if not stack:
+        return layers[0]
+    graphdef, _ = nnx.split(layers[0])
+    states = [nnx.state(layer) for layer in layers]
+    state = jax.tree.map(lambda *v: jnp.stack(v).reshape(*stack, *v[0].shape), *states)
+    return nnx.merge(graphdef, state)
+
+
+def take_weights(
+    new: Any, matrices: Float[Array, "g m n"], key: Key[Array, ""], method: Method
+) -> Float[Array, "2"]:
+    """Sets the factors of a sketch layer from the matrices that it is to stand for.
+
+    Returns:
+      ``||W - C U R||_F^2`` and ``||W||_F^2``, over all matrices.
+    """
+    keys = jax.random.split(key, matrices.shape[0])
+    factors = [_factors(w, new, k, method) for w, k in zip(matrices, keys, strict=True)]
+    names = tuple(new.plan.shapes())
+    stack = {name: jnp.stack([getattr(f, name) for f in factors]) for name in names}
+    if isinstance(new, SketchLinear):
         stack = {name: value[0] for name, value in stack.items()}
+    elif isinstance(new, SketchConv) and "c" in stack:
+        stack["c"] = _forward.fold_window(stack["c"], new.kernel_size)
     for name, value in stack.items():
         getattr(new, name)[...] = value.astype(new.param_dtype)
-    wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    wide = matrices.astype(jnp.promote_types(matrices.dtype, jnp.float32))
     approx = jnp.stack([_represented(f, new.mode) for f in factors])
-    return float(jnp.linalg.norm(wide - approx) / jnp.linalg.norm(wide))
+    return jnp.stack([jnp.sum((wide - approx) ** 2), jnp.sum(wide**2)])
 
 
-def _names(layer: SketchLinear | SketchConv) -> tuple[str, ...]:
-    return ("u",) if layer.mode == "seeded" else ("c", "u", "r")
-
-
-def _factors(
-    w: Float[Array, "m n"], layer: SketchLinear | SketchConv, key: Key[Array, ""], method: Method
-) -> SketchFactors | SeededFactors:
-    """Factors of one group's matrix, in the form that the layer's parameters take."""
+def _factors(w: Float[Array, "m n"], layer: Any, key: Key[Array, ""], method: Method) -> Any:
+    """Factors of one matrix, in the form that the layer's parameters take."""
     psi, omega = layer.sketches()
     if layer.mode == "seeded":
         return initializers.seeded_from_dense(w, psi, omega)
     if layer.mode == "ares":
         return initializers.ares_from_dense(w, psi, omega, key)
-    return initializers.from_dense(w, layer.rank, key, method=method)
+    f = initializers.from_dense(w, layer.rank, key, method=method)
+    return fold(f) if layer.mode == "two-factor" else f
 
 
-def _represented(f: SketchFactors | SeededFactors, mode: str) -> Float[Array, "m n"]:
+def _represented(f: Any, mode: str) -> Float[Array, "m n"]:
     """The matrix that such parameters stand for; in the parallel stage ``u`` holds ``A^T``."""
-    if mode == "ares" and isinstance(f, SketchFactors):
+    if mode == "ares":
         f = SketchFactors(c=f.c, u=core_from_sketch(f.u.T), r=f.r)
     return reconstruct(f)

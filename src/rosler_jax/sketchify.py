@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import jax
 from flax import nnx
 
-from rosler_jax import _convert
+from rosler_jax import _convert, _replace, _table
 from rosler_jax._convert import Rule
 
 if TYPE_CHECKING:
@@ -65,13 +64,9 @@ class Report:
         """The table, as plain text."""
         head = ("path", "kind", "in", "out", "rank", "before", "after", "error", "note")
         total = ("model", "", "", "", "", f"{self.before:,}", f"{self.after:,}", "", "")
-        table = [head, *map(_cells, self.rows), total]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [_line(cells, widths) for cells in table]
-        rule = "-" * max(map(len, lines))
-        lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
-        lines += [f"rule {pattern!r} decided about no layer" for pattern in self.unused]
-        return "\n".join(lines)
+        table = _table.draw(head, [*map(_cells, self.rows)], total, left=(0, 1, 8))
+        idle = [f"rule {pattern!r} decided about no layer" for pattern in self.unused]
+        return "\n".join([table, *idle])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -81,14 +76,6 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (path, row.kind, *sizes, f"{row.before:,}", f"{row.after:,}", error, row.note)
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Text to the left, numbers to the right."""
-    left = (0, 1, 8)
-    pairs = zip(cells, widths, strict=True)
-    padded = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(pairs)]
-    return "  ".join(padded).rstrip()
-
-
 def sketchify(
     model: Any,
     rules: Sequence[Rule],
@@ -96,16 +83,23 @@ def sketchify(
     rngs: nnx.Rngs,
     from_weights: bool = False,
     method: Method = "svd",
+    adapters: Mapping[type, Callable[[Any], Any]] = MappingProxyType({}),
 ) -> tuple[Any, Report]:
     r"""Replaces layers of an NNX model by sketch layers, by path rule.
 
-    ``nnx.Linear`` becomes :class:`rosler_jax.SketchLinear`, ``nnx.Conv``
-    :class:`rosler_jax.SketchConv`. The first rule whose pattern matches the path of a layer
-    decides; a layer that no rule matches stays. So does one whose sketch would not be smaller,
-    ``s (m + n) >= m n`` (``s_in s >= m n`` for a seeded one), and one that a sketch layer cannot
-    stand for (a subclass, a masked kernel, a kernel tied to another layer); the report says why.
-    Bias, dtypes, strides, padding, dilation and groups are kept, and so are shared layers: they are
-    shared afterwards.
+    ``nnx.Linear`` becomes :class:`rosler_jax.SketchLinear`, ``nnx.Conv`` and ``nnx.ConvTranspose``
+    :class:`rosler_jax.SketchConv`, ``nnx.LinearGeneral`` (the four of ``nnx.MultiHeadAttention``)
+    :class:`rosler_jax.SketchLinearGeneral`, ``nnx.Einsum`` :class:`rosler_jax.SketchEinsum`; of
+    ``nnx.LoRALinear`` and ``nnx.LoRA`` the base. A stack of layers, as ``nnx.vmap`` makes it to be
+    scanned over, becomes a stack of sketch layers with sketches of their own. For a Linen module
+    see :func:`rosler_jax.linen.sketchify`.
+
+    The first rule whose pattern matches the path of a layer decides; a layer that no rule matches
+    stays. So does one whose sketch would not be smaller, ``s (m + n) >= m n`` (``s_in s >= m n``
+    for a seeded one), and one that a sketch layer cannot stand for (a subclass, a masked kernel, a
+    kernel tied to another layer); the report says why. Bias, dtypes, strides, padding, dilation and
+    groups are kept, and so are the kernel's metadata, its names of axes and its sharding (of the
+    factors' axes that come from them), and shared layers: they are shared afterwards.
 
     Args:
       model: any NNX model (or a single layer); it is not changed.
@@ -115,12 +109,14 @@ def sketchify(
         factors of :func:`rosler_jax.initializers.from_dense`; ares layers the sketches of the best
         rank-s approximation; seeded layers the least-squares core.
       method: of ``from_dense``: ``"svd"``, ``"nystrom"`` or ``"cur"``.
+      adapters: your own layer classes to functions that give the Flax layer which computes the
+        same from the same variables: ``{MyEinsum: lambda layer: as_nnx_einsum(layer)}``.
 
     Returns:
       The new model, and a :class:`Report` whose ``print`` is a table.
 
     Raises:
-      TypeError: if ``rules`` is no sequence of :class:`Rule`.
+      TypeError: if ``rules`` is no sequence of :class:`Rule`, or the model is no NNX model.
       ValueError: for an unknown method.
 
     Example:
@@ -138,40 +134,66 @@ def sketchify(
       --------------------------------------------------------------------------------
       model                                       9,610  2,202
     """
+    check_arguments(rules, method)
+    if not isinstance(model, nnx.Pytree):
+        raise TypeError(
+            f"sketchify takes an NNX model, got {type(model).__name__}; for a Linen module call "
+            "rosler_jax.linen.sketchify(module, variables, rules, *inputs, rngs=...)"
+        )
+    copy = nnx.clone(model)
+
+    def is_layer(node: Any) -> bool:
+        return _convert.is_candidate(node) or type(node) in adapters
+
+    uses, tied = _replace.survey(copy, is_layer)
+    rows: list[Row] = []
+    used: set[Rule] = set()
+
+    def decide(node: Any, path: str) -> Any:
+        layer = adapters.get(type(node), lambda node: node)(node)
+        rule = first_match(rules, path)
+        if rule is not None:
+            used.add(rule)
+        new, row = apply_rule(
+            layer, path, rule, rngs, method if from_weights else None, tied=id(node) in tied
+        )
+        also = ", ".join(uses[id(node)][1:])
+        notes = (row.note, also and f"shared with {also}")
+        rows.append(dataclasses.replace(row, note="; ".join(filter(None, notes))))
+        return node if new is layer else new
+
+    before = parameters(copy)
+    new = _replace.replace(copy, is_layer, decide)
+    return new, make_report(rows, before, rules, used)
+
+
+def check_arguments(rules: Sequence[Rule], method: str) -> None:
+    """Refuses rules that are none, and an unknown method."""
     if isinstance(rules, Rule) or not all(isinstance(rule, Rule) for rule in rules):
         raise TypeError(f"rules must be a sequence of Rule, got {rules!r}")
     if method not in _convert.METHODS:
         raise ValueError(f"unknown method {method!r}; pass one of {_convert.METHODS}")
-    copy = nnx.clone(model)
-    uses, tied = _survey(copy)
-    rows: list[Row] = []
-    used: set[int] = set()
 
-    def decide(layer: Any, path: str) -> Any:
-        i = next((i for i, rule in enumerate(rules) if fnmatchcase(path, rule.pattern)), None)
-        if i is not None:
-            used.add(i)
-        new, row = _apply_rule(
-            layer, path, None if i is None else rules[i], rngs, method if from_weights else None,
-            tied=id(layer) in tied,
-        )  # fmt: skip
-        also = ", ".join(uses[id(layer)][1:])
-        notes = (row.note, also and f"shared with {also}")
-        rows.append(dataclasses.replace(row, note="; ".join(filter(None, notes))))
-        return new
 
-    before = _parameters(copy)
-    new = _replace(copy, "", decide, {})
+def first_match(rules: Sequence[Rule], path: str) -> Rule | None:
+    """The rule that decides about the layer of that path."""
+    return next((rule for rule in rules if fnmatchcase(path, rule.pattern)), None)
+
+
+def make_report(
+    rows: Sequence[Row], before: int, rules: Sequence[Rule], used: Collection[Rule]
+) -> Report:
+    """The report of a model that had ``before`` parameters."""
     after = before + sum(row.after - row.before for row in rows)
-    unused = tuple(rule.pattern for i, rule in enumerate(rules) if i not in used)
-    return new, Report(rows=tuple(rows), before=before, after=after, unused=unused)
+    unused = tuple(rule.pattern for rule in rules if rule not in used)
+    return Report(rows=tuple(rows), before=before, after=after, unused=unused)
 
 
-def _apply_rule(
+def apply_rule(
     layer: Any, path: str, rule: Rule | None, rngs: nnx.Rngs, method: Method | None, *, tied: bool
 ) -> tuple[Any, Row]:
     """The layer that takes the place of ``layer`` (maybe itself), and its line of the report."""
-    before = _parameters(layer)
+    before = parameters(layer)
     shape = _convert.matrix_shape(layer)
     m, n = (None, None) if shape is None else shape
     kind = type(layer).__name__
@@ -185,7 +207,7 @@ def _apply_rule(
         return stay(f"skipped by rule {rule.pattern!r}")
     reason = "its kernel is tied to another layer's" if tied else _convert.unsupported(layer)
     if reason or m is None or n is None:
-        return stay(reason or "no sketch layer for it")
+        return stay(reason or "its kernel has no matrix view")
     rank = rule.rank_of(m, n)
     if rank > min(m, n):
         return stay(f"rank {rank} exceeds min(in={m}, out={n})={min(m, n)}")
@@ -194,92 +216,12 @@ def _apply_rule(
         return stay(f"a sketch of rank {rank} would not be smaller")
     new, error = _convert.convert(layer, rule, rank, rngs, method)
     kind = f"{kind} -> {rule.mode}"
-    return new, Row(path, kind, m, n, rank, before, _parameters(new), error)
+    count = _convert.matrix_count(layer)
+    note = f"{count} matrices" if count > 1 else ""
+    return new, Row(path, kind, m, n, rank, before, parameters(new), error, note)
 
 
-def _parameters(node: Any) -> int:
+def parameters(node: Any) -> int:
     """Number of trainable parameters; the flag of aRes-BP's parallel stage is none."""
     flat = nnx.to_flat_state(nnx.state(node, nnx.Param))
     return sum(v[...].size for path, v in flat if path[-1] != "parallel")
-
-
-def _children(node: Any) -> list[tuple[Any, Any]]:
-    """``(key, child)`` of a container, lists in order; nothing for a leaf."""
-    if isinstance(node, nnx.Variable | jax.Array):
-        return []
-    if isinstance(node, nnx.Pytree):
-        items = [kv for kv in vars(node).items() if not kv[0].startswith("_pytree__")]
-        return sorted(items, key=lambda kv: _natural(kv[0]))
-    if isinstance(node, dict):
-        return list(node.items())
-    return list(enumerate(node)) if isinstance(node, list | tuple) else []
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key that puts ``layer10`` after ``layer9``."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
-
-
-def _join(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)
-
-
-def _survey(model: Any) -> tuple[dict[int, list[str]], set[int]]:
-    """All paths of every candidate layer by id, and the candidates whose kernel has other users."""
-    uses: dict[int, list[str]] = {}
-    owners: dict[int, set[int]] = {}
-    layers: dict[int, Any] = {}
-    open_nodes: set[int] = set()
-
-    def walk(node: Any, path: str) -> None:
-        if _convert.is_candidate(node):
-            uses.setdefault(id(node), []).append(path)
-            layers[id(node)] = node
-        if id(node) in open_nodes:  # a cycle
-            return
-        open_nodes.add(id(node))
-        for key, child in _children(node):
-            if isinstance(child, nnx.Variable):
-                owners.setdefault(id(child), set()).add(id(node))
-            walk(child, _join(path, key))
-        open_nodes.discard(id(node))
-
-    walk(model, "")
-    tied = {i for i, layer in layers.items() if len(owners[id(layer.kernel)]) > 1}
-    return uses, tied
-
-
-def _replace(
-    node: Any, path: str, decide: Callable[[Any, str], Any], done: dict[int, tuple[Any, Any]]
-) -> Any:
-    """Rebuilds containers around the layers that ``decide`` returns; each shared node once."""
-    if id(node) in done:
-        return done[id(node)][1]
-    if _convert.is_candidate(node):
-        new = decide(node, path)
-        done[id(node)] = (node, new)  # holds the old node too, so that its id stays its own
-        return new
-    children = _children(node)
-    if not children:
-        return node
-    if isinstance(node, nnx.Pytree):
-        done[id(node)] = (node, node)
-    changed = [(key, _replace(child, _join(path, key), decide, done)) for key, child in children]
-    if all(new is old for (_, new), (_, old) in zip(changed, children, strict=True)):
-        return node
-    return _rebuilt(node, dict(changed))
-
-
-def _rebuilt(node: Any, children: dict[Any, Any]) -> Any:
-    """The container with these children: an NNX object in place, plain Python containers anew."""
-    if isinstance(node, nnx.Pytree):
-        for key, child in children.items():
-            if child is not getattr(node, key):
-                wrap = nnx.data if isinstance(child, dict | list | tuple) else (lambda x: x)
-                setattr(node, key, wrap(child))
-        return node
-    if isinstance(node, dict):
-        return type(node)(children)
-    values = list(children.values())
-    return type(node)(*values) if hasattr(node, "_fields") else type(node)(values)

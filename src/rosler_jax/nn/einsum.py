@@ -215,12 +215,19 @@ class SketchEinsum(_Batched):
         values = plan.group_factors(key, g, *self.sketches())
         self._make_params(values, self.bias_shape, bias_init, param_dtype, rngs)
 
-    def __call__(self, x: Float[Array, "..."], *, out_sharding: Any = None) -> Float[Array, "..."]:
+    def __call__(
+        self, x: Float[Array, "..."], einsum_str: str | None = None, out_sharding: Any = None
+    ) -> Float[Array, "..."]:
         """Computes the einsum through the thin side.
 
         Raises:
-          ValueError: for inputs whose axes are not those of the equation and the kernel.
+          ValueError: for inputs whose axes are not those of the equation and the kernel, or for
+            another equation than the layer's.
         """
+        if einsum_str is not None and einsum_str.replace(" ", "") != self.einsum_str.replace(
+            " ", ""
+        ):
+            raise ValueError(f"this layer is sketched for {self.einsum_str!r}, not {einsum_str!r}")
         return reshard(self._apply(x, self.view), out_sharding)
 
 
