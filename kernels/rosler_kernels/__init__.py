@@ -5,7 +5,7 @@ from __future__ import annotations
 from .chain import Parallel, sketch_matmul
 from .hadamard import hadamard_transform
 from .patches import project_patches
-from .products import outer
+from .products import accumulator, outer
 from .projection import explain, project, project_transpose
 from .selection import IMPLEMENTATIONS, Choice, assume_device, use_implementation
 from .sharding import by_example
@@ -34,6 +34,7 @@ __all__ = [
     "Family",
     "Parallel",
     "Sketch",
+    "accumulator",
     "assume_device",
     "block_perm",
     "by_example",

@@ -69,7 +69,7 @@ def operands(sketch: Sketch) -> Operands:
         pattern = family(sketch.kind).pattern
         assert pattern is not None
         place, value = pattern(sketch, 0, sketch.rows)
-        codes = (2 * place + (value < 0)).astype(jnp.int32).T
+        codes = (2 * place + (value < 0).astype(place.dtype)).astype(jnp.int32).T
     return Operands(key, columns, codes)
 
 

@@ -66,7 +66,9 @@ class Tag(enum.IntEnum):
 def as_seed(seed: object) -> UInt32[Array, "2"]:
     """Two seed words from an integer, a pair of words or a JAX key.
 
-    An integer s gives (s >> 32, s mod 2^32), as ``jax.random.key(s)`` does.
+    An integer s gives (s >> 32, s mod 2^32), as ``jax.random.key(s)`` does. A key gives its words;
+    of one with more than two (``impl="rbg"``) each further pair is hashed under those before it,
+    ``threefry_2x32((k0, k1), (k2, k3))``: the same on every platform and under ``vmap``.
 
     Args:
       seed: an int in [0, 2^64), an integer scalar array, a uint32 array of shape (2,), or a typed
@@ -90,7 +92,7 @@ def as_seed(seed: object) -> UInt32[Array, "2"]:
             )
         return jnp.array([value >> 32, value & 0xFFFFFFFF], dtype=jnp.uint32)
     if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
-        seed = jax.random.key_data(seed)
+        return _key_words(seed)
     words = jnp.asarray(seed)
     if not jnp.issubdtype(words.dtype, jnp.integer):
         raise TypeError(f"seed has dtype {words.dtype}; expected an int, uint32[2] or a JAX key")
@@ -98,10 +100,20 @@ def as_seed(seed: object) -> UInt32[Array, "2"]:
         return jnp.stack([jnp.zeros((), jnp.uint32), words.astype(jnp.uint32)])
     if words.shape != (2,):
         raise ValueError(
-            f"seed has shape {words.shape}; expected an int, uint32[2] or a threefry key "
-            "(for many seeds use jax.vmap)"
+            f"seed has shape {words.shape}; expected an int, uint32[2] or a typed JAX key (for "
+            "many seeds use jax.vmap, for raw words of a key jax.random.wrap_key_data)"
         )
     return words.astype(jnp.uint32)
+
+
+def _key_words(key: Array) -> UInt32[Array, "2"]:
+    if key.shape != ():
+        raise ValueError(f"seed has shape {key.shape}; expected one key (for many use jax.vmap)")
+    words = jax.random.key_data(key).reshape(-1)
+    state = words[:2]
+    for k in range(2, words.size, 2):
+        state = jnp.stack(threefry_2x32(state, (words[k], words[k + 1])))
+    return state
 
 
 def threefry_2x32(key: Counter | UInt32[Array, "2"], counter: Counter, rounds: int = 13) -> Words:

@@ -1,14 +1,32 @@
-"""Products in the order that a CPU likes."""
+"""Products in the order that a CPU likes, and the dtype that sums are taken in."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
+
+
+def accumulator(*dtypes: Any) -> jnp.dtype:
+    """The dtype that numbers of these dtypes are summed in: the widest, float32 at least.
+
+    Unlike ``jnp.promote_types`` it serves under strict promotion, which lets bfloat16 meet nothing.
+
+    Args:
+      dtypes: of the operands.
+
+    Returns:
+      a floating dtype.
+
+    >>> accumulator("bfloat16"), accumulator("float32", "float64")
+    (dtype('float32'), dtype('float64'))
+    """
+    floating = [d for d in map(jnp.dtype, dtypes) if jnp.issubdtype(d, jnp.floating)]
+    return max([jnp.dtype(jnp.float32), *floating], key=lambda dtype: dtype.itemsize)
 
 
 def outer(x: Float[Array, "*examples a"], y: Float[Array, "*examples b"]) -> Float[Array, "a b"]:

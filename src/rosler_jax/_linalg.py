@@ -33,7 +33,7 @@ def _orthonormal(y: Float[Array, "m k"]) -> Float[Array, "m k"]:
 def _as_wide(w: Float[Array, "m n"]) -> Float[Array, "m n"]:
     if w.ndim != 2:
         raise ValueError(f"expected a matrix, got shape {w.shape}; reshape it to two dimensions")
-    return w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    return w.astype(rk.accumulator(w.dtype))
 
 
 def _check_size(name: str, size: int, w: Float[Array, "m n"], power_iterations: int) -> None:

@@ -103,7 +103,7 @@ def core_from_sketch(a: Float[Array, "l s"], ridge: float = RIDGE) -> Float[Arra
 
     Source: Nakatsukasa, "Fast and stable randomized low-rank matrix approximation" (2020).
     """
-    a = a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    a = a.astype(rk.accumulator(a.dtype))
     rows, cols = a.shape
     lam = ridge * jnp.sum(a * a) / cols + jnp.finfo(a.dtype).tiny
     stacked = jnp.concatenate([a, jnp.sqrt(lam) * jnp.eye(cols, dtype=a.dtype)], axis=0)
@@ -141,7 +141,7 @@ def balance(factors: SketchFactors) -> SketchFactors:
             f"cannot balance C {factors.c.shape}, R {factors.r.shape}: needs rank {s}<=in={m} "
             f"and co-range dimension {l}<=out={n}; lower the rank or the oversampling"
         )
-    wide = jnp.promote_types(factors.c.dtype, jnp.float32)
+    wide = rk.accumulator(factors.c.dtype)
     q_c, t_c = jnp.linalg.qr(factors.c.astype(wide))
     q_r, t_r = jnp.linalg.qr(factors.r.astype(wide).T)
     left, sigma, right = jnp.linalg.svd(t_c @ factors.u.astype(wide) @ t_r.T, full_matrices=False)

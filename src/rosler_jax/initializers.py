@@ -237,7 +237,7 @@ def from_dense(
     """
     m, n = w.shape
     check_rank(rank, m, n)
-    w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    w = w.astype(rk.accumulator(w.dtype))
     key_omega, key_psi = jax.random.split(key)
     if method == "svd":
         left, sigma, right = randomized_svd(w, rank, key, power_iterations=2)
@@ -303,7 +303,7 @@ def seeded_from_dense(w: Float[Array, "m n"], psi: rk.Sketch, omega: rk.Sketch) 
       >>> seeded_from_dense(jnp.ones((20, 30)), rk.srht(1, 20, 8), rk.srht(2, 30, 4)).u.shape
       (8, 4)
     """
-    w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    w = w.astype(rk.accumulator(w.dtype))
     a = math.sqrt(psi.cols / psi.rows)
     left = jnp.linalg.lstsq(rk.materialize(psi, w.dtype), w)[0]
     u = jnp.linalg.lstsq(rk.materialize(omega, w.dtype), left.T)[0].T

@@ -107,20 +107,21 @@ def chain(
     inputs, outputs = ceil_to(m, in_tile), ceil_to(n, out_tile)
     ranks = ceil_to(s, _LANES), ceil_to(l, _LANES)
     steps = inputs // in_tile
-    first = _outer(left, inputs, in_tile, ranks[0], dtype, lambda i, k: lax.min(k, steps - 1))
+    none, last_in = np.int32(0), np.int32(steps - 1)  # a Python int is 64 bits under x64
+    first = _outer(left, inputs, in_tile, ranks[0], dtype, lambda i, k: lax.min(k, last_in))
     after = right if isinstance(right, Sketch) else right.T
-    last = _outer(after, outputs, out_tile, ranks[1], dtype, lambda i, k: lax.max(k - steps, 0))
+    last = _outer(after, outputs, out_tile, ranks[1], dtype, lambda i, k: lax.max(k - steps, none))
     call = pl.pallas_call(
         functools.partial(_kernel, steps, first, last),
         grid=(rows // batch, steps + outputs // out_tile),
         in_specs=[
-            pl.BlockSpec((batch, in_tile), lambda i, k: (i, lax.min(k, steps - 1))),
+            pl.BlockSpec((batch, in_tile), lambda i, k: (i, lax.min(k, last_in))),
             pl.BlockSpec(ranks, lambda i, k: (0, 0)),
             *first.specs,
             *last.specs,
         ],
         out_specs=[
-            pl.BlockSpec((batch, out_tile), lambda i, k: (i, lax.max(k - steps, 0))),
+            pl.BlockSpec((batch, out_tile), lambda i, k: (i, lax.max(k - steps, none))),
             pl.BlockSpec((batch, ranks[0]), lambda i, k: (i, 0)),
             pl.BlockSpec((batch, ranks[1]), lambda i, k: (i, 0)),
         ],
@@ -146,7 +147,8 @@ def chain(
 
 def _common(dtype: Any, *factors: Factor) -> Any:
     kinds = [factor.kind for factor in factors if isinstance(factor, Sketch)]
-    return jnp.result_type(*(operand_dtype(dtype, kind) for kind in ["rademacher", *kinds]))
+    dtypes = [operand_dtype(dtype, kind) for kind in ["rademacher", *kinds]]
+    return jnp.float32 if jnp.float32 in dtypes else jnp.bfloat16
 
 
 def _outer(

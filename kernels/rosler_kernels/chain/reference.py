@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from ..products import accumulator
 from ..sketches import Sketch, materialize
 
 if TYPE_CHECKING:
@@ -25,5 +26,5 @@ def chain(
 
 
 def _dot(a: Array, b: Array) -> Array:
-    wide = jnp.promote_types(a.dtype, jnp.float32)
+    wide = accumulator(a.dtype)
     return jnp.dot(a.astype(wide), b.astype(wide), precision=jax.lax.Precision.HIGHEST)

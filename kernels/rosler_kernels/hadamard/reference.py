@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..products import accumulator
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
@@ -22,6 +24,6 @@ def matrix(bits: int) -> np.ndarray:
 
 def transform(x: Float[Array, "b n"]) -> Float[Array, "b n"]:
     """x H."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = accumulator(x.dtype)
     h = jnp.asarray(matrix(x.shape[1].bit_length() - 1), wide)
     return jnp.dot(x.astype(wide), h, precision=jax.lax.Precision.HIGHEST).astype(x.dtype)

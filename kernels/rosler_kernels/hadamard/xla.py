@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from ..products import accumulator
 from .reference import matrix
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def transform(x: Float[Array, "b n"]) -> Float[Array, "b n"]:
     Each step transforms the lowest bits of the index and moves them to the top; after the last all
     are back in place. Plain matrix products and transposes: XLA's CPU back end is fastest at these.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(accumulator(x.dtype))
     bits = x.shape[1].bit_length() - 1
     count = max(1, -(-bits // _FACTOR_BITS))
     for k in range(count):

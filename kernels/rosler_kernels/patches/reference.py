@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
+from ..products import accumulator
 from ..projection import reference as projection
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def project_transpose(
     patches = flat.reshape(*y.shape[:-1], -1)
     positions = list(geometry.positions())
     c = patches.shape[-1] // len(positions)
-    wide = jnp.promote_types(y.dtype, jnp.float32)
+    wide = accumulator(y.dtype)
     out = jnp.zeros((y.shape[0], *spatial, c), wide)
     for i, position in enumerate(positions):
         term = patches[..., i * c : (i + 1) * c].astype(wide)

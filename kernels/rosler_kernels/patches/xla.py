@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from ..products import accumulator
 from ..sketches import family
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def project_transpose(
 
 
 def _widen(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(accumulator(x.dtype))
 
 
 def _dot(x: Array, w: Array) -> Array:

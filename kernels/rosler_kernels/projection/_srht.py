@@ -66,7 +66,7 @@ def project(
       transform: x H along the last axis.
     """
     order = 1 << order_bits(sketch.rows)
-    x = jnp.pad(x * sign.astype(x.dtype), ((0, 0), (0, order - sketch.rows)))
+    x = jnp.pad(x * sign[None, :].astype(x.dtype), ((0, 0), (0, order - sketch.rows)))
     out = jnp.take(transform(x), chosen, axis=1, mode="clip")
     return out * inverse_sqrt(sketch.cols).astype(x.dtype)
 
@@ -87,4 +87,4 @@ def project_transpose(
     # A gather through the inverse bijection: XLA's scatter is serial on CPU.
     out = transform(jnp.take(y, rank, axis=1, mode="clip"))
     # The scale last: before, it would round every term of a narrow dtype.
-    return out[:, : sketch.rows] * (sign * inverse_sqrt(sketch.cols)).astype(y.dtype)
+    return out[:, : sketch.rows] * (sign[None, :] * inverse_sqrt(sketch.cols)).astype(y.dtype)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from ..products import accumulator
 from ..sketches import materialize
 
 if TYPE_CHECKING:
@@ -26,6 +27,6 @@ def project_transpose(y: Float[Array, "b cols"], sketch: Sketch) -> Float[Array,
 
 
 def _dot(x: Array, omega: Array) -> Array:
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = accumulator(x.dtype)
     out = jnp.dot(x.astype(wide), omega.astype(wide), precision=jax.lax.Precision.HIGHEST)
     return out.astype(x.dtype)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..hadamard import xla as hadamard
+from ..products import accumulator
 from ..sketches import family
 from ..sketches._base import indices
 from ..sketches.rows import samples
@@ -70,7 +71,7 @@ def _dense_is_faster(batch: int, sketch: Sketch) -> bool:
 
 
 def _widen(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(accumulator(x.dtype))
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -152,7 +153,7 @@ def _gathered(y: Array, sketch: Sketch, row_start: int | Array, n_rows: int) -> 
     first = jnp.asarray(row_start, jnp.uint32)
     column, value = _stored(lambda start, size: pattern(sketch, first + start, size), n_rows)
     terms = (
-        jnp.take(y, column[:, k], axis=1, mode="clip") * value[:, k].astype(y.dtype)
+        jnp.take(y, column[:, k], axis=1, mode="clip") * value[None, :, k].astype(y.dtype)
         for k in range(column.shape[1])
     )
     return functools.reduce(jnp.add, terms)
@@ -206,13 +207,13 @@ def _stored(generate: Callable[[Array, int], Any], size: int) -> Any:
 
 def _rows_project(x: Array, sketch: Sketch) -> Array:
     index, scale = samples(sketch)
-    return jnp.take(x, index, axis=1, mode="clip") * scale.astype(x.dtype)
+    return jnp.take(x, index, axis=1, mode="clip") * scale[None, :].astype(x.dtype)
 
 
 def _rows_transpose(y: Array, sketch: Sketch) -> Array:
     index, scale = samples(sketch)
     out = jnp.zeros((y.shape[0], sketch.rows), y.dtype)
-    return out.at[:, index].add(y * scale.astype(y.dtype), mode="promise_in_bounds")
+    return out.at[:, index].add(y * scale[None, :].astype(y.dtype), mode="promise_in_bounds")
 
 
 _ALGORITHMS = {

@@ -149,7 +149,7 @@ def sign_rows(
 
     def generate(first: int | Array, n_blocks: int) -> Array:
         low, high = threefry_2x32(key, (indices(first, n_blocks)[:, None], columns[None, :]))
-        bit = jnp.arange(SIGN_BLOCK, dtype=jnp.uint32)[:, None]
+        bit = jnp.arange(SIGN_BLOCK, dtype=jnp.uint32)[None, :, None]
         # Not stacked: of two scalars stacked, XLA would write the hash out again for every use.
         words = jnp.where(bit < 32, low[:, None, :], high[:, None, :])  # block, bit, column
         bits = ((words >> (bit % 32)) & jnp.uint32(1)).astype(jnp.int32)

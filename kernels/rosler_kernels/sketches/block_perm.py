@@ -95,7 +95,7 @@ def pattern(sketch: Sketch, row_start: int | Array, n_rows: int) -> Pattern:
         domain_key(sketch.seed, Tag.BLOCK_PERM_ENTRIES), (rows[:, None], k[None, :])
     )
     start, stop = (block_boundary(b, sketch.cols, blocks) for b in (block, block + 1))
-    t, width = k % jnp.uint32(nnz), stop - start
+    t, width = (k % jnp.uint32(nnz))[None, :], stop - start
     low, high = t * width // jnp.uint32(nnz), (t + 1) * width // jnp.uint32(nnz)
     columns = start + low + bounded(w0, high - low)
     signs = 1 - 2 * (w1 & jnp.uint32(1)).astype(jnp.int32)

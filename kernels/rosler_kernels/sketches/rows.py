@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hashing import Tag, as_seed, bounded, domain_key, threefry_2x32, uniform
+from ..products import accumulator
 from ._base import Family, Sketch, indices, new_sketch
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _matrix(kind: str, w: Array) -> Float[Array, "rows k"]:
     w = jnp.asarray(w)
     if w.ndim != 2:
         raise ValueError(f"{kind}: w has shape {w.shape}; expected a matrix (rows, k)")
-    return jax.lax.stop_gradient(w.astype(jnp.promote_types(w.dtype, jnp.float32)))
+    return jax.lax.stop_gradient(w.astype(accumulator(w.dtype)))
 
 
 def _weighted(kind: str, seed: object, weights: Float[Array, "rows"], cols: int) -> Sketch:
