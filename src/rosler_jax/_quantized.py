@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 INTEGER_BITS: Final = (2, 3, 4, 8, 16)
 FLOAT_BITS: Final = 32
 
+Axes = int | tuple[int, ...] | None
+"""The axes that carry scales: one, several in ascending order, or None for one scale."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QuantizedTensor:
@@ -25,16 +28,18 @@ class QuantizedTensor:
     Attributes:
         values: int8 (2 to 8 bits), int16 (16 bits) or float32 (32 bits: not quantised), within
             +-(2**(bits - 1) - 1).
-        scale: float32, shape (channels,) along ``axis``, or () for one scale. Always exactly a
-            bfloat16 number, so that it is stored in two bytes and values * scale is exact.
+        scale: float32, shape (channels,) along ``axis``, one axis a carrying axis where there are
+            several, or () for one scale. Always exactly a bfloat16 number, so that it is stored in
+            two bytes and values * scale is exact.
         bits: 2, 3, 4, 8, 16 or 32.
-        axis: the axis (not negative) that carries the scales, or None for one scale.
+        axis: the axis (not negative) that carries the scales, several in ascending order (the
+            layers of a stack and the channels of each), or None for one scale.
     """
 
     values: Any
     scale: Any
     bits: int
-    axis: int | None
+    axis: Axes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,9 +52,19 @@ def integer_levels(bits: int) -> int:
     return int(2 ** (bits - 1) - 1)
 
 
-def scale_shape(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+def carrying(axis: Axes) -> tuple[int, ...]:
+    """The axes that carry scales, none, one or several.
+
+    Example:
+        >>> carrying(None), carrying(2), carrying((0, 2))
+        ((), (2,), (0, 2))
+    """
+    return () if axis is None else (axis,) if isinstance(axis, int) else axis
+
+
+def scale_shape(shape: tuple[int, ...], axis: Axes) -> tuple[int, ...]:
     """The shape that the scales of a tensor of this shape have."""
-    return () if axis is None else (shape[axis],)
+    return tuple(shape[k] for k in carrying(axis))
 
 
 def to_numpy(tensor: QuantizedTensor) -> Float32[np.ndarray, "..."]:
@@ -63,7 +78,6 @@ def to_numpy(tensor: QuantizedTensor) -> Float32[np.ndarray, "..."]:
     values = np.asarray(tensor.values).astype(np.float32)
     if tensor.bits == FLOAT_BITS:
         return values
-    scale = np.asarray(tensor.scale, np.float32)
-    if tensor.axis is not None:
-        scale = np.expand_dims(scale, tuple(k for k in range(values.ndim) if k != tensor.axis))
+    others = tuple(k for k in range(values.ndim) if k not in carrying(tensor.axis))
+    scale = np.expand_dims(np.asarray(tensor.scale, np.float32), others)
     return np.asarray(values * scale, np.float32)

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rosler_jax import modelfile
+from rosler_jax._layer_views import matrix_views
 from rosler_jax._paths import path_name
 from rosler_jax.factors import SketchFactors, fold
 from rosler_jax.modelfile import ModelFile, ModelFileError
 from rosler_jax.network import Network, Spec, evaluating, split_state
 from rosler_jax.quantization import dequantize_params, quantize_params
+from rosler_jax.views import Views
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -87,7 +89,7 @@ def _only(mapping: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def pack(trained: Trained, bits: int) -> dict[str, Any]:
     """The named tensors of a model file: quantised parameters, seeds and statistics as they are."""
-    tensors = quantize_params(trained.params, bits)
+    tensors = quantize_params(trained.params, bits, network_views(trained.specs))
     for path, leaf in jax.tree_util.tree_flatten_with_path(trained.buffers)[0]:
         tensors[path_name(path)] = leaf
     return {name.removeprefix("layers/"): tensor for name, tensor in tensors.items()}
@@ -157,6 +159,17 @@ def rebuild(specs: Sequence[Spec], tensors: Mapping[str, Any]) -> Network:
     values = dequantize_params({k: v for k, v in names.items() if k not in buffer_names}, state[0])
     rest = dequantize_params({k: v for k, v in names.items() if k in buffer_names}, state[1])
     return nnx.merge(graphdef, values, rest)
+
+
+def network_views(specs: Sequence[Spec]) -> Views:
+    """What each parameter of a network of these layers is."""
+    return _views(json.dumps([dict(spec) for spec in specs]))
+
+
+@functools.lru_cache(maxsize=32)
+def _views(specs: str) -> Views:
+    layers = json.loads(specs)
+    return matrix_views(nnx.eval_shape(lambda: Network(layers, rngs=nnx.Rngs(0))))
 
 
 @functools.lru_cache(maxsize=32)

@@ -1,4 +1,4 @@
-"""``finish``: trained sketch layers of any NNX model in the form that infers with the least work."""
+"""``finish``: trained sketch layers of any NNX model in their smallest form."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 

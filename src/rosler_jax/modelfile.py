@@ -15,8 +15,8 @@ Layout, everything little endian (``modelfile.VERSION`` = 1)::
 
 The header is ``{"spec": {...}, "meta": {...}, "tensors": [row, ...]}``. A row is
 ``[name, bits, axis, d0, d1, ...]`` for a quantised tensor (bits 2, 3, 4, 8, 16 or 32; axis null
-for one scale) and ``[name, dtype, null, d0, d1, ...]`` for a plain array (dtype as NumPy writes
-it: "f4", "u4", ...). Nothing lies between tensors. A quantised tensor is its scales (bfloat16, two
+for one scale, a list where several axes carry scales) and ``[name, dtype, null, d0, d1, ...]`` for
+a plain array (dtype as NumPy writes it: "f4", "u4", ...). Nothing lies between tensors. A quantised tensor is its scales (bfloat16, two
 bytes each; none at 32 bits, which is float32) and then its values in C order, bit-packed as
 ``_bitpack`` describes and filled up to a whole byte. A weight is value * scale, exactly, in
 float32.
@@ -44,7 +44,9 @@ from rosler_jax._files import replace_file
 from rosler_jax._quantized import (
     FLOAT_BITS,
     INTEGER_BITS,
+    Axes,
     QuantizedTensor,
+    carrying,
     integer_levels,
     scale_shape,
     to_numpy,
@@ -118,7 +120,7 @@ class _Row:
 
     name: str
     kind: int | str
-    axis: int | None
+    axis: Axes
     shape: tuple[int, ...]
 
     @property
@@ -307,7 +309,8 @@ def _row_of(key: Any, tensor: Any, name: str) -> _Row:
 
 def _scales_of(tensor: QuantizedTensor) -> tuple[int, ...] | None:
     shape, axis = tensor.shape, tensor.axis
-    return scale_shape(shape, axis) if axis is None or 0 <= axis < len(shape) else None
+    fits = all(0 <= k < len(shape) for k in carrying(axis))
+    return scale_shape(shape, axis) if fits else None
 
 
 def _as_array(key: Any, tensor: Any, name: str) -> np.ndarray:
@@ -449,6 +452,7 @@ def _checked_row(row: Any, name: str) -> _Row:
     if not isinstance(row, list) or len(row) < 3:
         _fail(name, f"tensor table row {row!r:.80} is not [name, bits, axis, sizes...]")
     key, kind, axis, *sizes = row
+    axis = list(axis) if isinstance(axis, tuple) else axis
     if not isinstance(key, str) or not key:
         _fail(name, f"tensor name {key!r:.80} is not a non-empty string")
     is_quantized = _is_int(kind) and kind in (*INTEGER_BITS, FLOAT_BITS)
@@ -464,9 +468,17 @@ def _checked_row(row: Any, name: str) -> _Row:
     if math.prod(max(size, 1) for size in sizes) > _MAX_ELEMENTS:
         _fail(name, f"tensor {key!r}: shape {sizes!r:.80} has more than {_MAX_ELEMENTS} elements")
     has_axis = is_quantized and kind != FLOAT_BITS
-    if axis is not None and not (has_axis and _is_int(axis) and 0 <= axis < len(sizes)):
+    if axis is not None and not (has_axis and _are_axes(axis, len(sizes))):
         _fail(name, f"tensor {key!r}: axis {axis!r:.80} does not fit shape {sizes!r:.80}")
-    return _Row(key, kind, axis, tuple(sizes))
+    return _Row(key, kind, tuple(axis) if isinstance(axis, list) else axis, tuple(sizes))
+
+
+def _are_axes(axis: Any, ndim: int) -> bool:
+    """Whether a row's axis is one of so many, or a list of several in ascending order."""
+    axes = axis if isinstance(axis, list) else [axis]
+    inside = all(_is_int(k) and 0 <= k < ndim for k in axes)
+    several = not isinstance(axis, list) or len(axes) > 1
+    return inside and several and axes == sorted(set(axes))
 
 
 def _is_int(value: Any) -> bool:

@@ -35,10 +35,13 @@ from rosler_jax._paths import path_name, path_names
 from rosler_jax._quantized import (
     FLOAT_BITS,
     INTEGER_BITS,
+    Axes,
     QuantizedTensor,
+    carrying,
     integer_levels,
     scale_shape,
 )
+from rosler_jax.views import Seen, Views
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Float32, Integer
@@ -57,6 +60,8 @@ __all__ = [
     "leaf_bits",
     "quantize",
     "quantize_params",
+    "scale_axes",
+    "stacked_axes",
 ]
 
 tree_util.register_dataclass(
@@ -76,18 +81,21 @@ _LARGEST: Final = np.float32(2.0**100)
 # dense ones: (..., in, rank), (..., rank, rank), (..., rank, out).
 _AXIS_OF_LEAF: Final = {"c": -1, "u": -1, "r": -2}
 _STATISTICS: Final = ("mean", "var")
+_VECTORS: Final = ("bias", "scale")
+_WEIGHTS: Final = ("matrix", "table", "factor")
+_SHARING: Final = ("SketchConv",)  # its groups' factors share the scales of the rank
 _STAGE_LEAF: Final = "parallel"
 
 
-def quantize(x: Float[Array, "..."], bits: int, axis: int | None = -1) -> QuantizedTensor:
-    """Quantise x to signed integers with one scale per index of ``axis``.
+def quantize(x: Float[Array, "..."], bits: int, axis: Axes = -1) -> QuantizedTensor:
+    """Quantise x to signed integers with one scale per index of ``axis`` (or axes).
 
     q = clip(round(x / s), -L, L), L = 2**(bits - 1) - 1, with the scales of the module's docstring.
 
     Args:
         x: any shape and floating dtype; computed in float32.
         bits: 2, 3, 4, 8 or 16; 32 keeps x as float32.
-        axis: the axis that carries the scales; None for one scale.
+        axis: the axis that carries the scales, or several; None for one scale.
 
     Returns:
         A QuantizedTensor of x's shape: int8 values (int16 at 16 bits, float32 at 32).
@@ -127,13 +135,12 @@ def dequantize(tensor: QuantizedTensor, dtype: Any = jnp.float32) -> Float[Array
     values = jnp.asarray(tensor.values).astype(jnp.float32)
     if tensor.bits == FLOAT_BITS:
         return values.astype(dtype)
-    scale = jnp.asarray(tensor.scale)
-    if tensor.axis is not None:
-        scale = jnp.expand_dims(scale, [k for k in range(values.ndim) if k != tensor.axis])
+    others = [k for k in range(values.ndim) if k not in carrying(tensor.axis)]
+    scale = jnp.expand_dims(jnp.asarray(tensor.scale), others)
     return (values * scale).astype(dtype)
 
 
-def fake_quantize(x: Float[Array, "..."], bits: Bits, axis: int | None = -1) -> Float[Array, "..."]:
+def fake_quantize(x: Float[Array, "..."], bits: Bits, axis: Axes = -1) -> Float[Array, "..."]:
     """Give x as it is after quantisation, with the gradient of the identity.
 
     Args:
@@ -141,7 +148,7 @@ def fake_quantize(x: Float[Array, "..."], bits: Bits, axis: int | None = -1) -> 
         bits: 2, 3, 4, 8, 16 or 32 (32: x itself). An int, or an integer scalar array, which may be
             traced: one compiled program then serves a sweep over bits (an array's value is not
             checked).
-        axis: the axis that carries the scales; None for one scale.
+        axis: the axis that carries the scales, or several; None for one scale.
 
     Returns:
         ``dequantize(quantize(x, bits, axis))`` in x's dtype; d(result)/dx = 1 everywhere.
@@ -169,8 +176,52 @@ def fake_quantize(x: Float[Array, "..."], bits: Bits, axis: int | None = -1) -> 
     return value + (x - held)
 
 
+def stacked_axes(seen: Seen) -> Axes:
+    """The axes that carry the scales of a leaf of which it is known what it is.
+
+    The channels of its matrices (the rank, of factors) and every layer, expert or group of a stack;
+    of biases and the like the layers of a stack.
+
+    Example:
+        >>> from flax import nnx
+        >>> from rosler_jax import matrix_views
+        >>> layers = nnx.vmap(lambda key: nnx.Linear(8, 4, rngs=nnx.Rngs(key)))
+        >>> views = matrix_views(layers(jax.random.split(jax.random.key(0), 3)))
+        >>> stacked_axes(views["kernel"]), stacked_axes(views["bias"])
+        ((0, 2), 0)
+    """
+    if seen.view is None or seen.role not in _WEIGHTS:
+        axes: tuple[int, ...] = tuple(range(len(seen.stack)))  # layers are stacked in front
+    else:
+        by_rows = seen.role == "factor" and seen.name.rsplit("/", 1)[-1] == "r"
+        channel = (seen.view.inputs if by_rows else seen.view.outputs)[-1]
+        stack = seen.view.stack[: len(seen.stack) if seen.layer in _SHARING else None]
+        axes = (*(k for k in stack if seen.shape[k] > 1), channel)
+    axes = tuple(sorted(k % len(seen.shape) for k in axes))
+    return None if not axes else axes[0] if len(axes) == 1 else axes
+
+
+def scale_axes(path: Sequence[str], shape: Sequence[int], seen: Seen | None = None) -> Axes:
+    """The axes that carry the scales of a leaf.
+
+    Where it is known what the leaf is, see :func:`stacked_axes`. By name and shape alone, a leaf of
+    three axes or more may be a stack of layers or a window: it has scales along its first axis and
+    its channels, which is right for both, and more than a window needs.
+
+    Example:
+        >>> scale_axes(("fc", "kernel"), (64, 10)), scale_axes(("layers", "kernel"), (6, 64, 10))
+        (1, (0, 2))
+    """
+    if seen is not None and seen.role != "unknown":
+        return stacked_axes(seen)
+    if path[-1] in _VECTORS:
+        return None
+    axis = channel_axis(path, shape)
+    return axis if axis is None or len(shape) < 3 else (0, axis)
+
+
 def channel_axis(path: Sequence[str] | str, shape: Sequence[int]) -> int | None:
-    """The axis that carries the scales of a parameter leaf; None for one scale.
+    """The axis that carries the scales of a leaf in a network of this library; None for one scale.
 
     The rank axis of factors (c: last, u: last, r: last but one), the last axis of any other kernel,
     and one scale for vectors (biases, norm scales).
@@ -191,17 +242,20 @@ def channel_axis(path: Sequence[str] | str, shape: Sequence[int]) -> int | None:
     return len(shape) + _AXIS_OF_LEAF.get(name.rsplit("/", 1)[-1], -1)
 
 
-def leaf_bits(path: Sequence[str], shape: Sequence[int], bits: Bits | BitsRule) -> Bits:
+def leaf_bits(
+    path: Sequence[str], shape: Sequence[int], bits: Bits | BitsRule, role: str | None = None
+) -> Bits:
     """How many bits a leaf gets when the weights get ``bits``.
 
-    Matrices and kernels get ``bits``; vectors (biases, norm scales) 16, for they are few and their
-    errors are not averaged out; scalars and running statistics stay float32, and so does
-    everything where ``bits`` is 32.
+    Matrices and kernels get ``bits``; vectors, biases and norm scales (of any number of axes: those
+    of attention heads and of stacks) 16, for they are few and their errors are not averaged out;
+    scalars and running statistics stay float32, and so does everything where ``bits`` is 32.
 
     Args:
         path: the leaf's path.
         shape: the leaf's shape.
         bits: for the weights, or a function of the path that gives them.
+        role: what the leaf is, of :data:`rosler_jax.views.ROLES`; None to go by its name.
 
     Example:
         >>> leaf_bits(("fc", "c"), (784, 8), 4), leaf_bits(("fc", "bias"), (8,), 4)
@@ -210,17 +264,19 @@ def leaf_bits(path: Sequence[str], shape: Sequence[int], bits: Bits | BitsRule) 
     asked = bits(tuple(path)) if callable(bits) else bits
     if not shape or path[-1] in _STATISTICS:
         return FLOAT_BITS
-    if len(shape) >= 2:
+    if role in (None, "unknown"):
+        role = "bias" if path[-1] in _VECTORS else "matrix"
+    if role in _WEIGHTS and len(shape) >= 2:
         return asked
     if _is_static(asked):
         return FLOAT_BITS if _checked_bits(asked) == FLOAT_BITS else _SMALL_LEAF_BITS
     return jnp.where(jnp.asarray(asked) >= FLOAT_BITS, FLOAT_BITS, _SMALL_LEAF_BITS)
 
 
-def fake_quantize_params(params: Tree, bits: Bits | BitsRule) -> Tree:
+def fake_quantize_params(params: Tree, bits: Bits | BitsRule, view: Views | None = None) -> Tree:
     """``fake_quantize`` every floating leaf of a parameter tree, for quantisation-aware training.
 
-    Axes follow ``channel_axis``, bits ``leaf_bits``. The leaves of a layer whose ``parallel`` leaf
+    Axes follow ``scale_axes``, bits ``leaf_bits``. The leaves of a layer whose ``parallel`` leaf
     is positive (aRes-BP's parallel stage, where u holds the core and not U) pass as they are:
     quantisation begins at that layer's stage switch.
 
@@ -228,6 +284,8 @@ def fake_quantize_params(params: Tree, bits: Bits | BitsRule) -> Tree:
         params: nested dicts, an nnx.State, or any other pytree of arrays.
         bits: 2, 3, 4, 8, 16 or 32, an integer scalar array (may be traced), or a function from a
             leaf's path, a tuple of strings, to one of these.
+        view: what each leaf is, from :func:`rosler_jax.matrix_views`: then every layer of a stack
+            has scales of its own, and biases of any shape are known. None goes by names.
 
     Returns:
         A tree of the same structure, shapes and dtypes.
@@ -252,15 +310,31 @@ def fake_quantize_params(params: Tree, bits: Bits | BitsRule) -> Tree:
         if not _is_quantizable(path, leaf):
             out.append(leaf)
             continue
-        width = leaf_bits(path, leaf.shape, bits)
-        value = fake_quantize(leaf, width, channel_axis(path, leaf.shape))
+        width, axes = _width_and_axes(path, leaf.shape, bits, view)
+        value = fake_quantize(leaf, width, axes)
         parallel = stages.get(path[:-1])
-        out.append(value if parallel is None else jnp.where(parallel > 0, leaf, value))
+        if parallel is not None:  # of a stack of layers, a stage for each
+            stage = jnp.reshape(parallel, (*parallel.shape, *[1] * (leaf.ndim - parallel.ndim)))
+            value = jnp.where(stage > 0, leaf, value)
+        out.append(value)
     return tree_util.tree_unflatten(structure, out)
 
 
+def _width_and_axes(
+    path: Path, shape: tuple[int, ...], bits: Bits | BitsRule, view: Views | None
+) -> tuple[Bits, Axes]:
+    name = "/".join(path)
+    if view is not None and name not in view:
+        raise ValueError(
+            f"no view of {name!r}; make the views with matrix_views of the model of these params"
+        )
+    seen = None if view is None else view[name]
+    role = None if seen is None else seen.role
+    return leaf_bits(path, shape, bits, role), scale_axes(path, shape, seen)
+
+
 def quantize_params(
-    params: Any, bits: int | BitsRule
+    params: Any, bits: int | BitsRule, view: Views | None = None
 ) -> dict[str, QuantizedTensor | Integer[Array, "..."] | Float[Array, "..."]]:
     """Quantise a parameter tree into the named tensors that a model file holds.
 
@@ -270,10 +344,12 @@ def quantize_params(
     Args:
         params: nested dicts, an nnx.State, or any other pytree of arrays.
         bits: 2, 3, 4, 8, 16 or 32, or a function from a leaf's path, a tuple of strings, to one.
+        view: what each leaf is, from :func:`rosler_jax.matrix_views`; None goes by names.
 
     Returns:
         A flat dict from names ("fc1/c") to QuantizedTensors; scalars and leaves that are not
-        floating stay arrays. The ``parallel`` leaf of aRes-BP layers is left out.
+        floating stay arrays, random keys (of dropout, say) become their words. The ``parallel``
+        leaf of aRes-BP layers is left out.
 
     Raises:
         ValueError: bits is unknown, two leaves get one name, or a layer is still in aRes-BP's
@@ -292,10 +368,10 @@ def quantize_params(
         elif name in out:
             raise ValueError(f"two leaves are named {name!r}; rename one of the layers")
         elif not _is_quantizable(path, leaf):
-            out[name] = leaf
+            out[name] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         else:
-            width = leaf_bits(path, leaf.shape, bits)
-            out[name] = quantize(leaf, width, channel_axis(path, leaf.shape))  # type: ignore[arg-type]
+            width, axes = _width_and_axes(path, leaf.shape, bits, view)
+            out[name] = quantize(leaf, width, axes)  # type: ignore[arg-type]
     return out
 
 
@@ -333,6 +409,9 @@ def dequantize_params(tensors: Mapping[str, Any], like: Tree) -> Tree:
             out.append(jnp.zeros(leaf.shape, leaf.dtype))
             continue
         tensor = tensors[name]
+        if _is_key(leaf):
+            out.append(_key_of(name, tensor, leaf))
+            continue
         if tuple(tensor.shape) != tuple(leaf.shape):
             raise ValueError(
                 f"tensor {name!r} has shape {tuple(tensor.shape)}, the model expects "
@@ -345,6 +424,18 @@ def dequantize_params(tensors: Mapping[str, Any], like: Tree) -> Tree:
     return tree_util.tree_unflatten(structure, out)
 
 
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_of(name: str, words: Any, like: Any) -> Any:
+    """A random key of the kind of ``like`` again, from its words."""
+    expected = jax.eval_shape(jax.random.key_data, like).shape
+    if tuple(words.shape) != expected:
+        raise ValueError(f"tensor {name!r} has shape {words.shape}, a key of the model {expected}")
+    return jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32), impl=jax.random.key_impl(like))
+
+
 def _is_static(bits: Any) -> TypeGuard[int]:
     return isinstance(bits, int | np.integer)
 
@@ -355,15 +446,14 @@ def _checked_bits(bits: Any) -> int:
     return int(bits)
 
 
-def _checked_axis(axis: int | None, ndim: int) -> int | None:
-    if axis is None:
-        return None
-    if not -ndim <= axis < ndim:
+def _checked_axis(axis: Axes, ndim: int) -> Axes:
+    if not all(-ndim <= k < ndim for k in carrying(axis)):
         raise ValueError(
             f"axis {axis} is outside an array of {ndim} dimensions; pass one of its axes, or None "
             f"for one scale"
         )
-    return axis % ndim
+    axes = tuple(sorted({k % ndim for k in carrying(axis)}))
+    return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def _is_quantizable(path: Path, leaf: Any) -> bool:
@@ -385,7 +475,7 @@ def _require_successive(name: str, parallel: Any) -> None:
 
 @partial(jax.jit, static_argnames=("axis",))
 def _traced_bits(
-    x: Float[Array, "..."], bits: Integer[Array, ""], axis: int | None
+    x: Float[Array, "..."], bits: Integer[Array, ""], axis: Axes
 ) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
     # Bits of 17 and more are replaced by x in the caller; here they must only not overflow.
     levels = (jnp.left_shift(1, jnp.minimum(jnp.asarray(bits, jnp.int32), 16) - 1) - 1).astype(
@@ -399,7 +489,7 @@ def _traced_bits(
 
 @partial(jax.jit, static_argnames=("bits", "axis"))
 def _static_bits(
-    x: Float[Array, "..."], bits: int, axis: int | None
+    x: Float[Array, "..."], bits: int, axis: Axes
 ) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
     levels = np.float32(integer_levels(bits))
     largest = _largest_magnitude(x, axis)
@@ -411,7 +501,7 @@ def _static_bits(
 
 
 def _integers_and_scale(
-    x: Float[Array, "..."], bits: Bits, axis: int | None
+    x: Float[Array, "..."], bits: Bits, axis: Axes
 ) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
     """The integers (as float32) and the scales (x's dimensions kept), compiled as one program."""
     x = x.astype(jnp.float32)
@@ -420,11 +510,11 @@ def _integers_and_scale(
     return _traced_bits(x, bits, axis)
 
 
-def _other_axes(x: Float[Array, "..."], axis: int | None) -> tuple[int, ...]:
-    return tuple(k for k in range(x.ndim) if k != axis)
+def _other_axes(x: Float[Array, "..."], axis: Axes) -> tuple[int, ...]:
+    return tuple(k for k in range(x.ndim) if k not in carrying(axis))
 
 
-def _largest_magnitude(x: Float32[Array, "..."], axis: int | None) -> Float32[Array, "..."]:
+def _largest_magnitude(x: Float32[Array, "..."], axis: Axes) -> Float32[Array, "..."]:
     return jnp.max(jnp.abs(x), axis=_other_axes(x, axis), keepdims=True, initial=0.0)
 
 
@@ -449,7 +539,7 @@ def _round_to_levels(
 
 
 def _searched_scale(
-    x: Float32[Array, "..."], largest: Float32[Array, "..."], levels: Any, axis: int | None
+    x: Float32[Array, "..."], largest: Float32[Array, "..."], levels: Any, axis: Axes
 ) -> Float32[Array, "..."]:
     """Per channel the scale f * largest / levels with the least squared error.
 
