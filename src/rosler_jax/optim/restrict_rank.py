@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rosler_jax._linalg import low_rank_product, randomized_svd
+from rosler_jax._linalg import low_rank_product
+from rosler_jax.optim import _landing
 from rosler_jax.optim._checks import static_int
-from rosler_jax.optim._matrices import as_matrix, select_matrices
+from rosler_jax.optim._matrices import select_matrices, stacked_svd
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key, UInt32
 
     from rosler_jax.optim._matrices import Where
-
-    # Seed words, count, and (weight, update) of each chosen leaf.
-    _Operands = tuple[Array, Array, list[tuple[Array, Array]]]
+    from rosler_jax.views import MatrixView, View
 
 
 class RestrictRankState(NamedTuple):
-    """State of :func:`restrict_rank`."""
+    """State of :func:`restrict_rank`, of ``k`` chosen weights."""
 
     count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32; updates done so far
     key: jax.Array  # shape=(2,), dtype=jnp.uint32; seed of the sketches, constant
     inner_state: optax.OptState
+    moved: jax.Array  # shape=(k,), dtype=bool; has the inner optimiser ever moved the weight?
+    restricted: jax.Array  # shape=(), dtype=bool; was the last update a restriction?
+    landing: _landing.Landing  # where the last restriction took the weights: entries of them
 
 
 def _check_every(every: int | Int[Array, ""]) -> int | Int[Array, ""]:
@@ -53,25 +57,35 @@ def _key_words(seed: int | Key[Array, ""] | UInt32[Array, "2"]) -> UInt32[Array,
     return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
 
 
-def _wide(w: Array, update: Array) -> jnp.dtype:
-    return jnp.promote_types(jnp.promote_types(w.dtype, update.dtype), jnp.float32)
-
-
 def _restrict(
-    w: Float[Array, "*lead n"],
-    update: Float[Array, "*lead n"],
+    w: Float[Array, "*shape"],
+    update: Float[Array, "*shape"],
+    view: MatrixView,
     key: Key[Array, ""],
     rank: int,
     power_iterations: int,
     oversampling: int,
-) -> Float[Array, "*lead n"]:
+) -> Float[Array, "*shape"]:
     """The update that takes ``w`` to the rank-restricted ``w + update``."""
-    wide = _wide(w, update)
-    target = w.astype(wide) + update.astype(wide)
-    triplets = randomized_svd(
-        as_matrix(target), rank, key, power_iterations=power_iterations, oversampling=oversampling
+    wide = jnp.promote_types(_emitted(w, update), jnp.float32)
+    target = view.to_matrices(w.astype(wide) + update.astype(wide))
+    triplets = stacked_svd(target, rank, key, power_iterations, oversampling)
+    low_rank = jax.vmap(low_rank_product)(*triplets)
+    step = view.from_matrices(low_rank, w.shape) - w.astype(wide)
+    return step.astype(_emitted(w, update))
+
+
+def _emitted(w: Array, update: Array) -> jnp.dtype:
+    return jnp.promote_types(w.dtype, update.dtype)
+
+
+def _claim(name: str) -> str:
+    return (
+        f"{name!r} is not where restrict_rank's restriction has taken it, nor where it was before: "
+        "its update was changed before it was applied, or the weight afterwards. Links that change "
+        "updates (scale, weight decay, averaging) belong inside restrict_rank; after changing "
+        "weights by hand call init again"
     )
-    return low_rank_product(*triplets).reshape(w.shape) - w.astype(wide)
 
 
 def restrict_rank(
@@ -81,6 +95,7 @@ def restrict_rank(
     *,
     power_iterations: int = 1,
     oversampling: int = 8,
+    view: View = None,
     where: Where | None = None,
     seed: int | Key[Array, ""] | UInt32[Array, "2"] = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -94,10 +109,18 @@ def restrict_rank(
     optimiser changes. Finish on a multiple of ``every`` and take the factors out with
     :func:`~rosler_jax.optim.extract_factors.extract_factors`.
 
-    A weight of more than two dimensions is the matrix with its last axis out and the others
-    flattened (convolution kernels: ``(kh kw c_in, c_out)``). Float16 and bfloat16 weights are
-    restricted in float32, and their updates are emitted in float32 at all steps, so that adding
-    one rounds once; the rank then holds up to the rounding of the weight's own dtype.
+    Which axes of a weight are inputs and which outputs, ``view`` says; every layer of a stack and
+    every group of a convolution has a rank of its own. A weight that the inner optimiser has never
+    moved, since it is frozen there, is not moved by a restriction either. The updates have the
+    wider dtype of weight and inner update, and the rank holds up to the rounding of that addition:
+    where both are bfloat16, up to half a unit in the last place of ``W'_s`` and of ``W'_s - W``.
+
+    **What may stand where.** Inside: anything. Around it or before it in a chain:
+    ``optax.MultiSteps``, ``apply_if_finite`` (where gradients have the dtype of their weights),
+    ``inject_hyperparams``, ``masked``, ``partition``, clipping; and whole weights may be frozen
+    after it. After it in a chain: nothing that changes updates (a learning rate, weight decay),
+    since a restriction is one. The first update after a restriction finds out: then updates become
+    NaN (outside ``jit``, a ``ValueError`` names the weight).
 
     Vmap the whole training loop rather than a single step: then ``count`` stays unbatched and the
     SVDs run at the steps that need them alone. With a batched ``count`` or ``every`` (a vmapped
@@ -110,9 +133,13 @@ def restrict_rank(
         array (not checked), so that ``optax.inject_hyperparams`` may schedule it.
       power_iterations: ``q``; more is closer to the best rank-s matrix, each costs two products.
       oversampling: extra range directions, cut off again by the small SVD.
+      view: which leaves are matrices and how: ``rosler_jax.matrix_views(model)`` (for Linen
+        ``rosler_jax.linen.matrix_views``), a dict of patterns on leaves' names to
+        :class:`~rosler_jax.views.MatrixView` or None, or a function of name and shape. Default:
+        leaves named ``kernel`` of exactly two axes, ``(in, out)``. Of these all with
+        ``min(m, n) > rank`` are restricted.
       where: predicate on a leaf's name, such as ``"hidden/kernel"`` (the same for Linen and NNX),
-        choosing the weights. Default: every real floating leaf of at least two dimensions with
-        ``min(m, n) > rank``. That includes embeddings and layers stacked along a leading axis.
+        which narrows ``view``; without one it picks among all leaves of two axes.
       seed: seed of the Gaussian sketches: an int, a PRNG key or two uint32 words. May be traced.
 
     Returns:
@@ -120,8 +147,9 @@ def restrict_rank(
 
     Raises:
       TypeError: if ``rank`` or another static option is no int.
-      ValueError: if an option is out of range; from ``init`` and ``update``, if ``where`` picks
-        nothing, or a weight that has no rank ``s``.
+      ValueError: if an option is out of range; from ``init`` and ``update``, if nothing is known
+        to be a matrix, or ``where`` picks nothing, a leaf of more axes without a view, or a weight
+        that has no rank ``s``; from ``update``, if a weight is not where it was taken.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -135,7 +163,7 @@ def restrict_rank(
 
       Under ``optax.inject_hyperparams`` what fixes shapes is static:
 
-      >>> static = ("rank", "power_iterations", "oversampling", "where")
+      >>> static = ("rank", "power_iterations", "oversampling", "view", "where")
       >>> factory = optax.inject_hyperparams(restrict_rank, static_args=static)
       >>> factory(optax.sgd(0.1), rank=2, every=5).init(params).hyperparams["every"].item()
       5
@@ -149,24 +177,41 @@ def restrict_rank(
     oversampling = static_int("oversampling", oversampling, 0)
     inner = optax.with_extra_args_support(inner)
 
-    # Defined here, not in update_fn: JAX caches branches by identity, so that updates outside jit
-    # compile the condition once.
-    def restricted(operands: _Operands) -> list[Array]:
-        words, count, pairs = operands
-        key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), count)
-        return [
-            _restrict(w, u, jax.random.fold_in(key, i), rank, power_iterations, oversampling)
-            for i, (w, u) in enumerate(pairs)
-        ]
-
-    def unrestricted(operands: _Operands) -> list[Array]:
-        return [u.astype(_wide(w, u)) for w, u in operands[2]]
-
     def init_fn(params: optax.Params) -> RestrictRankState:
-        select_matrices(params, rank, where)  # a wrong `where` is an error here, not at step one
+        leaves = jax.tree.leaves(params)
+        chosen = [leaves[i] for _, i, _ in select_matrices(params, rank, view, where)]
         return RestrictRankState(
-            count=jnp.zeros([], jnp.int32), key=_key_words(seed), inner_state=inner.init(params)
+            count=jnp.zeros([], jnp.int32),
+            key=_key_words(seed),
+            inner_state=inner.init(params),
+            moved=jnp.zeros(len(chosen), bool),
+            restricted=jnp.asarray(False),
+            landing=_landing.note(chosen, chosen),
         )
+
+    # One pair of functions for the same views: JAX caches branches by identity, so that updates
+    # outside jit compile the condition once.
+    @functools.cache
+    def branches(views: tuple[MatrixView, ...]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        def restrict(
+            state: RestrictRankState, weights: list[Array], updates: list[Array]
+        ) -> tuple[list[Array], _landing.Landing]:
+            words = jax.random.wrap_key_data(state.key, impl="threefry2x32")
+            key = jax.random.fold_in(words, state.count)
+            steps = []
+            for i, (seen, w, u) in enumerate(zip(views, weights, updates, strict=True)):
+                args = (jax.random.fold_in(key, i), rank, power_iterations, oversampling)
+                there = _restrict(w, u, seen, *args)
+                steps.append(jnp.where(state.moved[i], there, u.astype(there.dtype)))
+            return steps, _landing.note(weights, steps)
+
+        def leave(
+            state: RestrictRankState, weights: list[Array], updates: list[Array]
+        ) -> tuple[list[Array], _landing.Landing]:
+            pairs = zip(weights, updates, strict=True)
+            return [u.astype(_emitted(w, u)) for w, u in pairs], state.landing
+
+        return restrict, leave
 
     def update_fn(
         updates: optax.Updates,
@@ -177,7 +222,6 @@ def restrict_rank(
         if params is None:
             raise ValueError("restrict_rank needs params: call update(updates, state, params)")
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-        count = optax.safe_increment(state.count)
         leaves, treedef = jax.tree.flatten(updates)
         weights = jax.tree.leaves(params)
         if len(weights) != len(leaves):
@@ -185,15 +229,25 @@ def restrict_rank(
                 f"params have {len(weights)} leaves, updates {len(leaves)}; "
                 "expected trees of the same structure"
             )
-        chosen = [index for _, index in select_matrices(params, rank, where)]
-        if chosen:
-            pairs = [(weights[i], leaves[i]) for i in chosen]
-            emitted = jax.lax.cond(
-                count % every == 0, restricted, unrestricted, (state.key, count, pairs)
-            )
-            for i, update in zip(chosen, emitted, strict=True):
-                leaves[i] = update
-        new_state = RestrictRankState(count=count, key=state.key, inner_state=inner_state)
-        return jax.tree.unflatten(treedef, leaves), new_state
+        picked = select_matrices(params, rank, view, where)
+        new = state._replace(count=optax.safe_increment(state.count), inner_state=inner_state)
+        if not picked:
+            return updates, new
+        held, moves = [weights[i] for _, i, _ in picked], [leaves[i] for _, i, _ in picked]
+        arrived = _landing.landed(held, state.landing, or_dropped=True)
+        claims = [
+            (_claim(name), here | ~(state.restricted & state.moved[k]))
+            for k, ((name, _, _), here) in enumerate(zip(picked, arrived, strict=True))
+        ]
+        moved = state.moved | jnp.stack([jnp.any(u != 0) for u in moves])
+        new = new._replace(moved=moved, restricted=new.count % every == 0)
+        restrict, leave = branches(tuple(seen for _, _, seen in picked))
+        steps, landing = jax.lax.cond(
+            new.restricted, restrict, leave, new._replace(inner_state=()), held, moves
+        )
+        for (_, i, _), step in zip(picked, steps, strict=True):
+            leaves[i] = step
+        emitted = _landing.enforce(claims, jax.tree.unflatten(treedef, leaves))
+        return emitted, new._replace(landing=landing)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
