@@ -82,7 +82,8 @@ class Problem(NamedTuple):
       operation: name of the operation.
       kind: family of the sketch, or how the operands are held.
       dtype: name of the inputs' dtype.
-      shape: (rows, contraction, columns) of the product.
+      shape: (rows, contraction, columns) of the product; the rows may be symbolic, as while a
+        function is exported with a batch of any size.
     """
 
     operation: str
@@ -163,7 +164,7 @@ def choose(
     ):
         if name is not None:
             missing = _missing(_known(name, source))
-            why = missing or unsupported(IMPLEMENTATIONS[name].module)
+            why = missing or _symbolic(name, problem) or unsupported(IMPLEMENTATIONS[name].module)
             if why and (missing or implementation is not None):
                 raise ValueError(
                     f"{problem.operation}: implementation {name!r}, {source}, cannot run: {why}; "
@@ -180,7 +181,7 @@ def _by_device(problem: Problem, unsupported: Callable[[str], str | None]) -> Ch
     name = {"gpu": "mosaic_gpu", "tpu": "mosaic_tpu"}.get(here.platform)
     if name is None:
         return Choice("xla", f"there is no kernel for {here.platform}; XLA is its implementation")
-    why = _missing(name) or unsupported(IMPLEMENTATIONS[name].module)
+    why = _missing(name) or _symbolic(name, problem) or unsupported(IMPLEMENTATIONS[name].module)
     if why:
         return Choice("xla", why)
     found = tuning.lookup(here.kind, name, problem)
@@ -197,6 +198,13 @@ def _missing(name: str) -> str | None:
     if name == "mosaic_gpu" and not tuning.is_hopper(here.kind):
         return f"its wgmma instructions exist on Hopper GPUs alone (H100, H200), not on {here.kind}"
     return None
+
+
+def _symbolic(name: str, problem: Problem) -> str | None:
+    """Why an implementation does not serve a batch whose size is not known; None where it does."""
+    if name in ("xla", "reference") or all(isinstance(size, int) for size in problem.shape):
+        return None
+    return f"the grid of a kernel needs numbers, and the shape {problem.shape} is symbolic"
 
 
 def _known(name: str, source: str = "asked for") -> str:

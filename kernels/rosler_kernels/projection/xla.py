@@ -34,6 +34,7 @@ _PRODUCT, _ENTRY = 0.01, 0.8  # a multiplication in a matrix product; making an 
 _GATHERED = 0.6  # fetching a number by its index
 _TRANSFORMED, _TRANSFORMED_FAR = 2.5, 8.0  # Hadamard transform of a number, in cache and beyond
 _CACHE = 2**21  # numbers
+_MANY = 2**20  # examples that a symbolic batch counts as
 
 
 def project(x: Float[Array, "b rows"], sketch: Sketch) -> Float[Array, "b cols"]:
@@ -62,11 +63,12 @@ def _transpose(batch: int, sketch: Sketch) -> Callable[[Array, Sketch], Array]:
 
 def _dense_is_faster(batch: int, sketch: Sketch) -> bool:
     """Whether making Omega tile by tile costs less than a sparse or fast product, a number of x."""
-    dense = sketch.cols * (_PRODUCT + _ENTRY / max(batch, 1))
+    batch = max(batch, 1) if isinstance(batch, int) else _MANY
+    dense = sketch.cols * (_PRODUCT + _ENTRY / batch)
     if family(sketch.kind).structure == "sparse":
         parameters = dict(sketch.params)
         return dense < _GATHERED * parameters["nnz"] * parameters.get("kappa", 1)
-    far = max(batch, 1) << order_bits(sketch.rows) > _CACHE
+    far = batch << order_bits(sketch.rows) > _CACHE
     return dense < (_TRANSFORMED_FAR if far else _TRANSFORMED)
 
 
