@@ -14,7 +14,14 @@ from typing import Any
 from flax import nnx
 
 import rosler_kernels as rk
-from rosler_jax.nn import SketchConv, SketchLinear, TwoFactorLinear
+from rosler_jax._layer_views import parts_of
+from rosler_jax.nn import (
+    SketchConv,
+    SketchEinsum,
+    SketchLinear,
+    SketchLinearGeneral,
+    TwoFactorLinear,
+)
 
 SIGNED = ("rademacher",)
 """Families of dense entries that differ in sign alone: no multiplications."""
@@ -122,21 +129,15 @@ def _filters(kind: str, rows: int, cols: int) -> Operations:
     return projection(kind, rows, cols)
 
 
-def _linear(layer: Any) -> LayerCost:
-    m, n = layer.in_features, layer.out_features
-    dense = product(m, n) + bias(n, layer.use_bias)
-    return LayerCost(f"dense {m}->{n}", n, False, m * n, dense, m * n, dense)
-
-
-def _linear_general(layer: Any) -> LayerCost | None:
-    if layer.batch_axis:
+def _dense(layer: Any) -> LayerCost | None:
+    """A dense layer of any axes: ``g`` matrices ``(m, n)``, each applied at every position."""
+    part = parts_of(layer)["kernel"]
+    if part.view is None:
         return None
-    m, n = (
-        math.prod(f if isinstance(f, tuple) else (f,))
-        for f in (layer.in_features, layer.out_features)
-    )
-    dense = product(m, n) + bias(n, layer.use_bias)
-    return LayerCost(f"dense {m}->{n}", n, False, m * n, dense, m * n, dense)
+    g, m, n = part.view.matrix_shape(part.shape)
+    work = g * product(m, n) + bias(g * n, layer.bias is not None)
+    kind = f"dense {m}->{n}" if g == 1 else f"{g} dense {m}->{n}"
+    return LayerCost(kind, g * n, False, g * m * n, work, g * m * n, work)
 
 
 def _two_factor(layer: Any) -> LayerCost:
@@ -153,25 +154,26 @@ def _two_factor(layer: Any) -> LayerCost:
     )
 
 
-def _sketched(layer: Any, m: int, n: int, groups: int, window: str) -> LayerCost:
-    """A sketch layer of ``groups`` matrices ``(m, n)``; ``window`` is empty for a linear one."""
-    s, spatial = layer.rank, bool(window)
-    co_range = int(layer.u.shape[-1])
-    if layer.mode == "seeded":
-        inner = layer.inner
+def _sketched(layer: Any, groups: int, label: str, window: str = "") -> LayerCost:
+    """A sketch layer of ``groups`` matrices; ``window`` is empty unless it is a convolution."""
+    plan, spatial = layer.plan, bool(window)
+    m, n, s, inner = plan.m, plan.n, plan.rank, plan.inner
+    if plan.mode == "seeded":
         psi = _filters if spatial else projection
         work = (
-            psi(layer.sketch, m, inner)
+            psi(plan.sketch, m, inner)
             + product(inner, s)
-            + projection(layer.sketch, n, s, transpose=True)
+            + projection(plan.sketch, n, s, transpose=True)
         )
-        weights, kind = inner * s, f"seeded core {inner}x{s}, {layer.sketch}"
+        kind = f"seeded core {inner}x{s}, {plan.sketch}"
     else:
-        work = product(m, s) + product(s, co_range) + product(co_range, n)
-        weights, kind = m * s + s * co_range + co_range * n, f"chain of rank {s}"
-    added = bias(groups * n, layer.use_bias)
+        steps = list(plan.shapes().values())
+        work = sum((product(*shape) for shape in steps[1:]), product(*steps[0]))
+        kind = f"two factors of rank {s}" if "u" not in plan.shapes() else f"chain of rank {s}"
+    weights = sum(math.prod(shape) for shape in plan.shapes().values())
+    added = bias(groups * n, layer.bias is not None)
     return LayerCost(
-        kind=f"{window}{kind}, {layer.in_features}->{layer.out_features}",
+        kind=f"{window}{kind}, {label}",
         outputs=groups * n,
         spatial=spatial,
         weights=groups * weights,
@@ -182,21 +184,39 @@ def _sketched(layer: Any, m: int, n: int, groups: int, window: str) -> LayerCost
 
 
 def _sketch_linear(layer: Any) -> LayerCost:
-    return _sketched(layer, layer.in_features, layer.out_features, 1, "")
+    return _sketched(layer, 1, f"{layer.in_features}->{layer.out_features}")
+
+
+def _sketch_general(layer: Any) -> LayerCost:
+    g = math.prod(layer.batch_shape)
+    return _sketched(layer, g, f"{layer.plan.m}->{layer.plan.n}")
+
+
+def _sketch_einsum(layer: Any) -> LayerCost:
+    return _sketched(layer, layer.view.matrix_shape()[0], layer.einsum_str)
 
 
 def _sketch_conv(layer: Any) -> LayerCost:
-    m, n = layer.matrix_shape
-    return _sketched(layer, m, n, layer.feature_group_count, f"conv {_by(layer.kernel_size)} ")
+    label = f"{layer.in_features}->{layer.out_features}"
+    window = f"conv {_by(layer.kernel_size)} "
+    return _sketched(layer, layer.feature_group_count, label, window)
 
 
 def _conv(layer: Any) -> LayerCost:
-    g, window = layer.feature_group_count, layer.kernel_size
-    window = (window,) if isinstance(window, int) else tuple(window)
-    m, n = math.prod(window) * layer.in_features // g, layer.out_features // g
-    dense = g * product(m, n) + bias(g * n, layer.use_bias)
-    kind = f"conv {_by(window)} dense, {layer.in_features}->{layer.out_features}"
-    return LayerCost(kind, g * n, True, g * m * n, dense, g * m * n, dense)
+    """A convolution; of a transposed one, each output meets one in ``strides`` of the window."""
+    part = parts_of(layer)["kernel"]
+    assert part.view is not None
+    g, m, n = part.view.matrix_shape(part.shape)
+    met = m
+    if isinstance(layer, nnx.ConvTranspose):
+        strides = layer.strides or 1
+        spread = (
+            strides ** len(layer.kernel_size) if isinstance(strides, int) else math.prod(strides)
+        )
+        met = max(1, m // spread)
+    work = g * product(met, n) + bias(g * n, layer.use_bias)
+    kind = f"conv {_by(layer.kernel_size)} dense, {layer.in_features}->{layer.out_features}"
+    return LayerCost(kind, g * n, True, g * m * n, work, g * m * n, work)
 
 
 def _embed(layer: Any) -> LayerCost:
@@ -205,17 +225,21 @@ def _embed(layer: Any) -> LayerCost:
     return LayerCost(f"embedding {size}->{n}", n, False, size * n, none, size * n, none)
 
 
-def _by(window: tuple[int, ...]) -> str:
-    return "x".join(map(str, window))
+def _by(window: int | tuple[int, ...]) -> str:
+    return str(window) if isinstance(window, int) else "x".join(map(str, window))
 
 
 LAYERS: dict[type, Callable[[Any], LayerCost | None]] = {
-    nnx.Linear: _linear,
-    nnx.LinearGeneral: _linear_general,
+    nnx.Linear: _dense,
+    nnx.LinearGeneral: _dense,
+    nnx.Einsum: _dense,
     nnx.Conv: _conv,
+    nnx.ConvTranspose: _conv,
     nnx.Embed: _embed,
     TwoFactorLinear: _two_factor,
     SketchLinear: _sketch_linear,
+    SketchLinearGeneral: _sketch_general,
+    SketchEinsum: _sketch_einsum,
     SketchConv: _sketch_conv,
 }
 """Every class of layer whose work is known: a new one is one line here."""

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rosler_jax import modelfile
+from rosler_jax import _table, modelfile
+from rosler_jax._applications import Applications, applications
+from rosler_jax._layer_views import matrix_views
 from rosler_jax._operations import LayerCost, Operations, layer_cost
 from rosler_jax._paths import path_name
+from rosler_jax._quantized import scale_shape
 from rosler_jax.modelfile import ModelFile, ModelFileError, QuantizedTensor
 from rosler_jax.network import Network
-from rosler_jax.quantization import channel_axis, leaf_bits
+from rosler_jax.quantization import leaf_bits, scale_axes
+from rosler_jax.views import Seen, Views
 
 MODEL = "model.rosler"
 _PREFIX = "layers/"  # of a Network's layers; model files leave it out
@@ -125,12 +130,16 @@ class SizeReport:
 
 
 class _Source(NamedTuple):
-    """A model to be reported: its structure (variables may be abstract) and its stored tensors."""
+    """A model to be reported: its structure (variables may be abstract) and its stored tensors.
+
+    ``prefix`` is what the names of the tensors leave out of the model's paths.
+    """
 
     model: Any
     tensors: Mapping[str, Any]
     file_bytes: int | None
     input_shape: Any
+    prefix: str = ""
 
 
 def size_report(
@@ -138,12 +147,16 @@ def size_report(
     *,
     bits: int | Callable[[tuple[str, ...]], int] | None = None,
     input_shape: Sequence[int] | None = None,
+    inputs: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> SizeReport:
     """Counts weights, bytes and operations per layer, of a model and of its dense counterpart.
 
     The dense counterpart has the same layer sizes, in float32. Operations are those of products,
     projections and biases for one input, by the thin side; activations, pooling and normalisation
-    are the same in both networks and not counted. Nothing is computed: shapes suffice.
+    are the same in both networks and not counted. Products that a model makes outside of the layers
+    that are known (attention scores, an embedding that attends) have a row of their own, the same
+    in both. Nothing is computed: shapes suffice.
 
     Args:
       source: a model file, the folder of a run, a :class:`rosler_jax.modelfile.ModelFile`, a
@@ -151,16 +164,20 @@ def size_report(
         :class:`rosler_jax.network.Network` has them, or any NNX model.
       bits: in which a model that is no file would be stored: for its weights, or a function from a
         leaf's path; None for 32.
-      input_shape: of one input, without the batch; by default ``input_shape`` in the file's spec.
-        Without either a linear layer counts as applied once, and the work of a convolution is not
-        known.
+      input_shape: of one input of floats, without the batch; by default ``input_shape`` in the
+        file's spec. Without it a linear layer counts as applied once, and the work of a convolution
+        is not known.
+      inputs: in its place, all arguments of one call, with their batch: arrays or
+        ``jax.ShapeDtypeStruct`` of tokens, several inputs, a carry. Operations are then those of
+        that call.
+      kwargs: keyword arguments of that call, such as ``rngs``.
 
     Returns:
       The report. For a file its rows, the header's included, add up to the bytes of the file.
 
     Raises:
       ModelFileError: for a damaged model file, or one that is not of a Network.
-      ValueError: for unknown bits, bits for a file, or an input shape that the model does not take.
+      ValueError: for unknown bits, bits for a file, or inputs that the model does not take.
       TypeError: for any other source.
       OSError: if there is no such file.
 
@@ -175,25 +192,32 @@ def size_report(
     """
     found = _read(source, bits)
     shape = found.input_shape if input_shape is None else tuple(input_shape)
-    outputs = None if shape is None else _outputs(found.model, shape)
-    modules = {path_of(path): module for path, module in nnx.iter_modules(found.model)}
-    layers = tuple(
-        _layer_size(name, tensors, modules.get(name), outputs)
+    if inputs is None and shape is not None:
+        inputs = (jax.ShapeDtypeStruct((1, *shape), jnp.float32),)
+    done = None if inputs is None else _applied(found, inputs, kwargs, shape)
+    stacks = {row.name.rpartition("/")[0]: row.stack for row in matrix_views(found.model).rows}
+    modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(found.model)}
+    layers = [
+        _layer_size(name, tensors, modules.get(path), math.prod(stacks.get(path, ())), path, done)
         for name, tensors in _by_layer(found.tensors)
-    )
+        for path in (found.prefix + name,)
+    ]
+    if done is not None and done.products.multiplications:
+        layers.append(_elsewhere(done.products))
     stored = sum(layer.bytes for layer in layers)
     header = 0 if found.file_bytes is None else found.file_bytes - stored
-    return SizeReport(layers, header, found.file_bytes is not None)
+    return SizeReport(tuple(layers), header, found.file_bytes is not None)
 
 
-def path_of(path: Sequence[Any]) -> str:
-    """The name of a module in the report: its path, without the list that holds a Network's layers.
-
-    Example:
-      >>> path_of(("layers", 2))
-      '2'
-    """
-    return "/".join(map(str, path)).removeprefix(_PREFIX)
+def _applied(
+    found: _Source, inputs: Sequence[Any], kwargs: Mapping[str, Any], shape: Any
+) -> Applications:
+    try:
+        done = applications(found.model, inputs, kwargs)
+    except (TypeError, ValueError, IndexError, AssertionError) as error:
+        what = "these inputs" if shape is None else f"inputs of shape {tuple(shape)}"
+        raise ValueError(f"the model does not take {what}: {error}") from error
+    return done._replace(outputs={k.replace(".", "/"): n for k, n in done.outputs.items()})
 
 
 # Sources.
@@ -201,7 +225,7 @@ def path_of(path: Sequence[Any]) -> str:
 
 def _read(source: Any, bits: Any) -> _Source:
     if isinstance(source, nnx.Module):
-        return _from_model(source, bits)
+        return _from_model(source, bits, _PREFIX if isinstance(source, Network) else "")
     file = getattr(source, "file", source)
     if isinstance(file, str | os.PathLike):
         path = Path(file)
@@ -227,49 +251,53 @@ def _from_file(file: ModelFile, name: str, bits: Any) -> _Source:
         model = _abstract(specs)
     except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
         raise ModelFileError(f"{name}: its layers cannot be built: {error}") from error
-    expected = {key: tensor.shape for key, tensor in _from_model(model, None).tensors.items()}
+    whole = _from_model(model, None, _PREFIX)
+    expected = {key: tensor.shape for key, tensor in whole.tensors.items()}
     actual = {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}
     if expected != actual:
         wrong = sorted(key for key, _ in expected.items() ^ actual.items())
         raise ModelFileError(f"{name}: tensors and layers do not fit: {', '.join(wrong)}")
-    return _Source(model, file.tensors, file.file_bytes, file.spec.get("input_shape"))
+    return _Source(model, file.tensors, file.file_bytes, file.spec.get("input_shape"), _PREFIX)
 
 
-def _from_model(model: Any, bits: Any) -> _Source:
+def _from_model(model: Any, bits: Any, prefix: str) -> _Source:
     _, *states = nnx.split(model, nnx.Param, nnx.RngState, ...)
-    params, _, buffers = states
-    tensors = _stored(nnx.to_pure_dict(params), nnx.to_pure_dict(buffers), bits)
-    return _Source(model, tensors, None, None)
+    params, _, buffers = map(nnx.to_pure_dict, states)
+    tensors = _stored(params, buffers, bits, matrix_views(model), prefix)
+    return _Source(model, tensors, None, None, prefix)
 
 
 def _from_parts(specs: Any, params: Any, buffers: Any = None, *, bits: Any) -> _Source:
-    return _Source(_abstract(specs), _stored(params, buffers or {}, bits), None, None)
+    model = _abstract(specs)
+    tensors = _stored(params, buffers or {}, bits, matrix_views(model), _PREFIX)
+    return _Source(model, tensors, None, None, _PREFIX)
 
 
 def _abstract(specs: Any) -> Any:
     return nnx.eval_shape(lambda: Network(specs, rngs=nnx.Rngs(0)))
 
 
-def _stored(params: Any, buffers: Any, bits: Any) -> dict[str, Any]:
+def _stored(params: Any, buffers: Any, bits: Any, views: Views, prefix: str) -> dict[str, Any]:
     """The tensors of a model file of these shapes, all zero; they take no memory."""
     tensors: dict[str, Any] = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         name = path_name(keys)
         if name.rsplit("/", 1)[-1] == "parallel":  # the stage of aRes-BP: files hold none
             continue
-        tensors[name] = _zeros(name, leaf, 32 if bits is None else bits)
+        tensors[name] = _zeros(name, leaf, 32 if bits is None else bits, views.get(name))
     for keys, leaf in jax.tree_util.tree_flatten_with_path(buffers)[0]:
         tensors[path_name(keys)] = _plain(leaf)
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def _zeros(name: str, leaf: Any, bits: Any) -> Any:
+def _zeros(name: str, leaf: Any, bits: Any, seen: Seen | None) -> Any:
     if not leaf.shape or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return _plain(leaf)
-    width = leaf_bits(tuple(name.split("/")), leaf.shape, bits)
-    axis = None if width == 32 else channel_axis(name, leaf.shape)
+    path = tuple(name.split("/"))
+    width = leaf_bits(path, leaf.shape, bits, None if seen is None else seen.role)
+    axis = None if width == 32 else scale_axes(path, leaf.shape, seen)
     values = np.broadcast_to(np.int8(0), leaf.shape)
-    scale = np.ones(() if axis is None else (leaf.shape[axis],), np.float32)
+    scale = np.ones(scale_shape(leaf.shape, axis), np.float32)
     return QuantizedTensor(values, scale, int(width), axis)
 
 
@@ -296,37 +324,11 @@ def _natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split("/")]
 
 
-def _outputs(model: Any, input_shape: Sequence[int]) -> dict[str, int]:
-    """How many numbers each module gives for one input, all its calls together."""
-
-    class Output(nnx.Variable):
-        pass
-
-    graphdef, state = nnx.split(model)
-
-    def record(state: Any, x: Any) -> Any:
-        merged = nnx.merge(graphdef, state)
-        return nnx.to_pure_dict(nnx.capture(merged, Output, method_outputs=Output)(x)[1])
-
-    try:
-        x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-        captured = jax.eval_shape(record, state, x)
-    except (TypeError, ValueError, IndexError, AssertionError) as error:
-        raise ValueError(
-            f"the model does not take inputs of shape {tuple(input_shape)}: {error}"
-        ) from error
-    totals: dict[str, int] = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(captured)[0]:
-        names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
-        if "__call__" in names:
-            name = path_of(names[: names.index("__call__")])
-            totals[name] = totals.get(name, 0) + math.prod(leaf.shape)
-    return totals
-
-
 def _layer_size(
-    name: str, tensors: Mapping[str, Any], module: Any, outputs: Mapping[str, int] | None
-) -> LayerSize:
+    name: str, tensors: Mapping[str, Any], module: Any, stack: int, path: str,
+    done: Applications | None,
+) -> LayerSize:  # fmt: skip
+    """The row of the layer at ``path``: ``stack`` layers in one, applied as ``done`` says."""
     count = {"weights": 0, "biases": 0, "scales": 0, "seeds": 0, "other": 0}
     bits: set[int] = set()
     for leaf, tensor in tensors.items():
@@ -336,14 +338,15 @@ def _layer_size(
             count["scales"] += 0 if tensor.bits == 32 else int(np.size(tensor.scale))
             bits |= {tensor.bits} if group == "weights" else set()
     cost = None if module is None else layer_cost(module)
-    if cost is not None and cost.weights != count["weights"]:
-        cost = None  # stacked or shared weights: not the layer that its class says
-    mine, dense = _work(cost, count["weights"], None if outputs is None else outputs.get(name, 0))
-    weights = count["weights"] if cost is None else cost.dense_weights
+    if cost is not None and stack * cost.weights != count["weights"]:
+        cost = None  # not the layer that its class says
+    mine, dense = _work(cost, count["weights"], stack, path, done)
+    weights = count["weights"] if cost is None else stack * cost.dense_weights
     parameters = weights + count["biases"] + count["other"]
+    kind = type(module).__name__ if cost is None else cost.kind
     return LayerSize(
         name=name,
-        kind=type(module).__name__ if cost is None else cost.kind,
+        kind=kind if stack == 1 else f"{stack} layers of {kind}",
         **count,
         bits=tuple(sorted(bits)),
         bytes=sum(size.total for size in modelfile.bytes_of(tensors).values()),
@@ -353,6 +356,14 @@ def _layer_size(
         dense_bytes=_FLOAT32_BYTES * parameters,
         dense_multiplications=None if dense is None else dense.multiplications,
         dense_additions=None if dense is None else dense.additions,
+    )
+
+
+def _elsewhere(products: Operations) -> LayerSize:
+    """The row of the products that no known layer makes."""
+    both = (products.multiplications, products.additions)
+    return LayerSize(
+        "(elsewhere)", "products of the model", 0, (), 0, 0, 0, 0, 0, *both, 0, 0, *both
     )
 
 
@@ -366,16 +377,20 @@ def _group(leaf: str, tensor: Any) -> str:
 
 
 def _work(
-    cost: LayerCost | None, weights: int, outputs: int | None
+    cost: LayerCost | None, weights: int, stack: int, path: str, done: Applications | None
 ) -> tuple[Operations | None, Operations | None]:
     """Operations of a layer and of its dense counterpart for one input, None where not known."""
+    if done is not None and not done.known:
+        return None, None
     if cost is None:
-        # What holds no matrix works element by element, and that is not counted.
-        return (None, None) if weights else (Operations(0, 0), Operations(0, 0))
-    if outputs is None:
-        return (None, None) if cost.spatial else (cost.operations, cost.dense_operations)
-    positions = outputs // cost.outputs
-    return positions * cost.operations, positions * cost.dense_operations
+        # What holds no matrix works element by element, and that is not counted; the products of
+        # what does are counted among the model's own.
+        return (None, None) if weights and done is None else (Operations(0, 0), Operations(0, 0))
+    if done is None:
+        once = None if cost.spatial else stack
+    else:
+        once = done.outputs.get(path, 0) // cost.outputs
+    return (None, None) if once is None else (once * cost.operations, once * cost.dense_operations)
 
 
 # The table.
@@ -384,7 +399,6 @@ _COLUMNS = (
     "layer", "kind", "weights", "bits", "biases", "scales", "seeds", "other", "bytes",
     "mults", "adds", "dense bytes", "dense mults", "dense adds",
 )  # fmt: skip
-_LEFT = 2
 
 
 def _draw(report: SizeReport) -> str:
@@ -401,18 +415,10 @@ def _draw(report: SizeReport) -> str:
     if not report.total("other"):
         at = _COLUMNS.index("other")
         table = [row[:at] + row[at + 1 :] for row in table]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < _LEFT else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
-    rule = "  ".join("-" * width for width in widths)
-    lines = [lines[0], rule, *lines[1:-1], rule, lines[-1], "", _ratios(report)]
+    text = _table.draw(table[0], table[1:-1], table[-1], left=(0, 1))
+    lines = [text, "", _ratios(report)]
     if None in totals:
-        lines.append("?: not known; a convolution's work needs the input's shape (input_shape)")
+        lines.append("?: not known without the input's shape (input_shape), or in a while_loop")
     return "\n".join(lines)
 
 
