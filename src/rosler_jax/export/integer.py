@@ -33,6 +33,7 @@ import numpy as np
 import rosler_kernels as rk
 from rosler_jax.export import reference
 from rosler_jax.export.graph import Pad, Pool, Shape, Window
+from rosler_jax.export.inputs import examples, quantized
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Int16, Int64, Integer
@@ -186,14 +187,13 @@ class Program:
         return self.ops[-1].out_shape
 
     def quantize_input(self, x: Any) -> np.ndarray:
-        """Real inputs as the integers that go in, saturated.
+        """Real inputs as the integers that go in; see :func:`rosler_jax.export.inputs.quantized`.
 
         Args:
           x: examples, shape ``(batch, *in_shape)`` or of as many numbers.
         """
-        info = np.iinfo(self.input_dtype)
-        q = np.rint(np.asarray(x, np.float64).reshape(-1, *self.in_shape) / self.input_scale)
-        return np.asarray(np.clip(q, info.min, info.max).astype(self.input_dtype))
+        given = examples(np.asarray(x), self.in_shape)
+        return quantized(given, self.input_scale, self.input_dtype)
 
 
 def sign_matrix(sketch: rk.Sketch) -> Integer[np.ndarray, "rows cols"]:
@@ -293,7 +293,7 @@ def run_integer(program: Program, x: Any) -> Int16[np.ndarray, "batch *out"]:
       int16 outputs; times ``program.output_scale`` they are the network's.
 
     Raises:
-      ValueError: x is of another dtype.
+      ValueError: x is of another dtype, or its examples of another size.
     """
     x = np.asarray(x)
     if x.dtype != program.input_dtype:
@@ -301,7 +301,7 @@ def run_integer(program: Program, x: Any) -> Int16[np.ndarray, "batch *out"]:
             f"inputs of dtype {x.dtype}; expected {program.input_dtype}, as quantize_input gives"
         )
     with jax.enable_x64(True):
-        return np.asarray(_compiled(program)(x.reshape(-1, *program.in_shape))).astype(np.int16)
+        return np.asarray(_compiled(program)(examples(x, program.in_shape))).astype(np.int16)
 
 
 @functools.lru_cache(maxsize=16)

@@ -36,6 +36,7 @@ from rosler_jax.export.graph import (
     Weight,
     is_relu,
 )
+from rosler_jax.export.inputs import calibration_inputs
 from rosler_jax.export.integer import (
     HIGH,
     LOW,
@@ -130,7 +131,7 @@ def lower(
         raise ExportError(
             f"dtype {dtype!r} is no integer dtype; use one of {', '.join(WEIGHT_BITS)}"
         )
-    x = _checked(calibration, graph)
+    x = calibration_inputs(calibration, graph.in_shape)
     graph = fold_center(graph)
     outputs = [np.asarray(y) for y in reference.run_all(graph, jnp.asarray(x))]
     tensor, kind = _input_tensor(outputs[0], input_dtype)
@@ -149,18 +150,6 @@ def lower(
         shape = graph.in_shape
         ops = [Reshaped(name="identity", in_shape=shape, out_shape=shape)]
     return Program(tuple(ops), kind, start.scale, tensor.scale)
-
-
-def _checked(calibration: Any, graph: Graph) -> np.ndarray:
-    x = np.asarray(calibration)
-    size = math.prod(graph.in_shape)
-    if x.size == 0 or x.size % size:
-        raise ExportError(
-            f"calibration inputs of shape {x.shape} are no examples of shape {graph.in_shape}"
-        )
-    if not np.isfinite(x.astype(np.float64)).all():
-        raise ExportError("calibration inputs hold NaN or infinity; leave those examples out")
-    return x.reshape(-1, *graph.in_shape).astype(np.float32)
 
 
 def _input_tensor(x: np.ndarray, input_dtype: str | None) -> tuple[_Tensor, str]:

@@ -79,15 +79,20 @@ def to_onnx(graph: Graph, path: str | os.PathLike[str], *, bits: int = 32) -> in
       ...     to_onnx(graph, f"{folder}/m.onnx") == Path(f"{folder}/m.onnx").stat().st_size
       True
     """
+    data = onnx_bytes(graph, bits)
+    replace_bytes(path, data)
+    return len(data)
+
+
+def onnx_bytes(graph: Graph, bits: int = 32) -> bytes:
+    """The file's contents; see :func:`to_onnx`."""
     model = onnx_model(graph, bits)
     if model.ByteSize() > LARGEST:
         raise ExportError(
             f"the model takes {model.ByteSize()} bytes, more than an ONNX file's {LARGEST}; use "
             "fewer bits or a sketch that is stored as signs (srht, rademacher)"
         )
-    data = model.SerializeToString()
-    replace_bytes(path, data)
-    return len(data)
+    return bytes(model.SerializeToString())
 
 
 def onnx_model(graph: Graph, bits: int = 32) -> Any:

@@ -1,4 +1,15 @@
-"""A graph computed in JAX: what float exports are compared with, and calibrated by."""
+"""A graph computed in JAX: what float exports are compared with, and calibrated by.
+
+What is not finite: one rule for all targets. In floats (C, and C that trains; ONNX, StableHLO) NaN
+goes through every operation, relu and max pooling among them, to all that depends on it, so that a
+dead sensor shows in the outputs; ``rosler_argmax`` gives the first NaN's index, as NumPy does. An
+infinity becomes what IEEE 754 says: infinite, NaN, or finite again behind a tanh or a relu; where
+sums are in another order, as in a Walsh-Hadamard transform, infinite here may be NaN there.
+The kernels of a runtime are its own: LiteRT's and TFLite Micro's pooling and onnxruntime's max
+pooling drop NaN. Integers know no NaN: where they are made of real numbers (``rosler_quantize``,
+``quantize_input``) it becomes 0 and infinities the type's limits, and ``rosler_quantize`` returns
+how many there were.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +35,7 @@ from rosler_jax.export.graph import (
     Project,
     Window,
 )
+from rosler_jax.export.inputs import examples
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -111,7 +123,7 @@ def run_all(graph: Graph, x: Float[Array, "batch *features"]) -> list[Array]:
       graph: the network.
       x: examples, shape ``(batch, *graph.in_shape)`` or of as many numbers.
     """
-    out = [jnp.asarray(x, jnp.float32).reshape(-1, *graph.in_shape)]
+    out = [examples(jnp.asarray(x, jnp.float32), graph.in_shape)]
     for op in graph.ops:
         out.append(COMPUTE[type(op)](op, out[-1]))
     return out

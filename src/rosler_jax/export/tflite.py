@@ -58,6 +58,7 @@ from rosler_jax.export.graph import (
     Window,
     is_relu,
 )
+from rosler_jax.export.inputs import calibration_inputs
 
 BITS = (32, 16, 8, 4)
 LARGEST = 2**31 - 1  # bytes of one flatbuffer
@@ -107,7 +108,7 @@ def to_tflite(
 def tflite_model(graph: Graph, bits: int = 32, calibration: Any = None) -> bytes:
     """The file's contents; see :func:`to_tflite`."""
     _check(graph, bits, calibration)
-    sample = None if calibration is None else _sample(graph, calibration)
+    sample = None if calibration is None else calibration_inputs(calibration, graph.in_shape)
     b = Builder(bits, calibration is not None)
     start = value(b, (1, *graph.in_shape), sample, real=True)
     x = reshape(b, start, *inner(graph.in_shape))
@@ -152,17 +153,6 @@ def _check(graph: Graph, bits: int, calibration: Any) -> None:
             f"the weights alone take {size} bytes, more than a TFLite file's {LARGEST}; use fewer "
             "bits"
         )
-
-
-def _sample(graph: Graph, calibration: Any) -> np.ndarray:
-    x = np.asarray(calibration, np.float32)
-    if x.size == 0 or x.size % math.prod(graph.in_shape):
-        raise ExportError(
-            f"calibration inputs of shape {x.shape} are no examples of shape {graph.in_shape}"
-        )
-    if not np.isfinite(x).all():
-        raise ExportError("calibration inputs hold NaN or infinity; leave those examples out")
-    return x.reshape(-1, *graph.in_shape)
 
 
 def inner(shape: Shape) -> Shape:

@@ -41,7 +41,7 @@ def _finish(unit: Unit, label: str, bias: Any = None, scale: float = 1.0, groups
     entries = []
     for g in range(groups):
         offset = "" if add == "0" else f" + {g * (np.size(bias) // groups)}"
-        entries.append(f"{{{add}{offset}, {float32_literal(scale)}, 0}}")
+        entries.append(f"{{{add}{offset}, {float32_literal(scale)}}}")
     name = f"{label}_finish"
     unit.data.append(f"static const rosler_finish_f32 {name}[{groups}] = {{{', '.join(entries)}}};")
     return f"{name} + g" if groups > 1 else name

@@ -10,7 +10,14 @@ from rosler_jax.export import softmax
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c import floats, integers
 from rosler_jax.export.c.arena import Arena, plan
-from rosler_jax.export.c.unit import Step, Unit, template
+from rosler_jax.export.c.unit import (
+    ABOUT_CONST,
+    Step,
+    Unit,
+    about_scales,
+    quantize_function,
+    template,
+)
 from rosler_jax.export.graph import Graph
 from rosler_jax.export.integer import Program
 
@@ -25,6 +32,9 @@ void rosler_softmax(const rosler_output *y, float *p);
 void rosler_softmax(const rosler_output *y, uint16_t *p);
 """,
 }
+_NAN = """ NaN counts as the largest, as in
+   NumPy: y[label] != y[label] tells that the label is none. NaN among the inputs goes through to
+   the outputs, unless the compiler was allowed to forget it (-ffast-math)."""
 HEADER, SOURCE = "rosler_model.h", "rosler_model.c"
 
 
@@ -70,7 +80,7 @@ def write_c(model: Graph | Program, *, probabilities: bool = False) -> CSource:
         steps = _float_steps(model, unit)
     arena = plan(steps)
     sizes = math.prod(model.in_shape), math.prod(model.out_shape)
-    unit.functions += [_predict(steps, arena), _argmax(sizes[1])]
+    unit.functions += [_predict(steps, arena), _argmax(types[1], sizes[1])]
     scales = _scales(model)
     if probabilities:
         unit.functions.append(_softmax(unit, types[1], sizes[1], scales[1]))
@@ -126,10 +136,13 @@ def _predict(steps: list[Step], arena: Arena) -> str:
     return "\n".join([*lines, "}"])
 
 
-def _argmax(count: int) -> str:
+def _argmax(dtype: str, count: int) -> str:
+    more, larger = "", "y[i] > y[best]"
+    if dtype == "float32":  # stops at the first NaN
+        more, larger = " && y[best] == y[best]", "!(y[i] <= y[best])"
     return (
         "int rosler_argmax(const rosler_output *y)\n{\n    int i, best = 0;\n"
-        f"    for (i = 1; i < {count}; ++i) {{\n        if (y[i] > y[best]) {{\n"
+        f"    for (i = 1; i < {count}{more}; ++i) {{\n        if ({larger}) {{\n"
         "            best = i;\n        }\n    }\n    return best;\n}"
     )
 
@@ -166,6 +179,7 @@ def _header(
 ) -> str:  # fmt: skip
     model_bytes = sum(unit.constant_bytes.values())
     integer = types[1] != "float32"
+    quantize = f"\n{quantize_function(types[0], scales[0])}" if integer else ""
     return f"""/* Written by rosler-jax {__version__}; do not edit. */
 #ifndef ROSLER_MODEL_H
 #define ROSLER_MODEL_H
@@ -181,13 +195,15 @@ extern "C" {{
 #define ROSLER_INPUT_TYPE "{types[0]}"
 #define ROSLER_OUTPUT_TYPE "{types[1]}"
 
-/* A real input is divided by the first and rounded; an output is multiplied by the second. */
+{about_scales("rosler_quantize" if integer else "")}
 #define ROSLER_INPUT_SCALE {scales[0]!r}
 #define ROSLER_OUTPUT_SCALE {scales[1]!r}
 
 /* Bytes of working memory, and of the model's constant data. */
 #define ROSLER_ARENA_BYTES {arena}
 #define ROSLER_MODEL_BYTES {model_bytes}
+
+{ABOUT_CONST}
 
 typedef {CTYPE[types[0]]} rosler_input;
 typedef {CTYPE[types[1]]} rosler_output;
@@ -200,9 +216,9 @@ typedef struct {{
 /* Computes the network's outputs{" (integers, see ROSLER_OUTPUT_SCALE)" if integer else ""}. */
 void rosler_predict(const rosler_input *x, rosler_output *y, rosler_arena *arena);
 
-/* The index of the largest output; of several, the first. */
+/* The index of the largest output; of several, the first.{"" if integer else _NAN} */
 int rosler_argmax(const rosler_output *y);
-{_SOFTMAX[types[1]] if probabilities else ""}
+{_SOFTMAX[types[1]] if probabilities else ""}{quantize}
 #ifdef __cplusplus
 }}
 #endif

@@ -15,6 +15,15 @@ FOLDERS = tuple(Path(__file__).parent / name for name in ("kernels", "train/kern
 """Where templates lie; a name is unique in all of them."""
 _REQUIRES = re.compile(r"^/\* requires: ([^\n*]*?)\s*(?:\n\s*|\*/\n)")
 _LINE = 96
+CONST = """\
+/* What a model's data is; the header says why one may define it. */
+#ifndef ROSLER_CONST
+#define ROSLER_CONST const
+#endif"""
+ABOUT_CONST = """\
+/* The model's data is `static ROSLER_CONST`, which is const unless the compiler is told otherwise,
+   as by -D'ROSLER_CONST=const __attribute__((section(".weights")))': for memory that is read as any
+   other, which AVR's PROGMEM is not. */"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,17 +113,39 @@ class Unit:
         """Adds constant data; gives its name."""
         flat = np.asarray(values).ravel()
         body = _lines([_literal(ctype, v) for v in flat.tolist()])
-        self.data.append(f"static const {ctype} {name}[{flat.size}] = {{\n{body}\n}};")
+        self.data.append(f"static ROSLER_CONST {ctype} {name}[{flat.size}] = {{\n{body}\n}};")
         taken = flat.size * CTYPES[ctype]
         self.constant_bytes[purpose] = self.constant_bytes.get(purpose, 0) + taken
         return name
 
     def text(self, head: Sequence[str]) -> str:
         """The whole source after its head."""
-        return (
-            "\n\n".join([*head, *(k.strip() for k in self.kernels), *self.data, *self.functions])
-            + "\n"
-        )
+        kernels = (kernel.strip() for kernel in self.kernels)
+        return "\n\n".join([*head, CONST, *kernels, *self.data, *self.functions]) + "\n"
+
+
+def about_scales(quantize: str) -> str:
+    """C comment on the macros of the scales; floats have no function that quantises."""
+    if not quantize:
+        return "/* Inputs and outputs are real numbers as they are. */"
+    return (
+        f"/* {quantize} divides real inputs by the first, rounds them and cuts them off;\n"
+        "   outputs are multiplied by the second. */"
+    )
+
+
+def quantize_function(dtype: str, scale: float, name: str = "rosler_") -> str:
+    """C of the inline function that makes integer inputs of real ones.
+
+    Args:
+      dtype: ``"uint8"`` or ``"int16"``.
+      scale: what inputs are divided by: a power of two, so that its inverse is exact.
+      name: of the model, with what its names go on with.
+    """
+    limits = np.iinfo(dtype)
+    text = template("quantize").replace("@NAME@", name).replace("@MACRO@", name.upper())
+    text = text.replace("@INVERSE@", float32_literal(1.0 / scale))
+    return text.replace("@LOW@", str(limits.min)).replace("@HIGH@", str(limits.max))
 
 
 def _literal(ctype: str, value: Any) -> str:

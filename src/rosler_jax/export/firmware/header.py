@@ -11,16 +11,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rosler_jax.export.c.naming import DEFAULT, renamed
+from rosler_jax.export.inputs import quantized
+
 HEADER = "rosler_model.h"
 SOURCE = "rosler_model.c"
 INPUT_TYPES = ("float32", "int16", "uint8")
 OUTPUT_TYPES = ("float32", "int16")
-_MACRO = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(ROSLER_\w+)[ \t]+(.+?)[ \t]*(?:/\*.*)?$", re.M)
+_MACRO = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)[ \t]+(.+?)[ \t]*(?:/\*.*)?$", re.M)
+_USED = (
+    *("rosler_predict", "rosler_arena", "rosler_input", "rosler_output"),
+    *("ROSLER_INPUT_SIZE", "ROSLER_OUTPUT_SIZE"),
+)  # by the drivers
 _NUMBER = re.compile(r"\(?\s*(\d+)[uUlL]*\s*\)?$")
 
 
 class ModelHeader(NamedTuple):
-    """The sizes and types in ``rosler_model.h``.
+    """The sizes and types in ``rosler_model.h``, or what it is called.
 
     Attributes:
       input_size, output_size: numbers in one input and in one output.
@@ -28,6 +35,7 @@ class ModelHeader(NamedTuple):
       arena_bytes: working memory of the model.
       model_bytes: of its stored numbers, as the exporter counts them.
       input_scale, output_scale: of an integer model; what one stands for.
+      name: what its names begin with.
     """
 
     input_size: int
@@ -38,6 +46,21 @@ class ModelHeader(NamedTuple):
     model_bytes: int
     input_scale: float = 1.0
     output_scale: float = 1.0
+    name: str = DEFAULT
+
+    @property
+    def source(self) -> str:
+        """The name of its C file."""
+        return renamed(SOURCE, self.name)
+
+    @property
+    def defines(self) -> dict[str, str | int]:
+        """Macros by which code for the names ``rosler_...`` uses it."""
+        if self.name == DEFAULT:
+            return {}
+        return {"ROSLER_HEADER": f'"{renamed(HEADER, self.name)}"'} | {
+            used: renamed(used, self.name) for used in _USED
+        }
 
 
 def read_header(folder: str | os.PathLike[str]) -> ModelHeader:
@@ -46,11 +69,22 @@ def read_header(folder: str | os.PathLike[str]) -> ModelHeader:
     Raises:
       ValueError: if the folder holds no exported model, or a macro is missing or senseless.
     """
-    path = Path(folder) / HEADER
-    for needed in (path, Path(folder) / SOURCE):
+    names = sorted(found.name[: -len("_model.h")] for found in Path(folder).glob("*_model.h"))
+    if len(names) > 1:
+        raise ValueError(
+            f"{folder} holds several models ({', '.join(names)}); export each to a folder of its "
+            "own"
+        )
+    name = names[0] if names else DEFAULT
+    path = Path(folder) / renamed(HEADER, name)
+    for needed in (path, Path(folder) / renamed(SOURCE, name)):
         if not needed.is_file():
             raise ValueError(f"{needed}: no such file; expected a folder of `rosler export`")
-    macros = dict(_MACRO.findall(path.read_text(encoding="utf-8", errors="replace")))
+    prefix = f"{name.upper()}_"
+    macros = {
+        f"ROSLER_{macro.removeprefix(prefix)}": value
+        for macro, value in _MACRO.findall(path.read_text(encoding="utf-8", errors="replace"))
+    }
 
     def number(name: str) -> int:
         match = _NUMBER.match(macros.get(name, ""))
@@ -83,6 +117,7 @@ def read_header(folder: str | os.PathLike[str]) -> ModelHeader:
         number("ROSLER_MODEL_BYTES"),
         scale("ROSLER_INPUT_SCALE"),
         scale("ROSLER_OUTPUT_SCALE"),
+        name,
     )
 
 
@@ -139,9 +174,7 @@ def quantize_inputs(inputs: ArrayLike, header: ModelHeader) -> np.ndarray:
     real = np.asarray(inputs)
     if header.input_type.kind == "f":
         return real.astype(header.input_type)
-    limits = np.iinfo(header.input_type)
-    steps = np.rint(real.astype(np.float64) / header.input_scale)
-    return np.clip(steps, limits.min, limits.max).astype(header.input_type)
+    return quantized(real, header.input_scale, header.input_type)
 
 
 def as_outputs(data: bytes, count: int, header: ModelHeader) -> np.ndarray:

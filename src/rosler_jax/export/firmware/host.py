@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from rosler_jax.export.firmware._errors import FirmwareError
 from rosler_jax.export.firmware.build import C_FOLDER
-from rosler_jax.export.firmware.header import SOURCE, as_inputs, as_outputs, read_header
+from rosler_jax.export.firmware.header import as_inputs, as_outputs, read_header
 from rosler_jax.export.firmware.program import work_folder
 from rosler_jax.export.firmware.toolchain import find_programs, run_tool
 
@@ -54,8 +54,9 @@ def run_host(
     (program,) = find_programs(compiler)
     with work_folder(None) as work:
         (work / "inputs.bin").write_bytes(rows.tobytes())
-        options = [*flags, *(SANITIZERS if sanitize else ()), f"-I{source}"]
-        sources = [str(source / SOURCE), str(C_FOLDER / "host_driver.c")]
+        macros = [f"-D{name}={value}" for name, value in header.defines.items()]
+        options = [*flags, *(SANITIZERS if sanitize else ()), *macros, f"-I{source}"]
+        sources = [str(source / header.source), str(C_FOLDER / "host_driver.c")]
         run_tool([program, *options, *sources, "-o", "model", "-lm"], folder=work)
         _run(work, seconds)
         return as_outputs((work / "outputs.bin").read_bytes(), len(rows), header)

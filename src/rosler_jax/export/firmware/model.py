@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from rosler_jax.export.firmware._errors import FirmwareError
 from rosler_jax.export.firmware.build import C_FOLDER
-from rosler_jax.export.firmware.header import SOURCE, as_inputs, as_outputs, read_header
+from rosler_jax.export.firmware.header import ModelHeader, as_inputs, as_outputs, read_header
 from rosler_jax.export.firmware.linkmap import ObjectSize, library_size
 from rosler_jax.export.firmware.profile import Table, sum_tables, total
 from rosler_jax.export.firmware.program import ProgramRun, run_program
@@ -58,13 +58,13 @@ class FirmwareRun(NamedTuple):
 
 
 def _summary(
-    board: str, run: ProgramRun, outputs: np.ndarray, arena_bytes: int, stack_bytes: int
+    board: str, run: ProgramRun, outputs: np.ndarray, header: ModelHeader, stack_bytes: int
 ) -> FirmwareRun:
     count = len(outputs)
     functions = sum_tables(run.profile.windows)
     all_counts = total(functions)
     single = [total(sum_tables([window])).instructions for window in run.profile.windows]
-    model = run.sizes.get(f"{Path(SOURCE).stem}.o", ObjectSize())
+    model = run.sizes.get(f"{Path(header.source).stem}.o", ObjectSize())
     library = library_size(run.sizes)
     return FirmwareRun(
         board=board,
@@ -78,7 +78,7 @@ def _summary(
         flash_code_bytes=model.code,
         flash_data_bytes=model.constants + model.data,
         library_bytes=library.code + library.constants + library.data,
-        ram_bytes=arena_bytes + model.data + model.bss,
+        ram_bytes=header.arena_bytes + model.data + model.bss,
         stack_bytes=stack_bytes,
         external=run.external,
         compiler=run.compiler,
@@ -112,9 +112,10 @@ def run_firmware(
     header = read_header(source)
     rows = as_inputs(inputs, header)
     run = run_program(
-        [source / SOURCE, C_FOLDER / "driver.c"],
+        [source / header.source, C_FOLDER / "driver.c"],
         board=board,
         include_dirs=[source],
+        defines=header.defines,
         flags=WARNINGS,
         files={"inputs.bin": rows.tobytes()},
         outputs=["outputs.bin"],
@@ -124,4 +125,4 @@ def run_firmware(
     if run.exit_code != 0:
         raise FirmwareError(f"the firmware ended with {run.exit_code}: {run.messages.strip()}")
     outputs = as_outputs(run.files["outputs.bin"], len(rows), header)
-    return _summary(board, run, outputs, header.arena_bytes, int(run.stdout))
+    return _summary(board, run, outputs, header, int(run.stdout))

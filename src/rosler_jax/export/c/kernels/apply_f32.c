@@ -5,5 +5,5 @@ static inline float rosler_apply_f32(const rosler_finish_f32 *f, float acc, int 
     if (f->bias) {
         y += f->bias[j];
     }
-    return f->relu && !(y > 0.0f) ? 0.0f : y;
+    return y;
 }

@@ -1,6 +1,5 @@
-/* y = max(acc * scale + bias, low). */
+/* y = acc * scale + bias. */
 typedef struct {
     const float *bias;
     float scale;
-    int relu;
 } rosler_finish_f32;

@@ -1,4 +1,4 @@
-/* requires: apply_@FINISH@
+/* requires: apply_@FINISH@, larger_@S@
    Max, or finish of the sum, over windows that do not overlap. */
 static void rosler_pool_@S@(const @X@ *x, int width, int channels, int rows, int cols, int high,
                             int wide, int mean, const rosler_finish_@FINISH@ *f, @X@ *y)
@@ -13,7 +13,7 @@ static void rosler_pool_@S@(const @X@ *x, int width, int channels, int rows, int
                 for (k = 0; k < high; ++k) {
                     for (l = 0; l < wide; ++l) {
                         const @X@ v = corner[(k * width + l) * channels];
-                        most = v > most ? v : most;
+                        most = rosler_larger_@S@(most, v);
                         sum += (@ACC@)v;
                     }
                 }

@@ -36,6 +36,7 @@ import numpy as np
 
 import rosler_kernels as rk
 from rosler_jax.export import integer
+from rosler_jax.export.inputs import quantized
 from rosler_jax.export.integer import HIGH, LOW, Program, sign_matrix
 
 if TYPE_CHECKING:
@@ -147,8 +148,7 @@ class FixedPlan:
 
     def quantize_target(self, targets: Any) -> Int16[np.ndarray, "*batch outputs"]:
         """Real targets of the mean square as the integers that go in, saturated."""
-        whole = np.rint(np.asarray(targets, np.float64) * 2.0 ** self.ops[-1].fraction)
-        return np.asarray(np.clip(whole, LOW, HIGH).astype(np.int16))
+        return quantized(targets, 2.0 ** -self.ops[-1].fraction, np.int16)
 
     def parameters(self) -> list[Trainable]:
         """What trains, in order."""

@@ -26,6 +26,7 @@ from rosler_jax.export.c.train.fixed import (
 )
 from rosler_jax.export.c.train.parts import bias_name, names, trained_names
 from rosler_jax.export.graph import Activate, Affine, Dense, Flatten, Graph, Op, Project
+from rosler_jax.export.inputs import calibration_inputs
 from rosler_jax.export.integer import HIGH, Shifted
 from rosler_jax.export.lowering import SIGNED, lower
 
@@ -93,7 +94,7 @@ def lower_training(
     fraction = -round(math.log2(prefix.output_scale))
     if 2.0**-fraction != prefix.output_scale:
         raise ExportError(f"{graph.ops[first].name}: its inputs' scale is no power of two")
-    x = jnp.asarray(np.asarray(calibration, np.float32))
+    x = jnp.asarray(calibration_inputs(calibration, shape))
     sizes = [float(jnp.abs(y).max()) for y in reference.run_all(graph, x)]
     plan: list[FixedOp] = []
     for i in range(first, len(graph.ops)):

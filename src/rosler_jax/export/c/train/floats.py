@@ -139,7 +139,7 @@ def _parallel(op: Parallel, parameters: Parameters, label: str) -> Node:
         unit.use(kernel)
     psi = _projection(unit, f"{label}_psi", op.psi, False)
     omega = _projection(unit, f"{label}_omega", op.omega, False)
-    plain = "{ const rosler_finish_f32 f = {0, 1.0f, 0};"
+    plain = "{ const rosler_finish_f32 f = {0, 1.0f};"
 
     def forward(w: Wires) -> str:
         h, k = f"(float *)({w.saved})", f"(float *)({w.saved} + {aligned(4 * s)})"

@@ -17,13 +17,21 @@ from rosler_jax.export.c.train.memory import Layout, Node, frozen, lay_out
 from rosler_jax.export.c.train.parallel import Parallel, parallel_graph
 from rosler_jax.export.c.train.parameters import FLAG, Field, Parameters
 from rosler_jax.export.c.train.parts import names, trained_names
-from rosler_jax.export.c.unit import Unit, float32_literal
+from rosler_jax.export.c.unit import (
+    ABOUT_CONST,
+    Unit,
+    about_scales,
+    float32_literal,
+    quantize_function,
+)
 from rosler_jax.export.graph import Graph
 
 HEADER, SOURCE = "rosler_train.h", "rosler_train.c"
 LOSSES = ("cross_entropy", "mse")
 STAGES = ("successive", "parallel")
 DTYPES = ("float32", "fixed")
+_NAN = """ NaN among the inputs makes the loss and the weights NaN, as in JAX: look at
+   the loss before rosler_train_save; rosler_train_load takes the weights back."""
 
 
 class TrainSource(NamedTuple):
@@ -440,6 +448,11 @@ def _header(program: Program, arena: int, model: int) -> str:
         if program.stage == "parallel"
         else ""
     )
+    fixed = style.types[0] != "float32"
+    nan, quantize = _NAN, ""
+    if fixed:
+        function = quantize_function(style.types[0], style.scales[0], "rosler_train_")
+        nan, quantize = "", f"\n{function}"
     return f"""/* Written by rosler-jax {__version__}; do not edit. */
 #ifndef ROSLER_TRAIN_H
 #define ROSLER_TRAIN_H
@@ -456,7 +469,7 @@ extern "C" {{
 #define ROSLER_TRAIN_OUTPUT_TYPE "{style.types[1]}"
 #define ROSLER_TRAIN_BATCH {program.batch}
 
-/* A real input is divided by the first and rounded; an output is multiplied by the second. */
+{about_scales("rosler_train_quantize" if fixed else "")}
 #define ROSLER_TRAIN_INPUT_SCALE {style.scales[0]!r}
 #define ROSLER_TRAIN_OUTPUT_SCALE {style.scales[1]!r}
 
@@ -468,6 +481,8 @@ extern "C" {{
 
 /* Says which network saved weights belong to. */
 #define ROSLER_TRAIN_MODEL 0x{model:08X}u
+
+{ABOUT_CONST}
 
 typedef {ctypes[style.types[0]]} rosler_train_input;
 typedef {ctypes[style.types[1]]} rosler_train_output;
@@ -490,13 +505,13 @@ void rosler_train_begin(rosler_state *state);
 
 /* One step on `count` examples, at most ROSLER_TRAIN_BATCH: x one behind the other, and
    {label}. Returns {style.about_loss}; -1, and nothing has changed, for a count or a label
-   that cannot be. */
+   that cannot be.{nan} */
 {declaration(program)};
 
 /* The outputs with the weights as they are. */
 void rosler_train_predict(const rosler_state *state, rosler_train_arena *arena,
     const rosler_train_input *x, rosler_train_output *y);
-{switch}
+{quantize}{switch}
 /* Where weights are kept: two slots of ROSLER_SLOT_BYTES each, from offset 0. Callbacks return 0
    if all went well. Flash: make a slot a whole number of blocks, and erase those of a slot when its
    first byte after the header (offset ROSLER_SLOT_HEADER_BYTES in the slot) is written. */

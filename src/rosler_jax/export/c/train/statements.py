@@ -18,7 +18,7 @@ def add_bias(op: Any, parameters: Parameters, label: str) -> str:
 
 def finish(bias: str, scale: float = 1.0) -> str:
     """The declaration of a finish ``f`` that adds a bias to a scaled sum."""
-    return f"const rosler_finish_f32 f = {{{bias}, {float32_literal(scale)}, 0}};"
+    return f"const rosler_finish_f32 f = {{{bias}, {float32_literal(scale)}}};"
 
 
 def finishes(bias: str, each: int, groups: int, scale: float = 1.0) -> str:
@@ -26,7 +26,7 @@ def finishes(bias: str, each: int, groups: int, scale: float = 1.0) -> str:
     if groups == 1:
         return finish(bias, scale)
     ends = [
-        f"{{{bias if bias == '0' else f'{bias} + {g * each}'}, {float32_literal(scale)}, 0}}"
+        f"{{{bias if bias == '0' else f'{bias} + {g * each}'}, {float32_literal(scale)}}}"
         for g in range(groups)
     ]
     return f"const rosler_finish_f32 f[{groups}] = {{{', '.join(ends)}}};"

@@ -1,6 +1,9 @@
 /* Runs an exported model on every input of inputs.bin and writes outputs.bin. */
 #include "firmware.h"
-#include "rosler_model.h"
+#ifndef ROSLER_HEADER
+#define ROSLER_HEADER "rosler_model.h"
+#endif
+#include ROSLER_HEADER
 
 #define STACK_CHECKS 8 /* a model's stack hardly depends on its input, and a look at it takes time */
 

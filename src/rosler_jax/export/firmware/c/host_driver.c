@@ -2,7 +2,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "rosler_model.h"
+#ifndef ROSLER_HEADER
+#define ROSLER_HEADER "rosler_model.h"
+#endif
+#include ROSLER_HEADER
 
 static rosler_arena arena;
 static rosler_input input[ROSLER_INPUT_SIZE];

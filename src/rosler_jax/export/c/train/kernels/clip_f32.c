@@ -3,7 +3,7 @@
 static void rosler_clip_f32(float *g, int count, float most)
 {
     const float norm = rosler_norm_f32(g, count);
-    if (norm > most) {
+    if (!(norm <= most)) { /* NaN, too: it spreads to all of them */
         rosler_scale_f32(g, count, most / norm);
     }
 }

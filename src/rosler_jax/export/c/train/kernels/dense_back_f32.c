@@ -7,7 +7,7 @@ static void rosler_dense_back_f32(const float *d, int m, int n, const float *w, 
     }
     for (j = 0; j < n; ++j, w += m) {
         const float v = d[j];
-        if (v > 0.0f || v < 0.0f) {
+        if (v != 0.0f) {
             for (i = 0; i < m; ++i) {
                 x[i] += w[i] * v;
             }

@@ -4,7 +4,7 @@ static void rosler_outer_f32(const float *d, int n, const float *x, int m, float
     int i, j;
     for (j = 0; j < n; ++j, g += m) {
         const float v = rate * d[j];
-        if (v > 0.0f || v < 0.0f) {
+        if (v != 0.0f) {
             for (i = 0; i < m; ++i) {
                 g[i] += v * x[i];
             }
