@@ -14,12 +14,15 @@ from rosler_jax.factors import SeededFactors, SketchFactors, TwoFactors
 from rosler_jax.finish import finish
 from rosler_jax.nn import (
     SketchConv,
+    Sketched,
     SketchEinsum,
     SketchLinear,
     SketchLinearGeneral,
     SketchParam,
     SketchSeed,
     TwoFactorLinear,
+    check_seeds,
+    seeds_of,
 )
 from rosler_jax.optim import ares_bp, extract_factors, restrict_rank
 from rosler_jax.size import size_report
@@ -37,10 +40,12 @@ __all__ = [
     "SketchLinearGeneral",
     "SketchParam",
     "SketchSeed",
+    "Sketched",
     "TwoFactorLinear",
     "TwoFactors",
     "__version__",
     "ares_bp",
+    "check_seeds",
     "extract_factors",
     "factors",
     "finish",
@@ -50,6 +55,7 @@ __all__ = [
     "optim",
     "quantization",
     "restrict_rank",
+    "seeds_of",
     "size_report",
     "sketchify",
 ]

@@ -1,6 +1,7 @@
 """Flax NNX sketch layers, and the functional core under them and under the Linen twins."""
 
 from rosler_jax.nn import functional, lifts
+from rosler_jax.nn._seeds import Sketched, check_seeds, seeds_of
 from rosler_jax.nn._variables import SketchParam, SketchSeed
 from rosler_jax.nn.conv import SketchConv
 from rosler_jax.nn.einsum import SketchEinsum, SketchLinearGeneral
@@ -14,7 +15,10 @@ __all__ = [
     "SketchLinearGeneral",
     "SketchParam",
     "SketchSeed",
+    "Sketched",
     "TwoFactorLinear",
+    "check_seeds",
     "functional",
     "lifts",
+    "seeds_of",
 ]

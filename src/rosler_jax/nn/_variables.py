@@ -26,7 +26,11 @@ class SketchParam(nnx.Param):
 
 
 class SketchSeed(nnx.Variable):
-    """The two seed words of a sketch: data, not trained; vmap over it to vary the sketch."""
+    """The two seed words of a sketch: data, not trained; vmap over it to vary the sketch.
+
+    Store it with the parameters (``rosler_jax.Sketched`` selects both): a core of other seeds is
+    another layer.
+    """
 
 
 def seed_words(key: Key[Array, ""]) -> Array:

@@ -24,6 +24,11 @@ class SketchLinear(SketchModule):
       :func:`rosler_jax.ares_bp`, which ends that stage by itself.
     - ``mode="seeded"``: ``W = a Psi U Omega^T`` with ``Psi``, ``Omega`` regenerated from seeds;
       only the core ``U (in_sketch, rank)`` is trained and stored.
+
+    A core means nothing under other seeds: store ``nnx.state(layer, rosler_jax.Sketched)``, which
+    holds the seeds too, never ``nnx.Param`` alone. Restored into a layer made from another key, the
+    parameters of a seeded layer alone would compute something else and nothing would say so;
+    :func:`rosler_jax.check_seeds` does.
     - ``mode="two-factor"``: ``W = C R``, the smallest learnt form; what :func:`rosler_jax.finish`
       makes of the first two.
 
