@@ -12,12 +12,12 @@ from flax import nnx
 import rosler_kernels as rk
 from rosler_jax.initializers import ares_sketches
 from rosler_jax.nn import SketchConv, SketchLinear, SketchLinearGeneral, functional
-from rosler_jax.optim import ares_bp, check_sketches, default_parallel
+from rosler_jax.optim import ares_bp, check_sketches
 
-SIZES = (10, 8, 6)
-SKETCHES = [(rk.gaussian(k, m, 3), rk.gaussian(k + 9, n, 2)) for k, (m, n) in
-            enumerate(zip(SIZES, SIZES[1:], strict=False))]  # fmt: skip
-X = jnp.asarray(np.random.default_rng(0).normal(size=(12, SIZES[0])), jnp.float32)
+SKETCHES = [
+    (rk.gaussian(k, m, 3), rk.gaussian(k + 9, n, 2)) for k, (m, n) in enumerate([(10, 8), (8, 6)])
+]
+X = jnp.asarray(np.random.default_rng(0).normal(size=(12, 10)), jnp.float32)
 Y = jnp.tanh(X @ jnp.asarray(np.random.default_rng(1).normal(size=(10, 6)), jnp.float32) / 3)
 
 
