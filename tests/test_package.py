@@ -43,6 +43,7 @@ LEVELS = {
     "rosler_jax.size": 3,
     "rosler_jax._convert": 2,
     "rosler_jax._files": 3,
+    "rosler_jax._folder": 3,
     "rosler_jax._operations": 3,
     "rosler_jax.augment": 3,
     "rosler_jax.deploy": 4,

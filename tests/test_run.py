@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from rosler_jax import run
+from rosler_jax import checkpoint, run
+from rosler_jax._folder import locked
 from rosler_jax.config import METHODS, TrainConfig
 from rosler_jax.deploy import load_network
+from rosler_jax.export import calibration_of
 from rosler_jax.modelfile import ModelFileError
 
 pytest.importorskip("orbax.checkpoint", reason="runs need the extra 'cli'")
@@ -148,3 +154,114 @@ def test_model_bytes_are_known_before_training(data: str, tmp_path: Path) -> Non
     )
     assert seen[0]["bytes"] == result["file_bytes"]
     assert jax.device_count() >= 1
+
+
+# --- what a run is tied to ----------------------------------------------------------------------
+
+
+def small(data: str, **settings: object) -> TrainConfig:
+    return config(data, **{"method": "chain", "hidden": (8,), "epochs": 2, **settings})
+
+
+def test_a_run_resumes_with_its_own_data_alone(data: str, tmp_path: Path) -> None:
+    copy, out = tmp_path / "copy.npz", tmp_path / "out"
+    arrays = dict(np.load(data))
+    np.savez(copy, **arrays)
+    run.train(small(str(copy)), out)
+    digest = json.loads((out / "data.json").read_text())["digest"]
+    np.savez(copy, **{**arrays, "x": arrays["x"] + 1})
+    with pytest.raises(run.RunError, match=f"other data.*{digest}.*put the old data back"):
+        run.train(None, out, resume=True)
+    with pytest.raises(run.RunError, match=f"other data.*{digest}.*name it"):
+        run.evaluate_folder(out)
+    run.evaluate_folder(out, str(copy))  # named, it is scored as it is
+    np.savez_compressed(copy, **arrays)  # the same numbers in another file
+    run.train(None, out, resume=True)
+    (out / "data.json").unlink()
+    with pytest.raises(run.RunError, match="not known"):
+        run.train(None, out, resume=True)
+
+
+def test_a_second_process_is_refused_by_the_first_ones_number(data: str, tmp_path: Path) -> None:
+    seen = []
+
+    def meanwhile(row: dict[str, float]) -> None:
+        for resume in (False, True):
+            try:
+                run.train(small(data, epochs=3), tmp_path / "out", resume=resume)
+            except run.RunError as error:
+                seen.append(str(error))
+
+    held = tmp_path / "held"
+    held.mkdir()
+    with locked(held, "run"), pytest.raises(run.RunError, match=rf"process {os.getpid()} on "):
+        run.train(small(data), held)
+    assert not (held / "config.json").exists()
+    run.train(small(data), tmp_path / "out", report=meanwhile)
+    assert "already holds a run" in seen[0] and "another config" in seen[1]
+    (held / "lock").write_text("1 on a machine that is gone\n")  # of a process that was killed
+    run.train(small(data), held)
+
+
+def test_a_full_disk_is_one_line(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import resource
+
+    out, soft = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    settings = small(data, hidden=(512, 64), method="dense")
+    writing = checkpoint.writing
+
+    @contextlib.contextmanager
+    def limited(*arguments: Any) -> Iterator[None]:
+        with writing(*arguments):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, soft[1]))
+            try:
+                yield
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+
+    monkeypatch.setattr(checkpoint, "writing", limited)
+    with pytest.raises(OSError, match=r"checkpoint cannot be written: .*make room and resume"):
+        run.train(settings, out)
+    assert "Traceback" not in capfd.readouterr().err
+    monkeypatch.setattr(checkpoint, "writing", writing)
+    assert run.train(None, out, resume=True)["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x, y * 2), r"5 classes, but the model's outputs have shape \(3,\)"),
+        (lambda x, y: (x[:, :15], y), r"shape \(15,\), 15 numbers.*takes 20 numbers"),
+    ],
+)
+def test_data_that_does_not_fit_a_model_is_refused(
+    change: Any, message: str, data: str, tmp_path: Path
+) -> None:
+    run.train(small(data), tmp_path / "out")
+    other = tmp_path / "other.npz"
+    x, y = change(*(np.load(data)[name] for name in "xy"))
+    np.savez(other, x=x, y=y)
+    for call in (run.evaluate_folder, calibration_of):
+        with pytest.raises(run.RunError, match=message):
+            call(tmp_path / "out", str(other))
+
+
+# --- units --------------------------------------------------------------------------------------
+
+
+def test_units_cost_no_accuracy(data: str, tmp_path: Path) -> None:
+    arrays = dict(np.load(data))
+    units = np.where(np.arange(20) == 4, 1e5, 1.0).astype(np.float32)
+    shown = {}
+    for name, unit in (("plain", 1.0), ("volts", 1e-6), ("mixed", units)):
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, x=(arrays["x"] * unit).astype(np.float32), y=arrays["y"])
+        settings = small(str(path), noise=0.1, epochs=8, learning_rate=1e-2)
+        shown[name] = run.train(settings, tmp_path / name)["test_accuracy"]
+        loaded = load_network(tmp_path / name / "model.rosler")
+        moments = loaded.specs[0]
+        assert isinstance(moments["std"], list) == (name == "mixed")
+    assert shown["volts"] == shown["plain"] > 0.85
+    assert shown["mixed"] >= shown["plain"] - 0.05

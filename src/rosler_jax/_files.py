@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable
@@ -41,6 +42,24 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
     replace_file(path, write)
 
 
+def json_text(content: Any, indent: int | None = 2) -> str:
+    """JSON that every reader takes: what is not finite, which JSON cannot say, becomes null.
+
+    Example:
+      >>> json_text({"loss": float("nan"), "curve": (1.0, float("inf"))}, None)
+      '{"loss": null, "curve": [1.0, null]}'
+    """
+    return json.dumps(_plain(content), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
 def replace_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes a JSON file for people, too: indented, with a line's end; all of it or nothing."""
-    replace_text(path, json.dumps(content, indent=2) + "\n")
+    replace_text(path, json_text(content) + "\n")

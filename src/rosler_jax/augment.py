@@ -46,10 +46,11 @@ def flip(key: Key[Array, ""], x: Array) -> Array:
 
 
 def noise(key: Key[Array, ""], x: Array, stddev: float | Array) -> Float[Array, "..."]:
-    """Adds Gaussian noise; the result is float32.
+    """Adds Gaussian noise, of one deviation or one for each feature; the result is float32.
 
     Example:
       >>> noise(jax.random.key(0), jnp.zeros((2, 3), jnp.uint8), 1.0).dtype
       dtype('float32')
     """
-    return x.astype(jnp.float32) + stddev * jax.random.normal(key, x.shape)
+    unit = jnp.broadcast_to(jnp.asarray(stddev, jnp.float32), x.shape)
+    return x.astype(jnp.float32) + unit * jax.random.normal(key, x.shape)

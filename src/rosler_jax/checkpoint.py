@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +18,7 @@ if TYPE_CHECKING:
     from rosler_jax.fit import TrainState
 
 KEEP = 2
+SLACK = 2**17  # of Orbax' own files
 
 
 def open_manager(folder: Path) -> Any:
@@ -28,16 +35,51 @@ def open_manager(folder: Path) -> Any:
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
+@contextlib.contextmanager
+def writing(folder: Path, leaves: dict[str, np.ndarray]) -> Iterator[None]:
+    """Makes one OSError of what goes wrong while Orbax writes, which its threads say at length.
+
+    Args:
+      folder: where to; its disk must have the room.
+      leaves: what is written.
+
+    Raises:
+      OSError: if there is no room, or it cannot be written.
+    """
+    needed = sum(leaf.nbytes for leaf in leaves.values())
+    try:
+        if shutil.disk_usage(folder).free < 1.1 * needed + SLACK:
+            raise OSError(errno.ENOSPC, f"no space for a checkpoint of {needed / 1e6:.1f} MB")
+        before = logging.root.manager.disable, sys.unraisablehook
+        logging.disable(logging.CRITICAL)
+        sys.unraisablehook = lambda _: None
+        try:
+            yield
+        finally:
+            logging.disable(before[0])
+            sys.unraisablehook = before[1]
+    except (ValueError, OSError) as error:  # ValueError: what its threads ran into
+        reason = str(error).rsplit(": ", 1)[-1]
+        raise OSError(
+            f"{folder}: the checkpoint cannot be written: {reason}; make room and resume"
+        ) from error
+
+
 def save(manager: Any, epoch: int, state: TrainState, history: list[dict[str, float]]) -> None:
-    """Saves the state after ``epoch`` epochs, with the history so far."""
+    """Saves the state after ``epoch`` epochs, with the history so far.
+
+    Raises:
+      OSError: if it cannot be written, as on a full disk; the checkpoints before it are kept.
+    """
     import orbax.checkpoint as ocp
 
     leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(leaves), history=ocp.args.JsonSave({"rows": history})
     )
-    manager.save(epoch, args=items)
-    manager.wait_until_finished()
+    with writing(Path(manager.directory), leaves):
+        manager.save(epoch, args=items)
+        manager.wait_until_finished()
 
 
 def restore(manager: Any, like: TrainState) -> tuple[TrainState, list[dict[str, float]]] | None:

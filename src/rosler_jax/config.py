@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ METHODS = ("ares-bp", "chain", "seeded", "restrict-rank", "low-rank", "dense")
 BITS = (32, 16, 8, 4, 3, 2)
 PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("one-cycle", "cosine", "constant")
+STANDARDIZE = ("auto", "features", "all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,8 @@ class TrainConfig:
     Attributes:
       data: name or path, as :func:`rosler_jax.data.load` takes it.
       manual_dir: folder of files that a data set cannot fetch by itself (cwru: the .mat files).
+      standardize: by a mean and a deviation of each ``features``, of ``all`` values, or ``auto``:
+        of each feature in tables, see :func:`rosler_jax.data._dataset.standardization`.
       hidden: widths of the hidden layers.
       method: how hidden layers are held and trained; one of :data:`METHODS`.
       rank: rank of the hidden layers (ignored if dense).
@@ -58,6 +62,7 @@ class TrainConfig:
 
     data: str = "mnist5k"
     manual_dir: str | None = None
+    standardize: str = "auto"
     hidden: tuple[int, ...] = (1024, 1024)
     method: str = "ares-bp"
     rank: int = 16
@@ -92,6 +97,10 @@ class TrainConfig:
         _one_of("bits", self.bits, BITS)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("standardize", self.standardize, STANDARDIZE)
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, float):
+                _require(name, value, math.isfinite(value), "a finite number")
         for name in ("rank", "epochs", "batch_size", "restrict_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("in_sketch", "patience"):

@@ -17,6 +17,7 @@ import optax
 from flax import nnx
 
 from rosler_jax import augment
+from rosler_jax._layer_views import matrix_views
 from rosler_jax.config import TrainConfig
 from rosler_jax.network import Network, evaluating, mlp_specs, split_state
 from rosler_jax.optim.ares_bp import ares_bp, default_parallel
@@ -91,9 +92,9 @@ def layer_template(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def network_specs(
-    config: TrainConfig, in_features: int, num_classes: int, mean: float = 0.0, std: float = 1.0
+    config: TrainConfig, in_features: int, num_classes: int, mean: Any = 0.0, std: Any = 1.0
 ) -> list[dict[str, Any]]:
-    """Descriptions of the layers of the network that the config trains."""
+    """The layers of the network that the config trains; mean and std: numbers, or one a feature."""
     template = layer_template(config)
     return mlp_specs(in_features, config.hidden, num_classes, template, mean=mean, std=std)
 
@@ -158,7 +159,8 @@ def make_fit(
       config: the run.
       specs: layers of the network, as :func:`network_specs` gives them.
       num_examples: size of the training split.
-      std: standard deviation of the inputs, the unit of ``config.noise``; may be traced.
+      std: standard deviation of the inputs, or of each feature: the unit of ``config.noise``; may
+        be traced.
       inputs: applied to what the network sees, after augmentation; nothing by default.
 
     Returns:
@@ -191,6 +193,7 @@ def make_fit(
 
     graphdef = split_state(nnx.eval_shape(lambda: build(jax.random.key(0))))[0]
     deployed_graph = split_state(nnx.eval_shape(lambda: evaluating(build(jax.random.key(0)))))[0]
+    views = matrix_views(nnx.eval_shape(lambda: build(jax.random.key(0))))
     quantize_epoch = math.ceil(config.quantize_from * config.epochs)
 
     def quantized(params: PyTree, epoch: Array) -> PyTree:
@@ -198,7 +201,7 @@ def make_fit(
             return params
         return jax.lax.cond(
             epoch >= quantize_epoch,
-            lambda p: fake_quantize_params(p, config.bits),
+            lambda p: fake_quantize_params(p, config.bits, views),
             lambda p: p,
             params,
         )

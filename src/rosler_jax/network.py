@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from rosler_jax.nn import SketchConv, SketchLinear, TwoFactorLinear
@@ -24,29 +25,84 @@ Spec = Mapping[str, Any]
 
 
 class Standardize(nnx.Module):
-    """Turns stored inputs (pixels 0..255, say) into float32 ``(x - mean) / std``."""
+    """Turns stored inputs (pixels 0..255, say) into float32 ``(x - mean) / std``.
 
-    def __init__(self, mean: float, std: float, dtype: Any = jnp.float32):
-        self.mean, self.std, self.dtype = float(mean), float(std), dtype
+    Args:
+      mean, std: one number each, or one for each feature (the last axis).
+      dtype: of the result.
+
+    Raises:
+      ValueError: for numbers that are not finite, or a std that is not positive.
+    """
+
+    def __init__(self, mean: Any, std: Any, dtype: Any = jnp.float32):
+        self.mean, self.std, self.dtype = plain_moment(mean), plain_moment(std), dtype
+        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+            raise ValueError(f"mean {self.mean}, std {self.std}; expected finite, std > 0")
+        np.broadcast_shapes(mean.shape, std.shape)
 
     def __call__(self, x: Array) -> Float[Array, "..."]:
         """Computes ``(x - mean) / std``."""
-        return ((x.astype(jnp.float32) - self.mean) * (1.0 / self.std)).astype(self.dtype)
+        mean, factor = (
+            np.asarray(v, np.float32).reshape((1,) * (x.ndim - 1) + (-1,) if np.ndim(v) else ())
+            for v in (self.mean, 1.0 / np.float64(self.std))
+        )
+        return ((x.astype(jnp.float32) - mean) * factor).astype(self.dtype)
+
+
+def plain_moment(value: Any) -> float | tuple[float, ...]:
+    """A mean or a deviation as JSON types, which belong to a model's graph, not to its state.
+
+    Example:
+      >>> plain_moment(np.float32(0.5)), plain_moment(np.array([1.0, 2.0]))
+      (0.5, (1.0, 2.0))
+    """
+    return tuple(map(float, value)) if np.ndim(value) else float(value)
 
 
 class Pool(nnx.Module):
-    """Max or average pooling over square windows that do not overlap."""
+    """Max or average pooling over windows that do not overlap.
 
-    def __init__(self, window: int, reduce: str):
-        if not isinstance(window, int) or window < 1:
-            raise ValueError(f"a pool's window is {window!r}; pass a positive whole number")
-        self.window, self.reduce = window, reduce
+    Args:
+      window: side of square windows, or a side for each spatial axis.
+      reduce: ``"max"`` or ``"mean"``.
+
+    Raises:
+      ValueError: for anything but positive whole numbers.
+    """
+
+    def __init__(self, window: int | Sequence[int], reduce: str):
+        sides = tuple(window) if isinstance(window, list | tuple) else window
+        each = sides if isinstance(sides, tuple) else (sides,)
+        whole = (isinstance(n, int | np.integer) and n is not True and n >= 1 for n in each)
+        if not each or not all(whole):
+            raise ValueError(
+                f"a pool's window is {window!r}; pass a positive whole number, or one an axis"
+            )
+        self.window, self.reduce = sides, reduce
 
     def __call__(self, x: Array) -> Array:
         """Pools all spatial axes of ``(batch, *spatial, channels)``."""
-        shape = (self.window,) * (x.ndim - 2)
+        shape = pool_sides(self.window, x.ndim - 2)
         pool = nnx.max_pool if self.reduce == "max" else nnx.avg_pool
         return pool(x, shape, strides=shape)
+
+
+def pool_sides(window: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """The sides of a pool's window.
+
+    Raises:
+      ValueError: if it is for another number of axes.
+
+    Example:
+      >>> pool_sides(2, 3), pool_sides([25, 5], 2)
+      ((2, 2, 2), (25, 5))
+    """
+    sides = (window,) * axes if isinstance(window, int | np.integer) else tuple(window)
+    if len(sides) != axes:
+        raise ValueError(f"a pool's window {sides} has {len(sides)} sides for {axes} spatial axes")
+    return tuple(int(n) for n in sides)
 
 
 def flatten(x: Array) -> Array:
@@ -156,14 +212,20 @@ def build_layer(spec: Spec, dtype: Any, rngs: nnx.Rngs) -> Any:
         raise ValueError(f"layer {dict(spec)!r} cannot be built: {error}") from error
 
 
+def _listed(value: Any) -> float | list[float]:
+    """As JSON gives it back."""
+    plain = plain_moment(value)
+    return list(plain) if isinstance(plain, tuple) else plain
+
+
 def mlp_specs(
     in_features: int,
     hidden: Sequence[int],
     num_classes: int,
     sketch: Mapping[str, Any] | None,
     *,
-    mean: float = 0.0,
-    std: float = 1.0,
+    mean: Any = 0.0,
+    std: Any = 1.0,
     activation: str = "relu",
 ) -> list[dict[str, Any]]:
     """Describes a multi-layer perceptron with a dense head.
@@ -174,8 +236,8 @@ def mlp_specs(
       num_classes: number of outputs.
       sketch: description of a hidden layer without its sizes, as ``{"kind": "sketch_linear",
         "rank": 8}``; a rank that does not fit a layer is lowered to what fits.
-      mean: subtracted from the inputs.
-      std: divides the inputs.
+      mean: subtracted from the inputs; one number, or one for each feature.
+      std: divides the inputs; the same.
       activation: a kind of :data:`LAYERS`.
 
     Returns:
@@ -189,7 +251,7 @@ def mlp_specs(
       ['standardize', 'flatten', 'sketch_linear', 'relu', 'linear']
     """
     specs: list[dict[str, Any]] = [
-        {"kind": "standardize", "mean": mean, "std": std},
+        {"kind": "standardize", "mean": _listed(mean), "std": _listed(std)},
         {"kind": "flatten"},
     ]
     width = in_features

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from rosler_jax import checkpoint, modelfile
 from rosler_jax import config as configs
 from rosler_jax import data as datasets
 from rosler_jax._files import replace_file, replace_json
+from rosler_jax._folder import DATA, check_data, locked, tie_data
 from rosler_jax.config import TrainConfig
 from rosler_jax.deploy import (
     Trained,
@@ -62,7 +64,13 @@ class Prepared(NamedTuple):
 def load_data(config: TrainConfig) -> Any:
     """The splits that the config names."""
     options = {} if config.manual_dir is None else {"manual_dir": config.manual_dir}
-    return datasets.load(config.data, validation=config.validation, seed=config.seed, **options)
+    return datasets.load(
+        config.data,
+        validation=config.validation,
+        seed=config.seed,
+        standardize=config.standardize,
+        **options,
+    )
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -78,10 +86,9 @@ def prepare(config: TrainConfig) -> Prepared:
             f"shift and flip augment images, but the inputs of {config.data} have shape "
             f"{x.shape[1:]}; leave them out"
         )
-    mean, std = float(np.mean(dataset.mean)), float(np.mean(dataset.std))
-    in_features = int(np.prod(x.shape[1:]))
-    specs = network_specs(config, in_features, dataset.num_classes, round(mean, 4), round(std, 4))
-    functions = make_fit(config, specs, x.shape[0], std)
+    in_features, moments = int(np.prod(x.shape[1:])), filed_moments(dataset.mean, dataset.std)
+    specs = network_specs(config, in_features, dataset.num_classes, *moments)
+    functions = make_fit(config, specs, x.shape[0], dataset.std)
     arrays = Arrays(
         *map(
             jax.numpy.asarray,
@@ -89,6 +96,27 @@ def prepare(config: TrainConfig) -> Prepared:
         )
     )
     return Prepared(config, dataset, specs, arrays, functions, jax.jit(functions.epoch))
+
+
+def filed_moments(mean: Any, std: Any) -> tuple[Any, Any]:
+    """Mean and deviation as the model file has them: to digits that depend on the deviation.
+
+    Six digits of a single deviation, four of each of many (they are text in the file), and the mean
+    to as many decimals; at least four decimals of a single one.
+
+    Example:
+      >>> filed_moments(33.318421, 78.567553), filed_moments(2e-5, 1.23456789e-6)
+      ((33.3184, 78.5676), (2e-05, 1.23457e-06))
+      >>> filed_moments(np.array([1.0, 5e5]), np.array([1e-5, 1.23456e5]))
+      (array([1.e+00, 5.e+05]), array([1.0000e-05, 1.2346e+05]))
+    """
+    if np.ndim(std) == 0:
+        decimals = max(4, 5 - math.floor(math.log10(std)))
+        return round(float(mean), decimals), round(float(std), decimals)
+    decimals = (3 - np.floor(np.log10(std))).astype(int).tolist()
+    pairs = ([round(float(v), d) for v, d in zip(vs, decimals, strict=True)] for vs in (mean, std))
+    means, stds = map(np.array, pairs)
+    return means, stds
 
 
 def train(
@@ -113,17 +141,28 @@ def train(
       What ``result.json`` holds: accuracies, sizes, seconds, versions.
 
     Raises:
-      RunError: if the folder holds another run, there is nothing to resume, or the loss is no
-        longer finite (the folder then holds the last good state).
+      RunError: if the folder holds another run, another process is at it, there is nothing to
+        resume, the data is no longer the same, or the loss is no longer finite (the folder then
+        holds the last good state).
       ValueError, OSError: for bad data or a folder that cannot be written.
     """
     folder = Path(out)
     config = agreed_config(folder, config, resume)
-    run = prepare(config)
-    if not resume:  # not before the data is known to be good: a folder with a config is a run
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_json(folder / CONFIG, configs.to_dict(config))
-    state = jax.jit(run.functions.init)(jax.random.key(config.seed))
+    run = prepare(config)  # first: a folder is made when the data is known to be good
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "run", RunError):
+        # Once more: a run that began a moment earlier may have come and gone.
+        agreed_config(folder, config, resume)
+        if resume:
+            check_data(folder, run.dataset.digest, RunError, "start anew in another folder")
+        else:  # the config last: a folder with a config is a run
+            tie_data(folder, config.data, run.dataset.digest)
+            replace_json(folder / CONFIG, configs.to_dict(config))
+        return _trained(run, folder, resume, report)
+
+
+def _trained(run: Prepared, folder: Path, resume: bool, report: Report | None) -> dict[str, Any]:
+    state = jax.jit(run.functions.init)(jax.random.key(run.config.seed))
     history: list[dict[str, float]] = []
     manager = checkpoint.open_manager(folder / "checkpoints")
     try:
@@ -308,6 +347,58 @@ def score(network: Callable[[Any], Any], x: Any, y: Any) -> tuple[float, float]:
     return float(loss), round(float(accuracy) * len(y)) / len(y)
 
 
+def check_fit(network: Callable[[Any], Any], dataset: Any) -> None:
+    """Refuses data that a network was not made for.
+
+    Raises:
+      RunError: naming the inputs or the classes of both.
+    """
+    x = dataset.test_x
+    shape, features = x.shape[1:], math.prod(x.shape[1:])
+    try:
+        out = jax.eval_shape(lambda a: network(a), jax.ShapeDtypeStruct((1, *shape), x.dtype))
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"the inputs of {dataset.name} have shape {shape}, {features} numbers, and do not go "
+            f"with the model{_wanted(network)}: {str(error).splitlines()[0]}"
+        ) from error
+    if out.shape[1:] != (out.shape[-1],) or dataset.num_classes > out.shape[-1]:
+        raise RunError(
+            f"{dataset.name} has {dataset.num_classes} classes, but the model's outputs have shape "
+            f"{out.shape[1:]}: they are classes of other data"
+        )
+
+
+def _wanted(network: Any) -> str:
+    """The numbers that the first layer with a size takes."""
+    sizes = [getattr(layer, "in_features", None) for layer in getattr(network, "layers", ())]
+    return next((f", which takes {size} numbers" for size in sizes if size is not None), "")
+
+
+def load_run_data(model: Path, data: str | None = None) -> Any:
+    """The data of a run's model file, or other data that the model takes; None if none is known.
+
+    Args:
+      model: a model file; its folder's config says how the run's data was split.
+      data: name or path; None for what the run was trained on.
+
+    Raises:
+      RunError: if the run's data has changed since, or the data does not go with the model.
+      ModelFileError, ValueError, OSError: if model or data cannot be read.
+    """
+    stored = model.parent / CONFIG
+    if not stored.exists() and data is None:
+        return None
+    config = TrainConfig()
+    if stored.exists():
+        config = configs.from_dict(json.loads(stored.read_text(encoding="utf-8")))
+    dataset = load_data(config if data is None else dataclasses.replace(config, data=data))
+    if data is None and (model.parent / DATA).exists():
+        check_data(model.parent, dataset.digest, RunError, f"name it: --data {config.data}")
+    check_fit(load_network(model).network, dataset)
+    return dataset
+
+
 def evaluate_folder(path: str | os.PathLike[str], data: str | None = None) -> dict[str, Any]:
     """Scores the model of a run's folder (or a model file) on the test split of a data set.
 
@@ -316,27 +407,24 @@ def evaluate_folder(path: str | os.PathLike[str], data: str | None = None) -> di
       data: name or path of the data; None for what the run was trained on.
 
     Raises:
-      RunError: if there is no model, or no data is named and none is known.
+      RunError: if there is no model, no data is named and none is known or it has changed, or the
+        data's inputs or classes are not the model's.
       ModelFileError, ValueError, OSError: if model or data cannot be read.
     """
     folder = Path(path)
     if not folder.exists():
         raise RunError(f"{folder}: no such file or folder; name what rosler train wrote")
     model = folder / MODEL if folder.is_dir() else folder
-    stored = model.parent / CONFIG
-    config = TrainConfig()
-    if stored.exists():
-        config = configs.from_dict(json.loads(stored.read_text(encoding="utf-8")))
-    elif data is None:
-        raise RunError(f"{stored}: no such file, so the data is not known; name it")
+    if data is None and not (model.parent / CONFIG).exists():
+        raise RunError(f"{model.parent / CONFIG}: no such file, so the data is not known; name it")
     if not model.exists():
         raise RunError(f"{model}: no such file; finish the run first, or resume it")
-    config = config if data is None else dataclasses.replace(config, data=data)
-    dataset = load_data(config)
-    shipped = load_network(model)
+    shipped, dataset = load_network(model), load_run_data(model, data)
     loss, accuracy = score(shipped.network, dataset.test_x, dataset.test_y)
+    if not math.isfinite(loss):
+        raise RunError(f"{model}: its loss on {dataset.name} is {loss}; the model cannot be scored")
     return {
-        "data": config.data,
+        "data": dataset.name,
         "examples": len(dataset.test_y),
         "test_accuracy": accuracy,
         "test_loss": loss,

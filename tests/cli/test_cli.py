@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from command_line import Done, call
 
 from rosler_jax.cli import main
+from rosler_jax.cli._command import Outcome
 from rosler_jax.cli._config_options import OPTIONS, build_config, flag, given_options
 from rosler_jax.cli._main import COMMANDS, build_parser
 from rosler_jax.config import BITS, METHODS, TrainConfig
@@ -243,6 +245,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "data": ("some/folder", "some/folder"),
     "manual_dir": ("some/files", "some/files"),
     "method": ("seeded", "seeded"),
+    "standardize": ("features", "features"),
     "bits": ("3", 3),
     "precision": ("bfloat16", "bfloat16"),
     "schedule": ("cosine", "cosine"),
@@ -393,11 +396,36 @@ def test_a_bug_is_told_from_a_failure(
     assert_fails(call(capsys, "info"), "internal error", "oops", "--debug")
 
 
+def test_evaluate_refuses_data_of_other_classes(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(trained.data) as arrays:
+        more = {**arrays, "y_test": arrays["y_test"] + 2}
+    np.savez(tmp_path / "more.npz", **more)
+    done = call(capsys, "evaluate", trained.folder, "--data", tmp_path / "more.npz", "--json")
+    assert_fails(done, "more.npz has 5 classes", "(3,)")
+
+
+def test_json_has_no_nan(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = Outcome("", {"loss": float("nan"), "rows": [{"best": -float("inf")}]})
+    monkeypatch.setitem(COMMANDS, "info", COMMANDS["info"]._replace(run=lambda args: odd))
+    done = call(capsys, "info", "--json")
+    assert json.loads(done.out) == {"loss": None, "rows": [{"best": None}]}
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-inf"])
+def test_a_field_is_finite(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done = call(capsys, "train", "--out", "x", f"--noise={value}")
+    assert done.code == 2 and "noise" in done.err
+
+
 # --- as a program -------------------------------------------------------------------------------
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "kernels")])
+def python(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([before, str(ROOT / "src"), str(ROOT / "kernels")])
     return subprocess.run(
         [sys.executable, *arguments],
         env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
@@ -412,6 +440,16 @@ def test_module_runs_as_a_program(trained: Run) -> None:
     assert done.returncode == 0, done.stderr
     size = os.path.getsize(trained.folder / "model.rosler")
     assert json.loads(done.stdout)["file_bytes"] == size
+
+
+def test_an_interrupt_while_importing_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "jax.py").write_text("raise KeyboardInterrupt")  # as Ctrl-C there does
+    code = "import sys, rosler_command; sys.exit(rosler_command.main())"
+    done = python("-c", code, "size", "x", before=str(tmp_path))
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "rosler: error: interrupted before anything was done\n"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"rosler": "rosler_command:main"}
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rosler_jax.data import SOURCES, DataError, load
-from rosler_jax.data._dataset import moments, stratified
+from rosler_jax.data._dataset import moments, standardization, stratified
 from rosler_jax.data.idx import read_idx
 
 
@@ -276,6 +276,57 @@ def test_moments_against_float64(shape, dtype):
         # Sums in another order: a few roundings of float64 in hundreds of terms.
         assert mean == pytest.approx(x.astype(np.float64).mean(), rel=1e-13)
         assert std == pytest.approx(x.astype(np.float64).std(), rel=1e-12)
+
+
+# --- units --------------------------------------------------------------------------------------
+
+
+def test_tables_are_standardised_feature_by_feature(tmp_path):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(100, 3)) * [1e-5, 1, 1e5] + [0, 7, 1e6]).astype(np.float32)
+    x = np.c_[x, np.full((100, 1), 0.1, np.float32)]
+    data = load(write_whole(tmp_path / "a.npz", x=x))
+    standard = (data.train_x - data.mean) / data.std
+    np.testing.assert_allclose(standard[:, :3].std(0), 1, rtol=1e-4)
+    np.testing.assert_allclose(standard.mean(0), 0, atol=1e-4)
+    assert data.std[3] == 1  # a constant is left as it is
+    whole = load(tmp_path / "a.npz", standardize="all")
+    assert whole.std == pytest.approx(whole.train_x.std(), rel=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-30, 1e30])
+def test_features_that_are_alike_and_images_share_one_number(unit):
+    rng = np.random.default_rng(0)
+    signal = (rng.normal(size=(50, 64)) * unit).astype(np.float32)
+    bytes_ = rng.integers(0, 1 + np.arange(64) * 4, (50, 64)).astype(np.uint8)
+    for x in (signal, signal.reshape(50, 8, 8), bytes_):
+        assert standardization("a", x) == moments(x)
+    means, stds = standardization("a", signal, "features")
+    assert means.shape == stds.shape == (64,)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.full((100, 2), 3.0), "all 76 training inputs are the same"),
+        (np.tile([1.0, 2.0], (100, 1)), "all 76 training inputs are the same"),
+        (np.eye(100, 2) * 1e-40, "less than float32 can tell"),
+    ],
+)
+def test_data_that_does_not_vary_is_refused_by_name(tmp_path, x, message):
+    parts = [x[:80].astype(np.float32), np.arange(80) % 4, np.ones((4, 2)), np.arange(4)]
+    np.savez(tmp_path / "a.npz", **dict(zip(LAYOUTS[0], parts, strict=True)))
+    with pytest.raises(DataError, match=rf"a\.npz: .*{message}"):
+        load(tmp_path / "a.npz", validation=0.0625)
+
+
+def test_the_digest_is_of_all_splits_and_not_of_the_file(tmp_path):
+    arrays = dict(np.load(write_whole(tmp_path / "a.npz")))
+    first = load(tmp_path / "a.npz").digest
+    np.savez_compressed(tmp_path / "b.npz", **arrays)
+    assert load(tmp_path / "b.npz", validation=0.3, seed=5).digest == first
+    for changed in ({"y": arrays["y"][::-1]}, {"x": arrays["x"] + np.eye(100, 2)}):
+        assert load(write_whole(tmp_path / "c.npz", **changed)).digest != first
 
 
 def test_npz_counts_differ(tmp_path):

@@ -20,7 +20,7 @@ from rosler_jax import checkpoint
 from rosler_jax import data as datasets
 from rosler_jax import run as runs
 from rosler_jax.config import TrainConfig
-from rosler_jax.sweep import SweepError, load_examples, parse, runner, schedule, sweep
+from rosler_jax.sweep import SweepError, hosts, load_examples, parse, runner, schedule, sweep
 from rosler_jax.sweep import folder as folders
 from rosler_jax.sweep import table as tables
 from rosler_jax.sweep.examples import read_examples
@@ -166,6 +166,48 @@ def test_a_failed_member_is_a_row(data, tmp_path):
     done = sweep(parse({**source, "batch_size": 32}), out=tmp_path / "s")
     assert [row["status"] for row in done.rows] == ["done", "failed"]
     assert done.failed == 1
+
+
+def test_a_sweep_of_which_all_failed_says_why(data, tmp_path, capsys):
+    path = tmp_path / "sweep.toml"
+    path.write_text(TOML.format(data=data).replace("[1e-3, 1e-2], n = 6", "[1e29, 1e30], n = 2"))
+    code, out, err = call(capsys, "sweep", path, "--out", tmp_path / "s", "--quiet")
+    assert (code, out) == (1, "")
+    assert "all members failed: 4 of 4 members: loss or parameters no longer finite in" in err
+    assert "the first is member 0, learning_rate=" in err
+    rows = tables.read_rows(tmp_path / "s" / "table.parquet")
+    assert all(row["reason"].startswith("loss or parameters") for row in rows)
+
+
+def test_a_sweep_resumes_with_its_own_data_alone(spec, data, tmp_path, monkeypatch):
+    path = tmp_path / "copy.npz"
+    arrays = dict(np.load(data))
+    np.savez(path, **arrays)
+    source = {**spec.source, "data": str(path)}
+    sweep(source, out=tmp_path / "s")
+    np.savez(path, **{**arrays, "y": arrays["y"][::-1]})
+    with pytest.raises(SweepError, match=r"other data: .*copy\.npz had the digest"):
+        sweep(source, out=tmp_path / "s", resume=True)
+    monkeypatch.setattr(hosts, "exchange", lambda rows: [*rows, {"digest": "another"}])
+    with pytest.raises(SweepError, match="not the same on all hosts"):
+        sweep(source, out=tmp_path / "new")
+
+
+def test_a_member_of_a_table_equals_a_run_of_its_own(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 3
+    units = np.where(np.arange(20) == 4, 1e5, 1e-4)
+    x = ((rng.normal(size=(300, 20)) + np.eye(3, 20)[y] * 2) * units).astype(np.float32)
+    np.savez(tmp_path / "table.npz", x=x, y=y)
+    config = TrainConfig(
+        data=str(tmp_path / "table.npz"), method="chain", hidden=(16,), rank=4, epochs=3,
+        batch_size=32, noise=0.1, learning_rate=1e-2,
+    )  # fmt: skip
+    want = runs.train(config, tmp_path / "run")
+    (row,) = sweep({"rank": {"grid": [4]}}, config=config, out=tmp_path / "s").rows
+    assert row["file_bytes"] == want["file_bytes"]
+    assert abs(row["test_accuracy"] - want["test_accuracy"]) <= 1 / 60 + 1e-9
+    assert want["test_accuracy"] > 0.4
 
 
 def test_interrupted_and_resumed_is_the_table_of_an_undisturbed_sweep(spec, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from rosler_jax.cli._command import PARSERS, UsageError, field_types
-from rosler_jax.config import BITS, METHODS, PRECISIONS, SCHEDULES, TrainConfig
+from rosler_jax.config import BITS, METHODS, PRECISIONS, SCHEDULES, STANDARDIZE, TrainConfig
 
 
 class Option(NamedTuple):
@@ -25,6 +25,12 @@ _ARES, _RESTRICT, _AUGMENT = "method ares-bp", "method restrict-rank", "augmenta
 OPTIONS: dict[str, Option] = {
     "data": Option(_DATA, "name of a data set, folder of idx files, or .npz file", "DATA"),
     "manual_dir": Option(_DATA, "files that the data set cannot fetch itself, as cwru's", "DIR"),
+    "standardize": Option(
+        _DATA,
+        "by mean and deviation of each feature, or of all; auto: as the data has units",
+        "HOW",
+        STANDARDIZE,
+    ),
     "validation": Option(_DATA, "fraction of the training data held out for validation", "F"),
     "hidden": Option(_MODEL, "widths of the hidden layers, or none", "N,N,..."),
     "method": Option(_MODEL, "how hidden layers are held and trained", "METHOD", METHODS),

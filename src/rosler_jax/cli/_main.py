@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
 
+from rosler_jax._files import json_text
 from rosler_jax._version import __version__
 from rosler_jax.cli import evaluate, export, info, size, sweep, train
 from rosler_jax.cli._command import Command, Outcome, UsageError
@@ -94,7 +94,7 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def _print(outcome: Outcome, as_json: bool) -> None:
-    print(json.dumps(outcome.data, indent=2) if as_json else outcome.text, flush=True)
+    print(json_text(outcome.data) if as_json else outcome.text, flush=True)
 
 
 def _complain(prog: str, message: str, debug: bool) -> None:

@@ -50,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--softmax", action="store_true", help="C: add rosler_softmax, which gives probabilities"
     )
 
+    parser.add_argument(
+        "--name",
+        default="rosler",
+        help="C: what all names and files begin with (default: rosler); models in one program need "
+        "names of their own",
+    )
+
     training = parser.add_argument_group(
         "training on the device", "C: writes rosler_train.h and rosler_train.c, too"
     )
@@ -78,18 +85,21 @@ def run(args: argparse.Namespace) -> Outcome:
     from rosler_jax.export import export
 
     training = _training(args)
+    calibration, others = _calibration(args)
     done = export(
         args.path,
         args.out,
         target=args.target,
         dtype=args.dtype,
         input_shape=args.input_shape,
-        calibration=_calibration(args),
+        calibration=calibration,
         flash=args.flash,
         ram=args.ram,
         board=None if args.board == "none" else args.board,
         probabilities=args.softmax,
         train=training,
+        others=others,
+        name=args.name,
     )
     files = [str(path) for path in done.files]
     return Outcome("\n".join([done.text, "", "wrote", *files]), {"files": files, **done.report})
@@ -110,14 +120,14 @@ def _training(args: argparse.Namespace) -> Any:
     return Training(dtype=args.train, **given)
 
 
-def _calibration(args: argparse.Namespace) -> Any:
-    """Inputs to calibrate with, from a file or from the run's data; none where none are needed."""
-    from rosler_jax.export import calibration_of
+def _calibration(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Inputs to calibrate with, none where none are needed, and others to see what saturates."""
+    from rosler_jax.export.api import calibration_and_others
 
     if args.calibration is None:
         integer = args.dtype != "float32" or args.train == "fixed"
         known = args.data is not None or (integer and args.target in ("c", "tflite"))
-        return calibration_of(args.path, args.data) if known else None
+        return calibration_and_others(args.path, args.data) if known else (None, None)
     import numpy as np
 
     path = Path(args.calibration)
@@ -126,8 +136,8 @@ def _calibration(args: argparse.Namespace) -> Any:
         if hasattr(found, "files"):
             if "inputs" not in found.files:
                 raise UsageError(f"{path} has no array `inputs`; it has {', '.join(found.files)}")
-            return found["inputs"]
-        return found
+            return found["inputs"], None
+        return found, None
     except (ValueError, EOFError, OSError) as error:
         if isinstance(error, FileNotFoundError | UsageError):
             raise

@@ -98,11 +98,15 @@ def _run(args: argparse.Namespace) -> Outcome:
     if args.tensorboard is not None and sweep.hosts.is_first():
         sweep.write_scalars(Path(args.tensorboard), done.rows, [a.name for a in spec.axes])
     names = [axis.name for axis in spec.axes]
+    why = sweep.runner.reasons(done.rows, names)
+    if done.failed == len(done.rows):
+        raise RuntimeError(f"all members failed: {'; '.join(why)}")
     text = (
         f"{top(done.rows, names)}\n\n{len(done.rows)} members, {done.failed} failed; wrote\n"
         f"{folder / 'table.parquet'}\n{folder / 'report.html'}"
     )
-    data = {"members": len(done.rows), "failed": done.failed, "out": str(folder)}
+    text += "".join(f"\nfailed: {line}" for line in why)
+    data = {"members": len(done.rows), "failed": done.failed, "out": str(folder), "reasons": why}
     return Outcome(text, {**data, "best": _row(_ranked(done.rows)[:1])})
 
 
@@ -216,6 +220,7 @@ def _best(args: argparse.Namespace) -> Outcome:
         raise UsageError("name the sweep: rosler sweep best DIR")
     from rosler_jax import config as configs
     from rosler_jax import run as runs
+    from rosler_jax import sweep
     from rosler_jax.sweep import table as tables
 
     rows = tables.rows_so_far(Path(args.folder))
@@ -230,6 +235,8 @@ def _best(args: argparse.Namespace) -> Outcome:
         raise RuntimeError(f"no member of {args.folder} {wanted}")
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another folder with --out")
+    examples = sweep.load_examples(configs.from_dict(json.loads(found[0]["config"])))
+    sweep.folder.check_examples(Path(args.folder), examples)
     out.parent.mkdir(parents=True, exist_ok=True)
     for row in found[:TRIES]:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".best-") as temporary:

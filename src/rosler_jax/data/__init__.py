@@ -43,6 +43,7 @@ def load(
     *,
     validation: float = 0.1,
     seed: int = 0,
+    standardize: str = "auto",
     **options: Any,
 ) -> Dataset:
     """Loads a data set, with a validation split held out of its training data.
@@ -53,6 +54,7 @@ def load(
       validation: fraction of the training data to hold out, class by class, where the source has
         no validation split of its own.
       seed: of that split; the test split does not depend on it.
+      standardize: ``"auto"``, ``"features"`` or ``"all"``: what mean and std are of.
       **options: of the source: ``data_dir=`` and ``manual_dir=`` of those that come through
         tensorflow-datasets; ``window=``, ``hop=``, ``features=`` and ``loads=`` of bearing
         recordings.
@@ -73,7 +75,9 @@ def load(
       ((12, 20), (4, 20), (4, 20), 2)
     """
     raw = read(name_or_path, **options)
-    return make_dataset(str(name_or_path), raw, validation=validation, seed=seed)
+    return make_dataset(
+        str(name_or_path), raw, validation=validation, seed=seed, standardize=standardize
+    )
 
 
 def read(name_or_path: str | os.PathLike[str], **options: Any) -> Raw:

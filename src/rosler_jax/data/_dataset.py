@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Int, Num
+    from jaxtyping import Float64, Int, Num
+
+    Moment = float | Float64[np.ndarray, " features"]
+    """One number for all values, or one for each feature."""
+
+ALIKE = 5.0
+"""Features whose deviations lie within this factor share one mean and deviation: a signal's do."""
 
 
 class DataError(ValueError):
@@ -33,7 +40,8 @@ class Dataset:
         ``(examples, *features)``.
       train_y, validation_y, test_y: labels, int32, ``0 .. num_classes - 1``.
       num_classes: number of classes.
-      mean, std: of all values of the training inputs, in their own units.
+      mean, std: of the training inputs, in their own units: see :func:`standardization`.
+      digest: of all splits as the source has them: the same data, the same digest.
     """
 
     name: str
@@ -44,8 +52,9 @@ class Dataset:
     test_x: Num[np.ndarray, "test *features"]
     test_y: Int[np.ndarray, " test"]
     num_classes: int
-    mean: float
-    std: float
+    mean: Moment
+    std: Moment
+    digest: str
 
 
 def as_inputs(x: np.ndarray, where: str) -> np.ndarray:
@@ -116,8 +125,85 @@ def moments(x: np.ndarray, chunk: int = 2**20) -> tuple[float, float]:
     return mean, (squares / x.size) ** 0.5
 
 
-def make_dataset(name: str, raw: Raw, *, validation: float, seed: int) -> Dataset:
-    """Checks the splits of a source and holds out a validation split if it has none.
+def feature_moments(x: np.ndarray, chunk: int = 2**20) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every column, in float64; 0 exactly where it is constant.
+
+    Example:
+      >>> feature_moments(np.array([[1, 3], [1, 5]], np.float32))
+      (array([1., 4.]), array([0., 1.]))
+    """
+    rows = max(1, chunk // x.shape[1])
+    parts = [x[i : i + rows] for i in range(0, len(x), rows)]
+    mean = sum(part.sum(0, dtype=np.float64) for part in parts) / len(x)
+    squares = sum(np.square(part - mean).sum(0) for part in parts)
+    return mean, np.where(x.min(0) == x.max(0), 0.0, np.sqrt(squares / len(x)))
+
+
+def standardization(name: str, x: np.ndarray, how: str = "auto") -> tuple[Moment, Moment]:
+    """What training inputs are standardised by, ``(x - mean) / std``.
+
+    Tables, that is vectors of floats, have a mean and a deviation for each feature: units differ.
+    Images, bytes and features that are alike (:data:`ALIKE`), as the samples of a signal, share one
+    of each, which takes no room in a model file. A constant feature is divided by 1.
+
+    Args:
+      name: of the data, for messages.
+      x: training inputs, ``(examples, *features)``.
+      how: ``"auto"``; or ``"features"`` and ``"all"``, to have it one way or the other.
+
+    Raises:
+      DataError: if all inputs are the same, or a number is too small for float32.
+
+    Example:
+      >>> standardization("toy", np.array([[1, 300, 5], [3, 700, 5]], np.float32))
+      (array([  2., 500.,   5.]), array([  1., 200.,   1.]))
+    """
+    if all(np.array_equal(row, x[0]) for row in x):  # ends at the first that differs
+        raise DataError(
+            f"{name}: all {len(x)} training inputs are the same; there is nothing to learn from"
+        )
+    if how == "features" and x.ndim > 2:
+        raise DataError(
+            f"{name}: standardize=features is for vectors, not inputs of shape {x.shape[1:]}"
+        )
+    mean, std = moments(x)
+    least = std
+    if how == "features" or (how == "auto" and x.ndim == 2 and x.dtype != np.uint8):
+        means, stds = feature_moments(x)
+        least = float(stds[stds > 0].min())
+        alike = (
+            stds.min() > 0
+            and stds.max() <= ALIKE * least
+            and abs(means - mean).max() <= ALIKE * least
+        )
+        if how == "features" or not alike:
+            mean, std = means, np.where(stds > 0, stds, 1.0)
+    if least < np.finfo(np.float32).tiny:
+        raise DataError(
+            f"{name}: training inputs vary by {least:.3g} only, less than float32 can tell; give "
+            "them in a smaller unit"
+        )
+    return mean, std
+
+
+def digest(raw: Raw) -> str:
+    """A digest of all splits: shapes, dtypes and bytes.
+
+    Example:
+      >>> x, y = np.zeros((2, 3), np.float32), np.array([0, 1])
+      >>> digest(Raw((x, y), (x, y))) == digest(Raw((x, y), (x + 1, y)))
+      False
+    """
+    state = hashlib.blake2b(digest_size=16)
+    for pair in raw:
+        for array in () if pair is None else map(np.asarray, pair):
+            state.update(f"{array.dtype.str}{array.shape};".encode())
+            state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return state.hexdigest()
+
+
+def checked(name: str, raw: Raw) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The splits of a source by name, as inputs and labels that can be used.
 
     Raises:
       DataError: for shapes, labels or values that cannot be used.
@@ -127,22 +213,45 @@ def make_dataset(name: str, raw: Raw, *, validation: float, seed: int) -> Datase
         if pair is not None:
             x = as_inputs(np.asarray(pair[0]), f"{name}, {split} split")
             splits[split] = (x, as_labels(np.asarray(pair[1]), len(x), f"{name}, {split} split"))
-    if "validation" not in splits:
-        if not 0 < validation < 1:
-            raise DataError(f"validation={validation} is no fraction between 0 and 1")
-        x, y = splits["train"]
-        kept, held = stratified(y, validation, seed)
-        if not len(held):
-            raise DataError(f"{name}: no class has two training examples, one to validate on")
-        splits["train"], splits["validation"] = (x[kept], y[kept]), (x[held], y[held])
     shapes = {split: x.shape[1:] for split, (x, _) in splits.items()}
     if len(set(shapes.values())) > 1:
         raise DataError(f"{name}: the splits' inputs differ in shape: {shapes}")
-    x, _ = splits["train"]
-    mean, std = moments(x)
+    return splits
+
+
+def held_out(
+    name: str, y: np.ndarray, validation: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of training and validation examples.
+
+    Raises:
+      DataError: if nothing can be held out.
+    """
+    if not 0 < validation < 1:
+        raise DataError(f"validation={validation} is no fraction between 0 and 1")
+    kept, held = stratified(y, validation, seed)
+    if not len(held):
+        raise DataError(f"{name}: no class has two training examples, one to validate on")
+    return kept, held
+
+
+def make_dataset(
+    name: str, raw: Raw, *, validation: float, seed: int, standardize: str = "auto"
+) -> Dataset:
+    """Checks the splits of a source and holds out a validation split if it has none.
+
+    Raises:
+      DataError: for shapes, labels or values that cannot be used.
+    """
+    splits = checked(name, raw)
+    if "validation" not in splits:
+        x, y = splits["train"]
+        kept, held = held_out(name, y, validation, seed)
+        splits["train"], splits["validation"] = (x[kept], y[kept]), (x[held], y[held])
+    mean, std = standardization(name, splits["train"][0], standardize)
     return Dataset(
         name=name,
-        train_x=x,
+        train_x=splits["train"][0],
         train_y=splits["train"][1],
         validation_x=splits["validation"][0],
         validation_y=splits["validation"][1],
@@ -150,5 +259,6 @@ def make_dataset(name: str, raw: Raw, *, validation: float, seed: int) -> Datase
         test_y=splits["test"][1],
         num_classes=int(max(y.max() for _, y in splits.values())) + 1,
         mean=mean,
-        std=max(std, 1e-12),
+        std=std,
+        digest=digest(raw),
     )

@@ -26,6 +26,7 @@ from rosler_jax.export.graph import (
     Weight,
     Window,
 )
+from rosler_jax.network import pool_sides
 from rosler_jax.nn import _forward
 from rosler_jax.nn._variables import plan_weight
 from rosler_jax.quantization import channel_axis
@@ -91,19 +92,19 @@ def _pointwise(ndim: int) -> Callable[[np.ndarray], np.ndarray]:
 
 def _standardize(layer: Layer, shape: Shape) -> list[Op]:
     with np.errstate(over="ignore"):  # refused below
-        mean, std = (np.float32(layer.spec[name]) for name in ("mean", "std"))
-    if not (np.isfinite(mean) and np.isfinite(std) and std > 0):
+        mean, std = (np.asarray(layer.spec[name], np.float32) for name in ("mean", "std"))
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
         raise ExportError(f"layer {layer.name()}: mean {mean}, std {std}; expected finite, std > 0")
-    factor = np.asarray(np.float32(1.0) / std)
-    return [
-        Affine(
-            name=layer.name(),
-            in_shape=shape,
-            out_shape=shape,
-            center=np.asarray(mean),
-            factor=factor,
+    if any(v.ndim > 1 or v.size not in (1, shape[-1]) for v in (mean, std)):
+        raise ExportError(
+            f"layer {layer.name()}: a mean of shape {mean.shape} and std of {std.shape} do not go "
+            f"with inputs of shape {shape}; expected one number, or one for each of the last axis"
         )
-    ]
+    center, factor = np.broadcast_arrays(mean, np.float32(1.0) / std)
+    affine = Affine(
+        name=layer.name(), in_shape=shape, out_shape=shape, center=center, factor=factor
+    )
+    return [affine]
 
 
 def _flatten(layer: Layer, shape: Shape) -> list[Op]:
@@ -115,8 +116,10 @@ def _activation(layer: Layer, shape: Shape) -> list[Op]:
 
 
 def _pool(layer: Layer, shape: Shape) -> list[Op]:
-    window = int(layer.spec["window"])
-    out = (*(n // window for n in shape[:-1]), shape[-1])
+    if len(shape) == 1:  # nothing to pool over
+        return [Flatten(name=layer.name(), in_shape=shape, out_shape=shape)]
+    window = pool_sides(layer.spec["window"], len(shape) - 1)
+    out = (*(n // side for n, side in zip(shape, window, strict=False)), shape[-1])
     kind = "max" if layer.kind == "max_pool" else "mean"
     return [Pool(name=layer.name(), in_shape=shape, out_shape=out, kind=kind, window=window)]
 

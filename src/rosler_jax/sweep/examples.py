@@ -10,7 +10,7 @@ import numpy as np
 
 from rosler_jax import data as datasets
 from rosler_jax.config import TrainConfig
-from rosler_jax.data._dataset import Raw, as_inputs, as_labels, stratified
+from rosler_jax.data._dataset import Raw, checked, digest, held_out
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 class Examples(NamedTuple):
     """The examples of a data set, training and validation together, and its test split."""
 
+    name: str
     x: Array
     y: Array
     fixed: tuple[np.ndarray, np.ndarray] | None  # indices, where the source has its own validation
     test_x: np.ndarray
     test_y: np.ndarray
     num_classes: int
+    digest: str
 
     @property
     def in_features(self) -> int:
@@ -35,7 +37,7 @@ class Examples(NamedTuple):
         """Indices of a member's training and validation examples."""
         if self.fixed is not None:
             return self.fixed
-        return stratified(np.asarray(self.y), config.validation, config.seed)
+        return held_out(self.name, np.asarray(self.y), config.validation, config.seed)
 
 
 def read_examples(name: str, raw: Raw) -> Examples:
@@ -44,19 +46,18 @@ def read_examples(name: str, raw: Raw) -> Examples:
     Raises:
       DataError: for shapes, labels or values that cannot be used.
     """
-    parts = [raw.train] if raw.validation is None else [raw.train, raw.validation]
-    xs = [as_inputs(np.asarray(x), f"{name}, training") for x, _ in parts]
-    ys = [as_labels(np.asarray(y), len(x), name) for x, (_, y) in zip(xs, parts, strict=True)]
-    test_x = as_inputs(np.asarray(raw.test[0]), f"{name}, test split")
-    test_y = as_labels(np.asarray(raw.test[1]), len(test_x), f"{name}, test split")
+    splits = checked(name, raw)
+    parts = [splits[split] for split in ("train", "validation") if split in splits]
+    x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     fixed = None
-    if raw.validation is not None:
-        whole = np.arange(len(xs[0]) + len(xs[1]))
-        fixed = whole[: len(xs[0])], whole[len(xs[0]) :]
-    y = np.concatenate(ys)
+    if len(parts) > 1:
+        whole, cut = np.arange(len(x)), len(parts[0][0])
+        fixed = whole[:cut], whole[cut:]
+    test_x, test_y = splits["test"]
     classes = int(max(y.max(), test_y.max())) + 1
-    x = np.concatenate(xs)
-    return Examples(jnp.asarray(x), jnp.asarray(y), fixed, test_x, test_y, classes)
+    return Examples(
+        name, jnp.asarray(x), jnp.asarray(y), fixed, test_x, test_y, classes, digest(raw)
+    )
 
 
 def load_examples(config: TrainConfig) -> Examples:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rosler_jax._files import replace_json, replace_text
+from rosler_jax import _folder
+from rosler_jax._files import json_text, replace_json, replace_text
 from rosler_jax.sweep import hosts
+from rosler_jax.sweep.examples import Examples
 from rosler_jax.sweep.spec import SweepSpec, difference
 
-SPEC, LOCK, STAGES = "sweep.json", "lock", "stages"
+SPEC, STAGES = "sweep.json", "stages"
 
 
 class SweepError(RuntimeError):
@@ -32,11 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
 
         def lock() -> None:
-            handle = stack.enter_context((folder / LOCK).open("w"))
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SweepError(f"{folder}: another process is running this sweep") from None
+            stack.enter_context(_folder.locked(folder, "sweep", SweepError))
 
         hosts.on_first(lock)
         yield
@@ -68,10 +65,28 @@ def open_folder(folder: Path, spec: SweepSpec, resume: bool) -> None:
         raise PermissionError(f"{folder} cannot be written; choose another folder")
 
 
-def store_spec(folder: Path, spec: SweepSpec) -> None:
+def store_spec(folder: Path, spec: SweepSpec, examples: Examples) -> None:
     """Writes what the sweep is, the first time; a folder without it holds no sweep."""
     if hosts.is_first() and not (folder / SPEC).exists():
+        _folder.tie_data(folder, examples.name, examples.digest)
         replace_json(folder / SPEC, spec.source)
+
+
+def check_examples(folder: Path, examples: Examples) -> None:
+    """Refuses data that a sweep was not begun with, or that are not the same on all hosts.
+
+    Raises:
+      SweepError: naming the digests.
+    """
+    digests = [row["digest"] for row in hosts.exchange([{"digest": examples.digest}])]
+    if len(set(digests)) > 1:
+        raise SweepError(f"{examples.name} is not the same on all hosts: digests {digests}")
+
+    def check() -> None:
+        if (folder / SPEC).exists():
+            _folder.check_data(folder, examples.digest, SweepError, "begin anew in another folder")
+
+    hosts.on_first(check)
 
 
 def stored_spec(folder: Path) -> dict[str, Any]:
@@ -118,4 +133,4 @@ def write_stage(folder: Path, stage: int, decided: dict[str, Any]) -> None:
     if hosts.is_first():
         path = stage_path(folder, stage)
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(decided) + "\n")
+        replace_text(path, json_text(decided, None) + "\n")

@@ -7,15 +7,14 @@ the rungs of ASHA, Li et al., 2020, here in step, since a population moves as on
 
 from __future__ import annotations
 
-import errno
 import math
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
+from rosler_jax import checkpoint
 from rosler_jax.config import TrainConfig
 from rosler_jax.fit import TrainState
 from rosler_jax.sweep import folder as folders
@@ -153,16 +152,9 @@ def save_states(folder: Path, stage: int, chunk: int, state: TrainState) -> None
     if not hosts.is_first():
         return
     leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    needed, path = sum(leaf.nbytes for leaf in leaves.values()), _path(folder, stage, chunk)
-    if shutil.disk_usage(folder).free < 1.1 * needed + 2**20:  # or Orbax' threads say it at length
-        raise OSError(
-            errno.ENOSPC, f"no space for a checkpoint of {needed / 1e6:.1f} MB", str(path)
-        )
-    try:
-        with _checkpointer() as orbax:
-            orbax.save(path, leaves, force=True)
-    except ValueError as error:  # as Orbax reports what went wrong in its threads
-        raise OSError(f"{path}: the rung's checkpoint cannot be written: {error}") from error
+    (folder / RUNGS).mkdir(exist_ok=True)
+    with checkpoint.writing(folder / RUNGS, leaves), _checkpointer() as orbax:
+        orbax.save(_path(folder, stage, chunk), leaves, force=True)
 
 
 def load_states(work: Work, stage: int) -> States:

@@ -20,8 +20,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rosler_jax.config import TrainConfig
-from rosler_jax.data._dataset import moments
+from rosler_jax.data._dataset import standardization
 from rosler_jax.fit import Arrays, Metrics, TrainState, make_fit, network_specs, next_key
+from rosler_jax.run import filed_moments
 from rosler_jax.sweep import hosts
 from rosler_jax.sweep.examples import Examples
 from rosler_jax.sweep.plan import DYNAMIC, batches_key
@@ -41,6 +42,16 @@ class Member(NamedTuple):
     validation: Any
     mean: Any
     std: Any
+
+
+class _Split(NamedTuple):
+    """A training's examples by index, and the moments of its inputs: as data, and as filed."""
+
+    train: Any
+    validation: Any
+    mean: Any
+    std: Any
+    filed: tuple[Any, Any]
 
 
 class Shared(NamedTuple):
@@ -197,7 +208,7 @@ class Population:
         self.specs = _neutral_specs(config, examples)
         self.mesh = Mesh(np.array(jax.devices()), ("members",))
         self._shapes: dict[int, TrainState] = {}  # these two hold what was computed before
-        self._splits: dict[tuple[float, int], tuple[Any, Any, Any, Any]] = {}
+        self._splits: dict[tuple[float, int], _Split] = {}
 
     def member(self, config: TrainConfig, state: TrainState | None = None) -> Member:
         """A training's config as data, its state padded to the population's rank.
@@ -206,7 +217,7 @@ class Population:
           config: the training.
           state: at the config's own rank, to go on from; its initial one by default.
         """
-        train, validation, mean, std = self._split(config)
+        split = self._split(config)
         own = self._init(config)(jax.random.key(config.seed)) if state is None else state
         like = self.abstract(self.config)
         hyper = {name: getattr(config, name) for name in DYNAMIC if name != "seed"}
@@ -216,20 +227,26 @@ class Population:
         return Member(
             state=jax.tree.map(_pad, own, like),
             hyper={name: np.float32(value) for name, value in hyper.items()},
-            train=train,
-            validation=validation,
-            mean=mean,
-            std=std,
+            train=split.train,
+            validation=split.validation,
+            mean=split.mean,
+            std=split.std,
         )
 
-    def _split(self, config: TrainConfig) -> tuple[Any, Any, Any, Any]:
-        """Indices of a training's examples, and the moments of its inputs."""
+    def moments(self, config: TrainConfig) -> tuple[Any, Any]:
+        """Mean and deviation of a training's inputs, as its model file has them."""
+        return self._split(config).filed
+
+    def _split(self, config: TrainConfig) -> _Split:
         key = batches_key(config)
         if key not in self._splits:
-            train, validation = self.examples.split(config)
-            mean, std = moments(np.asarray(self.examples.x)[train])
-            found = np.float32(round(mean, 4)), np.float32(round(max(std, 1e-12), 4))
-            self._splits[key] = (np.asarray(train, "i4"), np.asarray(validation, "i4"), *found)
+            train, validation = (np.asarray(i, "i4") for i in self.examples.split(config))
+            x = np.asarray(self.examples.x)[train]
+            filed = filed_moments(*standardization(self.examples.name, x, config.standardize))
+            # Of vectors one for each feature, also where they are the same: members are stacked.
+            shape = x.shape[1:] if x.ndim == 2 else ()
+            mean, std = (np.broadcast_to(np.float32(v), shape) for v in filed)
+            self._splits[key] = _Split(train, validation, mean, std, filed)
         return self._splits[key]
 
     def _init(self, config: TrainConfig) -> Any:
@@ -237,7 +254,7 @@ class Population:
         own = dataclasses.replace(self.config, rank=config.rank)
         if own.method != "ares-bp":  # only there does the state depend on how long the run is
             own = dataclasses.replace(own, epochs=1, quantize_from=0.0)
-        count = len(self._split(config)[0])
+        count = len(self._split(config).train)
         return _initializer(own, self.examples.in_features, self.examples.num_classes, count)
 
     def crop(self, params: PyTree, buffers: PyTree, config: TrainConfig) -> tuple[PyTree, PyTree]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rosler_jax import config as configs
-from rosler_jax._files import replace_file, replace_text
+from rosler_jax._files import json_text, replace_file, replace_text
 
 PAGE = "report.html"
 CURVES = 20
@@ -47,7 +47,7 @@ def page_text(axes: Sequence[str], rows: Sequence[Row]) -> str:
     data = {"axes": list(axes), "curves": CURVES, "rows": [_shown(row, axes) for row in rows]}
     data["data"] = json.loads(rows[0]["config"])["data"] if rows else ""
     # No "<" in the data: nothing in a value can end the script that holds it.
-    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    text = json_text(data, None).replace("<", "\\u003c")
     return template.read_text(encoding="utf-8").replace("/*DATA*/null", text)
 
 
@@ -56,16 +56,9 @@ METRICS = ("validation_accuracy", "test_accuracy", "file_bytes", "compression", 
 
 def _shown(row: Row, axes: Sequence[str]) -> Row:
     names = ("member", *axes, "status", *METRICS, "epochs_done", "curve")
-    out = {name: _plain(row[name]) for name in names}
+    out = {name: row[name] for name in names}
     out["command"] = configs.command_line(configs.from_dict(json.loads(row["config"])))
     return out
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
 def usable(rows: Sequence[Row]) -> list[Row]:

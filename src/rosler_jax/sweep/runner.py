@@ -153,7 +153,8 @@ def sweep(
       [(2, 4, 'done'), (2, 8, 'done'), (4, 4, 'done'), (4, 8, 'done')]
 
     Raises:
-      SweepError: if the folder holds another sweep, is in use, or has nothing to resume.
+      SweepError: if the folder holds another sweep, is in use, has nothing to resume, or was begun
+        with other data.
       SpecError, ValueError, OSError: for members, data or folders that cannot be used.
     """
     folder, spec = Path(out), as_spec(space, data, config)
@@ -165,6 +166,7 @@ def sweep(
     with folders.locked(folder):
         # Once more: a sweep that began a moment earlier may have come and gone.
         hosts.on_first(lambda: folders.open_folder(folder, spec, resume))
+        folders.check_examples(folder, examples)
         total = spec.search.trials if spec.search else halving.total(spec)
         work = Work(folder, spec, examples, total, report if hosts.is_first() else None)
         stages = search.batches(work) if spec.search else _stages(work)
@@ -227,7 +229,7 @@ def _agreed_plan(
     if kept is not None:
         return schedule.from_json(kept["plan"], members, work.costs)
     plan = schedule.make_schedule(members, work.examples, work.costs, share=share)
-    folders.store_spec(work.folder, work.spec)
+    folders.store_spec(work.folder, work.spec, work.examples)
     folders.write_stage(work.folder, number, {"members": index, "plan": schedule.to_json(plan)})
     return plan
 
@@ -293,7 +295,7 @@ def run_chunk(
     for k, j in hosts.own_part(jobs):
         one = jax.tree.map(lambda a, k=k: a[k], out._replace(state=None))
         row = _identity(work.spec, stage, j)
-        row |= result(stage.members[j], one, data[k], population)
+        row |= result(stage.members[j], one, data[k], population, stage.start)
         if stage.stop is not None and row["status"] == "done":
             row["status"] = "stopped"  # unless a later stage says otherwise
         row |= {"seconds": each, "stage": stage.number, "program": chunk.group}
@@ -323,8 +325,10 @@ def _cell(config: TrainConfig, name: str) -> Any:
     return json.dumps(value) if isinstance(value, tuple) else value
 
 
-def result(config: TrainConfig, one: Outcome, member: Member, population: Population) -> Row:
-    """What a training ended with, and what its model file would hold."""
+def result(
+    config: TrainConfig, one: Outcome, member: Member, population: Population, start: int = 0
+) -> Row:
+    """What a training from epoch ``start`` on ended with, and what its model file would hold."""
     finite = bool(np.all(one.history.finite))
     common = {
         "best_epoch": int(one.best_epoch),
@@ -334,12 +338,37 @@ def result(config: TrainConfig, one: Outcome, member: Member, population: Popula
     nothing = {"validation_accuracy": math.nan, "test_accuracy": math.nan}
     nothing |= {"file_bytes": 0, "parameters": 0, "compression": math.nan}
     if not finite:
-        return {"status": "failed", **nothing, **common}
+        epoch = start + 1 + int(np.argmin(one.history.finite))
+        reason = f"loss or parameters no longer finite in epoch {epoch}"
+        return {"status": "failed", "reason": reason, **nothing, **common}
     if float(one.best_accuracy) < 0:  # aRes-BP in its parallel stage: nothing to ship yet
-        return {"status": "done" if population.keep else "failed", **nothing, **common}
+        status, reason = ("done", "") if population.keep else ("failed", UNSHIPPABLE)
+        return {"status": status, "reason": reason, **nothing, **common}
     params, buffers = population.crop(one.params, one.buffers, config)
-    found = shipped(config, params, buffers, member, population.examples)
-    return {"status": "done", **found, **common}
+    found = shipped(config, params, buffers, member, population)
+    return {"status": "done", "reason": "", **found, **common}
+
+
+UNSHIPPABLE = "no epoch ended with a model that can ship; train longer"
+
+
+def reasons(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """Why members failed: each reason once, with the first member that it stopped.
+
+    Example:
+      >>> rows = [{"member": i, "rank": 4, "status": "failed", "reason": "odd"} for i in (3, 7)]
+      >>> reasons(rows, ["rank"])
+      ['2 of 2 members: odd (the first is member 3, rank=4)']
+    """
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["status"] == "failed":
+            found.setdefault(row["reason"], []).append(row)
+    lines = []
+    for reason, failed in found.items():
+        place = ", ".join([f"member {failed[0]['member']}", *(f"{a}={failed[0][a]}" for a in axes)])
+        lines.append(f"{len(failed)} of {len(rows)} members: {reason} (the first is {place})")
+    return lines
 
 
 def rank_key(row: Row) -> tuple[Any, ...]:

@@ -118,7 +118,7 @@ def batches(work: Work) -> Iterator[Stage]:
         least = _widest(spec)
         if kept is None:
             plan = schedule.make_schedule(members, work.examples, work.costs, least)
-            folders.store_spec(work.folder, spec)
+            folders.store_spec(work.folder, spec, work.examples)
             decided = {"trials": trials, "plan": schedule.to_json(plan)}
             folders.write_stage(work.folder, batch, decided)
         else:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from rosler_jax import modelfile
-from rosler_jax.deploy import Trained, pack, rebuild
+from rosler_jax.deploy import pack, rebuild
 from rosler_jax.fit import evaluate, network_specs
 from rosler_jax.network import split_state
 from rosler_jax.run import dense_parameters, trained_to_ship
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
 
     from rosler_jax.config import TrainConfig
-    from rosler_jax.sweep.population import Examples, Member
+    from rosler_jax.sweep.population import Member, Population
 
 
 def shipped(
-    config: TrainConfig, params: PyTree, buffers: PyTree, member: Member, examples: Examples
+    config: TrainConfig, params: PyTree, buffers: PyTree, member: Member, population: Population
 ) -> dict[str, Any]:
     """Packs a training's best model as ``rosler train`` would, and scores what the file holds.
 
@@ -32,22 +32,25 @@ def shipped(
       config: of the member, with its bits.
       params, buffers: at the config's own rank.
       member: its split and the moments of its inputs.
-      examples: the data.
+      population: the member's.
 
     Returns:
       ``validation_accuracy``, ``test_accuracy``, ``file_bytes``, ``parameters``, ``compression``.
     """
-    mean, std = (round(float(v), 4) for v in (member.mean, member.std))
-    specs = network_specs(config, examples.in_features, examples.num_classes)
+    examples, sizes = (
+        population.examples,
+        (population.examples.in_features, population.examples.num_classes),
+    )
+    specs = network_specs(config, *sizes)
     trained = trained_to_ship(config, specs, params, buffers)
     tensors = pack(trained, config.bits)
     network = rebuild(trained.specs, tensors)
-    filed = Trained(_with_moments(trained.specs, mean, std), trained.params, trained.buffers)
-    size = len(modelfile.encode(tensors, {"layers": filed.specs}, {}))
+    (first, *_) = network_specs(config, *sizes, *population.moments(config))
+    size = len(modelfile.encode(tensors, {"layers": [first, *trained.specs[1:]]}, {}))
     held = np.asarray(member.validation)
     scores = {
-        "validation_accuracy": _accuracy(network, mean, std, examples.x[held], examples.y[held]),
-        "test_accuracy": _accuracy(network, mean, std, examples.test_x, examples.test_y),
+        "validation_accuracy": _accuracy(network, member, examples.x[held], examples.y[held]),
+        "test_accuracy": _accuracy(network, member, examples.test_x, examples.test_y),
     }
     return {
         **scores,
@@ -57,14 +60,9 @@ def shipped(
     }
 
 
-def _with_moments(specs: list[dict[str, Any]], mean: float, std: float) -> list[dict[str, Any]]:
-    first = {**specs[0], "mean": mean, "std": std}
-    return [first, *specs[1:]]
-
-
-def _accuracy(network: nnx.Module, mean: float, std: float, x: Any, y: Any) -> float:
+def _accuracy(network: nnx.Module, member: Member, x: Any, y: Any) -> float:
     graphdef, params, buffers = split_state(network)
-    score = _score(graphdef, params, buffers, jnp.float32(mean), jnp.float32(std), x, y)
+    score = _score(graphdef, params, buffers, member.mean, member.std, x, y)
     return round(float(score) * len(y)) / len(y)
 
 
