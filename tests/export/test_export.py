@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def test_writes_the_files_and_the_report(model, tmp_path):
 def test_the_file_tells_the_same_network_in_every_dtype(model, tmp_path):
     network = load_network(model).network
     x = pixels((70,), 20)
-    expected = np.asarray(network(x[:16]))
+    expected = np.asarray(network(x[np.linspace(0, 19, 16).round().astype(int)]))  # from all of x
     for dtype in DTYPES:
         export(model, tmp_path / dtype, dtype=dtype, calibration=x, board=None)
         header = (tmp_path / dtype / "rosler_model.h").read_text()
@@ -69,8 +70,7 @@ def test_a_model_too_large_is_refused_with_what_would_fit(model, tmp_path):
         export(model, tmp_path / "c", dtype="int4", calibration=x, flash=100, board=None)
     with pytest.raises(ExportError, match=r"bytes of RAM, \d+ more than --ram 300;.*int16"):
         export(model, tmp_path / "d", calibration=x, ram=300, board=None)
-    for name in "abcd":
-        assert not list((tmp_path / name).iterdir())  # nothing is left of a refused export
+    assert {path.name for path in tmp_path.iterdir()} == {"model.rosler"}  # nothing is left
     done = export(model, tmp_path / "e", dtype="int4", calibration=x, flash=1 << 20, board=None)
     graph = make_model(mlp(), bits=8).graph
     assert shortfall(done.report, Limits(), graph) is None
@@ -96,6 +96,46 @@ def test_targets_of_one_file(model, tmp_path, target, dtype):
     (path,) = done.files
     assert path.stat().st_size == done.report["file_bytes"]
     assert path.name == f"model.{target}"
+
+
+def test_an_export_that_cannot_be_written_leaves_the_one_before(model, tmp_path, monkeypatch):
+    export(model, tmp_path / "edge", board=None)
+    before = {path: path.read_bytes() for path in (tmp_path / "edge").iterdir()}
+    write, count = Path.write_bytes, iter(range(100))
+
+    def full(self, data):
+        if next(count) % 4 == 3:
+            write(self, data[:10])
+            raise OSError(28, "No space left on device", str(self))
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for folder in ("edge", "new/folder"):
+        with pytest.raises(OSError, match="No space left"):
+            export(model, tmp_path / folder, dtype="int8", calibration=pixels((70,)), board=None)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "edge").iterdir()}
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("target", ["c", "tflite"])
+@pytest.mark.parametrize(
+    ("calibration", "says"),
+    [
+        (np.ones((4, 140)), r"shape \(4, 140\).*each has 140 numbers, the network takes 70"),
+        (np.ones((4, 35)), "each has 35 numbers, the network takes 70"),
+        (np.ones((140,)), "each has 1 numbers, the network takes 70"),
+        (np.full((4, 70), np.nan), "NaN or infinity: 4 of 4, the first is number 0"),
+        (np.full((2, 70), 1e300), "NaN or infinity: 2 of 2"),
+        (np.ones((0, 70)), r"no calibration inputs \(shape \(0, 70\)\)"),
+        (np.full((2, 70), "x"), "dtype <U1; expected real numbers"),
+        (np.ones((2, 70), complex), "expected real numbers"),
+    ],
+)
+def test_calibration_that_does_not_fit_is_refused(model, tmp_path, target, calibration, says):
+    for dtype in ("int8", "float32") if target == "c" else ("int8",):
+        with pytest.raises(ExportError, match=says):
+            export(model, tmp_path / "x", target=target, dtype=dtype, calibration=calibration)
+    assert not (tmp_path / "x").exists()
 
 
 def test_estimates_name_their_model():

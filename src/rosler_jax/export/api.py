@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import io
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,15 +12,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rosler_jax._files import replace_file, replace_text
+from rosler_jax._files import json_text
 from rosler_jax.deploy import LoadedNetwork, load_network
-from rosler_jax.export import reference, report
+from rosler_jax.export import _calibration, reference, report
 from rosler_jax.export._errors import ExportError
+from rosler_jax.export._place import put
 from rosler_jax.export.build import build_graph
+from rosler_jax.export.c.naming import DEFAULT, check_name, renamed
 from rosler_jax.export.graph import Graph
+from rosler_jax.export.inputs import calibration_inputs
 from rosler_jax.export.lowering import WEIGHT_BITS
 
-MODEL, CONFIG = "model.rosler", "config.json"
+MODEL = "model.rosler"
 DTYPES = ("float32", *WEIGHT_BITS)
 EXAMPLES = 16  # inputs and outputs that are written beside a C model
 
@@ -60,6 +62,8 @@ class Options(NamedTuple):
       board: whose instructions are counted where an emulator is installed; None for no count.
       probabilities: whether C code has ``rosler_softmax``, too.
       train: C code that trains is written beside it; None for none.
+      others: inputs of the same kind as the calibration's, to see how many saturate.
+      name: what all names in C code begin with.
     """
 
     dtype: str = "float32"
@@ -69,6 +73,8 @@ class Options(NamedTuple):
     board: str | None = "cortex-m4"
     probabilities: bool = False
     train: Training | None = None
+    others: Any = None
+    name: str = DEFAULT
 
 
 class Exported(NamedTuple):
@@ -98,6 +104,8 @@ def export(
     board: str | None = "cortex-m4",
     probabilities: bool = False,
     train: Training | None = None,
+    others: Any = None,
+    name: str = DEFAULT,
 ) -> Exported:
     """Exports a trained model.
 
@@ -113,13 +121,18 @@ def export(
       board: whose instructions are counted where an emulator is installed; None to count none.
       probabilities: whether C code has ``rosler_softmax``, too.
       train: how the network goes on learning on the device: writes ``rosler_train.h`` and ``.c``.
+      others: inputs that do not calibrate: the report of integers in C then says how many of them
+        saturate.
+      name: what all names in C code, and of its files, begin with, as in ``rosler_predict``:
+        several models in one program want several.
 
     Returns:
       The files and the report.
 
     Raises:
-      ExportError: for an unknown target or dtype, a layer that the target does not have, or a model
-        that is too large; the message says what would do.
+      ExportError: for an unknown target or dtype, a layer that the target does not have, a model
+        that is too large, or a C file in the folder that no export wrote; the message says what
+        would do. Nothing is made then.
       ModelFileError: for a damaged model file.
       OSError: if files cannot be read or written; nothing is left half-written.
 
@@ -140,6 +153,7 @@ def export(
         raise ExportError(f"unknown target {target!r}; use one of {', '.join(TARGETS)}")
     if dtype not in DTYPES:
         raise ExportError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    check_name(name)
     loaded = load_network(_model_path(model)) if not isinstance(model, LoadedNetwork) else model
     shape = loaded.file.spec.get("input_shape") if input_shape is None else input_shape
     graph = build_graph(loaded.specs, loaded.file.tensors, shape)
@@ -151,10 +165,11 @@ def export(
         board,
         probabilities,
         train,
+        others,
+        name,
     )
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    return TARGETS[target](loaded, graph, folder, options)
+    done = TARGETS[target](loaded, graph, options)
+    return Exported(put(Path(out), done.files, done.stale), done.report, done.text)
 
 
 def _model_path(model: str | os.PathLike[str]) -> Path:
@@ -162,15 +177,17 @@ def _model_path(model: str | os.PathLike[str]) -> Path:
     return path / MODEL if path.is_dir() else path
 
 
-def _write(folder: Path, texts: dict[str, str]) -> list[Path]:
-    paths = []
-    for name, text in texts.items():
-        replace_text(folder / name, text)
-        paths.append(folder / name)
-    return paths
+class _Written(NamedTuple):
+    """What a target wrote: contents by name, a report, and C files that would be of another."""
+
+    files: dict[str, bytes]
+    report: dict[str, Any]
+    text: str
+    stale: tuple[str, ...] = ()
 
 
-def _to_c(loaded: LoadedNetwork, graph: Graph, folder: Path, options: Options) -> Exported:
+def _to_c(loaded: LoadedNetwork, graph: Graph, options: Options) -> _Written:
+    from rosler_jax.export.c import train
     from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 
     model, inputs, outputs = _with_examples(graph, options)
@@ -180,24 +197,33 @@ def _to_c(loaded: LoadedNetwork, graph: Graph, folder: Path, options: Options) -
     counted, missing = None, None if options.board is None else "no inputs to count with"
     if options.board is not None:
         with tempfile.TemporaryDirectory() as work:
-            _write(Path(work), texts)
+            put(Path(work), {name: text.encode() for name, text in texts.items()})
             counted, missing = report.count(work, inputs, options.board)
     sizes = _sizes(loaded, options.input_shape)
     found = report.edge_report(source, sizes, loaded.specs, graph, options.dtype, counted, missing)
     found["training"] = training
+    warnings = _saturation(model, options, found)
     refused = report.shortfall(found, options.limits, graph)
     if refused is not None:
         raise ExportError(refused)
-    paths = _write(folder, texts)
-    examples = folder / "examples.npz"
+    name = options.name
+    files = {renamed(file, name): renamed(text, name).encode() for file, text in texts.items()}
+    own = "" if name == DEFAULT else f"{name}_"
+    examples = io.BytesIO()
+    np.savez(examples, inputs=inputs, outputs=outputs)
+    files[f"{own}examples.npz"] = examples.getvalue()
+    files[f"{own}size_report.json"] = (json_text(found) + "\n").encode()
+    stale = [renamed(file, name) for file in (train.HEADER, train.SOURCE)]
+    text = "\n".join([report.table(found), *warnings])
+    return _Written(files, found, text, tuple(file for file in stale if file not in files))
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, inputs=inputs, outputs=outputs)
 
-    replace_file(examples, write)
-    paths += [examples, *_write(folder, {"size_report.json": json.dumps(found, indent=2) + "\n"})]
-    return Exported(tuple(paths), found, report.table(found))
+def _saturation(model: Any, options: Options, found: dict[str, Any]) -> list[str]:
+    """Adds to the report what of other inputs saturates; gives it in words."""
+    if options.dtype == "float32" or options.others is None or not len(options.others):
+        return []
+    found["calibration"] = _calibration.saturation(model, options.others, options.calibration)
+    return _calibration.warnings(found["calibration"])
 
 
 def _training(graph: Graph, options: Options, texts: dict[str, str]) -> dict[str, Any]:
@@ -234,7 +260,7 @@ def _with_examples(graph: Graph, options: Options) -> tuple[Any, np.ndarray, np.
     if options.dtype == "float32":
         if x is None:  # none are needed; these only show that C computes what Python does
             x = np.random.default_rng(0).normal(size=(EXAMPLES, *graph.in_shape))
-        inputs = x[:EXAMPLES].reshape(-1, *graph.in_shape).astype(np.float32)
+        inputs = _some(calibration_inputs(x, graph.in_shape))
         return graph, inputs, np.asarray(reference.run(graph, jax.numpy.asarray(inputs)))
     if x is None:
         raise ExportError(
@@ -243,50 +269,55 @@ def _with_examples(graph: Graph, options: Options) -> tuple[Any, np.ndarray, np.
             "known"
         )
     program = lower(graph, x, dtype=options.dtype)
-    inputs = program.quantize_input(x[:EXAMPLES])
+    inputs = program.quantize_input(_some(x))
     return program, inputs, run_integer(program, inputs)
 
 
+def _some(x: np.ndarray) -> np.ndarray:
+    """Examples from end to end: a file may be sorted."""
+    return x[np.linspace(0, len(x) - 1, min(EXAMPLES, len(x))).round().astype(int)]
+
+
 def _to_file(
-    write: Callable[[Graph, Path, Options], int], suffix: str
-) -> Callable[[LoadedNetwork, Graph, Path, Options], Exported]:
+    write: Callable[[Graph, Options], bytes], suffix: str
+) -> Callable[[LoadedNetwork, Graph, Options], _Written]:
     """A target that is one file."""
 
-    def to(loaded: LoadedNetwork, graph: Graph, folder: Path, options: Options) -> Exported:
-        if options.limits != report.Limits() or options.train is not None:
-            raise ExportError(f"flash, ram and training are for the target c, not {suffix}")
-        path = folder / f"model.{suffix}"
-        size = write(graph, path, options)
+    def to(loaded: LoadedNetwork, graph: Graph, options: Options) -> _Written:
+        for_c = (options.limits, options.train, options.name)
+        if for_c != (report.Limits(), None, DEFAULT):
+            raise ExportError(f"flash, ram, training and name are for the target c, not {suffix}")
+        data = write(graph, options)
         dense = _sizes(loaded, options.input_shape).total("dense_bytes")
-        found = {"dtype": options.dtype, "file_bytes": size, "dense_bytes": dense}
-        rows = f"{options.dtype}: {size:,} bytes; the dense float32 network has {dense:,}"
-        return Exported((path,), found, rows)
+        found = {"dtype": options.dtype, "file_bytes": len(data), "dense_bytes": dense}
+        rows = f"{options.dtype}: {len(data):,} bytes; the dense float32 network has {dense:,}"
+        return _Written({f"model.{suffix}": data}, found, rows)
 
     return to
 
 
-def _onnx(graph: Graph, path: Path, options: Options) -> int:
-    from rosler_jax.export.onnx import to_onnx
+def _onnx(graph: Graph, options: Options) -> bytes:
+    from rosler_jax.export.onnx import onnx_bytes
 
-    return to_onnx(graph, path, bits=report.BITS[options.dtype])
+    return onnx_bytes(graph, report.BITS[options.dtype])
 
 
-def _tflite(graph: Graph, path: Path, options: Options) -> int:
-    from rosler_jax.export.tflite import to_tflite
+def _tflite(graph: Graph, options: Options) -> bytes:
+    from rosler_jax.export.tflite import tflite_model
 
     bits = report.BITS[options.dtype]
     # Integer activations go with weights of a byte; other weights are computed with in float32.
     calibration = options.calibration if bits == 8 else None
-    return to_tflite(graph, path, bits=bits, calibration=calibration)
+    return tflite_model(graph, bits, calibration)
 
 
-def _stablehlo(graph: Graph, path: Path, options: Options) -> int:
-    from rosler_jax.export.stablehlo import to_stablehlo
+def _stablehlo(graph: Graph, options: Options) -> bytes:
+    from rosler_jax.export.stablehlo import exported
 
-    return to_stablehlo(graph, path, bits=report.BITS[options.dtype])
+    return bytes(exported(graph, report.BITS[options.dtype]).serialize())
 
 
-Target = Callable[[LoadedNetwork, Graph, Path, Options], Exported]
+Target = Callable[[LoadedNetwork, Graph, Options], _Written]
 
 TARGETS: dict[str, Target] = {
     "c": _to_c,
@@ -297,26 +328,34 @@ TARGETS: dict[str, Target] = {
 """Every target by name: a new one is one line here."""
 
 
-def calibration_of(run: str | os.PathLike[str], data: str | None = None, count: int = 512) -> Any:
+def calibration_of(
+    run: str | os.PathLike[str], data: str | None = None, count: int = 512, seed: int = 0
+) -> Any:
     """Validation inputs of a run's data, to calibrate with; None where no data is known.
+
+    They are drawn at random, class by class: data may be sorted, and a prefix is no sample.
 
     Args:
       run: the folder of a run, or a model file in it.
       data: name or path of the data; by default what the run was trained on.
       count: how many inputs at most.
+      seed: of the draw.
 
     Raises:
+      RunError: if the data has changed since, or does not go with the model.
       ValueError, OSError: if the data cannot be read.
     """
-    from rosler_jax import config as configs
-    from rosler_jax.config import TrainConfig
-    from rosler_jax.run import load_data
+    return calibration_and_others(run, data, count, seed)[0]
 
-    stored = _model_path(run).parent / CONFIG
-    if not stored.exists() and data is None:
-        return None
-    config = TrainConfig()
-    if stored.exists():
-        config = configs.from_dict(json.loads(stored.read_text(encoding="utf-8")))
-    config = config if data is None else dataclasses.replace(config, data=data)
-    return load_data(config).validation_x[:count]
+
+def calibration_and_others(
+    run: str | os.PathLike[str], data: str | None = None, count: int = 512, seed: int = 0
+) -> tuple[Any, Any]:
+    """What :func:`calibration_of` draws, and the rest of the validation inputs."""
+    from rosler_jax.run import load_run_data
+
+    dataset = load_run_data(_model_path(run), data)
+    if dataset is None:
+        return None, None
+    chosen = _calibration.draw(dataset.validation_y, count, seed)
+    return dataset.validation_x[chosen], np.delete(dataset.validation_x, chosen, axis=0)
