@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from rosler_jax import modelfile
@@ -114,10 +115,17 @@ def save_network(
       Bytes of the file.
 
     Raises:
-      ValueError: for unknown bits, or a layer still in the parallel stage.
+      ModelFileError: for unknown bits, a layer still in the parallel stage, or a network that
+        :func:`load_network` would refuse.
       OSError: if the file cannot be written.
     """
-    return modelfile.save(path, pack(trained, bits), {"layers": trained.specs}, metadata or {})
+    try:
+        tensors = pack(trained, bits)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelFileError(f"{path}: the network cannot be saved: {error}") from error
+    content = tensors, {"layers": trained.specs}, metadata or {}
+    _loaded(path, modelfile.decode(modelfile.encode(*content, name=str(path)), name=str(path)))
+    return modelfile.save(path, *content)
 
 
 def load_network(path: str | os.PathLike[str]) -> LoadedNetwork:
@@ -135,7 +143,11 @@ def load_network(path: str | os.PathLike[str]) -> LoadedNetwork:
       ModelFileError: if the file is damaged, or its tensors do not fit its layers.
       OSError: if it cannot be read.
     """
-    file = modelfile.load(path)
+    return _loaded(path, modelfile.load(path))
+
+
+def _loaded(path: str | os.PathLike[str], file: ModelFile) -> LoadedNetwork:
+    """The network of a model file's contents."""
     specs = file.spec.get("layers")
     if not isinstance(specs, list) or not all(isinstance(s, dict) for s in specs):
         raise ModelFileError(f"{path}: its spec has no list of layers; save it with save_network")
@@ -151,7 +163,7 @@ def rebuild(specs: Sequence[Spec], tensors: Mapping[str, Any]) -> Network:
     Raises:
       ValueError: if they do not fit.
     """
-    graphdef, *state = _abstract(json.dumps([dict(spec) for spec in specs]))
+    graphdef, *state = _abstract(_as_json(specs))
     names = {f"layers/{name}": tensor for name, tensor in tensors.items()}
     buffer_names = {
         path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(state[1])[0]
@@ -163,7 +175,18 @@ def rebuild(specs: Sequence[Spec], tensors: Mapping[str, Any]) -> Network:
 
 def network_views(specs: Sequence[Spec]) -> Views:
     """What each parameter of a network of these layers is."""
-    return _views(json.dumps([dict(spec) for spec in specs]))
+    return _views(_as_json(specs))
+
+
+def _as_json(specs: Sequence[Spec]) -> str:
+    """Layers as a file holds them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"{value!r:.80} in a layer's description is not a JSON type")
+
+    return json.dumps([dict(spec) for spec in specs], default=plain)
 
 
 @functools.lru_cache(maxsize=32)

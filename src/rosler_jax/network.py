@@ -75,7 +75,7 @@ class Pool(nnx.Module):
     def __init__(self, window: int | Sequence[int], reduce: str):
         sides = tuple(window) if isinstance(window, list | tuple) else window
         each = sides if isinstance(sides, tuple) else (sides,)
-        whole = (isinstance(n, int | np.integer) and n is not True and n >= 1 for n in each)
+        whole = (isinstance(n, int) and n is not True and n >= 1 for n in each)
         if not each or not all(whole):
             raise ValueError(
                 f"a pool's window is {window!r}; pass a positive whole number, or one an axis"
@@ -99,10 +99,10 @@ def pool_sides(window: int | Sequence[int], axes: int) -> tuple[int, ...]:
       >>> pool_sides(2, 3), pool_sides([25, 5], 2)
       ((2, 2, 2), (25, 5))
     """
-    sides = (window,) * axes if isinstance(window, int | np.integer) else tuple(window)
+    sides = (window,) * axes if isinstance(window, int) else tuple(window)
     if len(sides) != axes:
         raise ValueError(f"a pool's window {sides} has {len(sides)} sides for {axes} spatial axes")
-    return tuple(int(n) for n in sides)
+    return sides
 
 
 def flatten(x: Array) -> Array:
@@ -207,9 +207,17 @@ def build_layer(spec: Spec, dtype: Any, rngs: nnx.Rngs) -> Any:
     if not isinstance(kind, str) or kind not in LAYERS:
         raise ValueError(f"unknown layer kind {kind!r}; expected one of {', '.join(LAYERS)}")
     try:
-        return LAYERS[kind](spec, dtype, rngs)
+        plain = {name: _plain(value) for name, value in spec.items()}
+        return LAYERS[kind](plain, dtype, rngs)
     except (TypeError, KeyError, IndexError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"layer {dict(spec)!r} cannot be built: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy, which arithmetic on sizes gives, as Python's: what a file gives back."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _listed(value: Any) -> float | list[float]:

@@ -85,7 +85,8 @@ def next_layers(draw: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     if kind == "batch_norm":
         return of(kind, num_features=shape[-1])
     if kind.endswith("pool"):
-        return of(kind, window=draw(st.integers(1, min(3, *shape[:-1]))))
+        sides = [draw(st.integers(1, min(3, n))) for n in shape[:-1]]
+        return of(kind, window=draw(st.sampled_from([sides, min(sides)])))
     return of(kind)
 
 

@@ -55,7 +55,7 @@ CASES: dict[str, Case] = {
     "images": (
         [STANDARDIZE, conv(2, 6), of("relu"), of("max_pool", window=2),
          conv(6, 5, (2, 3), padding="VALID", strides=[2, 1]), of("gelu"),
-         of("avg_pool", window=2), of("flatten"), linear(10, 3)],
+         of("avg_pool", window=[1, 2]), of("flatten"), linear(20, 3)],
         (11, 13, 2),
     ),
     "groups": (

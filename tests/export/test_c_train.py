@@ -366,7 +366,7 @@ CONVNETS: dict[str, tuple[list[dict[str, Any]], tuple[int, ...]]] = {
     ),
     "sketched": (
         [conv(1, 4), of("relu"), sketched_conv(4, 6, rank=2, feature_group_count=2), of("relu"),
-         of("max_pool", window=2), of("flatten"), linear(24, CLASSES)],
+         of("max_pool", window=[2, 1]), of("flatten"), linear(48, CLASSES)],
         (5, 4, 1),
     ),
     "seeded first": (

@@ -33,8 +33,8 @@ OPERATIONS = {
     "tanh": ([of("tanh")], (60,)),
     "affine": ([of("standardize", mean=1.0, std=2.0)], (60,)),
     "max_pool of signals": ([of("max_pool", window=3)], (20, 3)),
-    "max_pool of images": ([of("max_pool", window=2)], (6, 5, 2)),
-    "max_pool of volumes": ([of("max_pool", window=2)], (4, 4, 2, 2)),
+    "max_pool of images": ([of("max_pool", window=[3, 2])], (6, 5, 2)),
+    "max_pool of volumes": ([of("max_pool", window=[2, 1, 2])], (4, 4, 2, 2)),
     "avg_pool": ([of("avg_pool", window=2)], (6, 5, 2)),
 }
 DROPPED = {  # what runtimes' own kernels make of NaN in pooling

@@ -138,10 +138,10 @@ class Activate(Op):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Pool(Op):
-    """``max`` or ``mean`` over square windows that do not overlap; a remainder is left out."""
+    """``max`` or ``mean`` over windows that do not overlap; a remainder is left out."""
 
     kind: str
-    window: int
+    window: Shape
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -143,7 +143,7 @@ class Pooled(IntOp):
     """Max over windows, or ``requant`` of their sum."""
 
     kind: str
-    window: int
+    window: Shape
     requant: Requant
 
 

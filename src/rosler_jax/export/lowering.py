@@ -430,7 +430,7 @@ def _activate(op: Activate, x: _Tensor, context: _Context) -> tuple[list[IntOp],
 
 
 def _pooled(op: Pool, x: _Tensor, context: _Context) -> tuple[list[IntOp], _Tensor]:
-    count = op.window ** (len(op.in_shape) - 1)
+    count = math.prod(op.window)
     bound = x.bound * (1 if op.kind == "max" else count)
     if bound >= 2**31:
         raise ExportError(f"{op.name}: windows of {count} are too many to sum; pool in two steps")

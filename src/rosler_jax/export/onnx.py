@@ -242,11 +242,8 @@ ACTIVATIONS: dict[str, Callable[[Builder, str], str]] = {
 
 
 def _pool(b: Builder, op: Pool, x: Value) -> Value:
-    n = len(op.in_shape) - 1
-    if n == 0:
-        return x
     kind = "MaxPool" if op.kind == "max" else "AveragePool"
-    size = [op.window] * n
+    size = list(op.window)
     name = b.add(kind, channels_first(b, x).name, kernel_shape=size, strides=size)
     return Value(name, op.out_shape, True)
 

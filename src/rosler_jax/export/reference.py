@@ -13,6 +13,7 @@ how many there were.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def group_filters(op: Any, entries: Any) -> Any:
 
 def pool(x: Array, op: Pool) -> Array:
     """Max or sum over windows of ``(batch, *spatial, channels)``."""
-    shape = (1, *(op.window,) * (x.ndim - 2), 1)
+    shape = (1, *op.window, 1)
     # Constants, not traced: so XLA's reductions of windows are known to JAX, and have gradients.
     zero = np.zeros((), x.dtype)
     if op.kind == "max":
@@ -97,7 +98,7 @@ def _project(op: Project, x: Array) -> Array:
 
 def _pool(op: Pool, x: Array) -> Array:
     y = pool(x, op)
-    return y if op.kind == "max" else y / op.window ** (x.ndim - 2)
+    return y if op.kind == "max" else y / math.prod(op.window)
 
 
 COMPUTE: dict[type[Op], Callable[[Any, Array], Array]] = {

@@ -331,14 +331,12 @@ ACTIVATIONS: dict[str, Callable[[Builder, Value], Value]] = {
 
 
 def _pool(b: Builder, op: Pool, x: Value, relu: bool) -> Value:
-    n, w = len(op.in_shape) - 1, op.window
-    if n == 0:
-        return x
+    n = len(op.window)
     if n > 2:
         raise ExportError(f"{op.name}: TFLite has no {n}-D pooling; use the target onnx")
+    h, w = (1, *op.window)[-2:]
     options = {
-        "Padding": VALID, "StrideH": w if n == 2 else 1, "StrideW": w,
-        "FilterHeight": w if n == 2 else 1, "FilterWidth": w,
+        "Padding": VALID, "StrideH": h, "StrideW": w, "FilterHeight": h, "FilterWidth": w,
     }  # fmt: skip
 
     def pooled(s: np.ndarray) -> np.ndarray:

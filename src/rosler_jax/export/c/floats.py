@@ -147,7 +147,7 @@ def _activate(op: Activate, unit: Unit, label: str) -> Step:
 
 
 def _pool(op: Pool, unit: Unit, label: str) -> Step:
-    count = op.window ** (len(op.in_shape) - 1)
+    count = math.prod(op.window)
     finish = _finish(unit, label, scale=1.0 / count) if op.kind == "mean" else "0"
     shapes = (op.in_shape, op.out_shape)
     return pool_step(unit, FLOAT, label, shapes, op.window, op.kind == "mean", finish)

@@ -171,33 +171,33 @@ def _prologue(numbers: Numbers, begin: str, inner: int, filled: int) -> list[str
 
 
 def pool_step(
-    unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape], side: int, mean: bool,
+    unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape], sides: Shape, mean: bool,
     finish: str,
 ) -> Step:  # fmt: skip
     """A step that pools."""
     unit.use("pool", numbers.names())
     name = f"rosler_pool_{numbers.suffix}"
-    axes, channels = len(shapes[0]) - 1, shapes[0][-1]
-    if axes > 2:  # gathered, a window is a signal of one output
-        pixels = side**axes
+    channels = shapes[0][-1]
+    if len(sides) > 2:  # gathered, a window is a signal of one output
+        pixels = math.prod(sides)
         sizes = f"{pixels}, {channels}, 1, 1, 1, {pixels}, {int(mean)}"
         return window_step(
-            unit, numbers, label, shapes, pool_window(side, axes),
+            unit, numbers, label, shapes, pool_window(sides),
             lambda x, y, _: f"{name}({x}, {sizes}, {finish}, {y});",
         )  # fmt: skip
     _, width, _ = image(shapes[0])
     rows, cols, _ = image(shapes[1])
-    high = 1 if axes == 1 else side
-    sizes = f"{width}, {channels}, {rows}, {cols}, {high}, {side}, {int(mean)}"
+    high, wide = _two(sides, 1)
+    sizes = f"{width}, {channels}, {rows}, {cols}, {high}, {wide}, {int(mean)}"
     return Step(
         lambda x, y, _: f"{name}({x}, {sizes}, {finish}, {y});",
         math.prod(shapes[1]) * numbers.size,
     )
 
 
-def pool_window(side: int, axes: int) -> Window:
+def pool_window(sides: Shape) -> Window:
     """The window of a pool: as far apart as it is large."""
-    sides, ones, none = (side,) * axes, (1,) * axes, ((0, 0),) * axes
+    ones, none = (1,) * len(sides), ((0, 0),) * len(sides)
     return Window(
         size=sides, strides=sides, padding=none, dilation=ones, input_dilation=ones, groups=1
     )

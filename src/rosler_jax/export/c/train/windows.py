@@ -88,14 +88,14 @@ def pool(op: Pool, parameters: Parameters, label: str) -> Node:
     axes, mean = len(op.in_shape) - 1, op.kind == "mean"
     step = inference.EMIT[Pool](op, unit, label)
     assert step is not None
-    table = axes_table(unit, f"{label}_back", shapes, pool_window(op.window, axes))
+    table = axes_table(unit, f"{label}_back", shapes, pool_window(op.window))
     outputs = math.prod(op.out_shape[:-1])
 
     def backward(w: Wires) -> str:
         if not w.dx:
             return ""
         unit.use("pool_back_f32")
-        each = float32_literal(1.0 / op.window**axes if mean else 0.0)
+        each = float32_literal(1.0 / math.prod(op.window) if mean else 0.0)
         sizes = f"{table}, {axes}, {op.in_shape[-1]}, {outputs}, {each}"
         return (
             f"memset({w.dx}, 0, {4 * math.prod(op.in_shape)}); "
