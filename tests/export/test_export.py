@@ -129,12 +129,27 @@ def test_an_export_that_cannot_be_written_leaves_the_one_before(model, tmp_path,
         (np.ones((0, 70)), r"no calibration inputs \(shape \(0, 70\)\)"),
         (np.full((2, 70), "x"), "dtype <U1; expected real numbers"),
         (np.ones((2, 70), complex), "expected real numbers"),
+        ([[1.0, 2.0], [3.0]], "expected real numbers"),
     ],
 )
 def test_calibration_that_does_not_fit_is_refused(model, tmp_path, target, calibration, says):
     for dtype in ("int8", "float32") if target == "c" else ("int8",):
         with pytest.raises(ExportError, match=says):
             export(model, tmp_path / "x", target=target, dtype=dtype, calibration=calibration)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("target", ["c", "tflite"])
+def test_a_network_that_overflows_on_calibration_is_refused(tmp_path, target):
+    standardize = {"kind": "standardize", "mean": 0.0, "std": 1e-30}
+    small = make_model([standardize, {"kind": "linear", "in_features": 3, "out_features": 2}])
+    modelfile.save(tmp_path / "m.rosler", small.tensors, {"layers": small.specs}, {})
+    options = {"calibration": 1e30 * reals((3,)), "target": target}
+    with pytest.raises(ExportError, match=r"0/standardize: its outputs .* not finite"):
+        export(tmp_path / "m.rosler", tmp_path / "x", dtype="int8", **options)
+    if target == "c":
+        with pytest.raises(ExportError, match=r"its outputs .* not finite"):
+            export(tmp_path / "m.rosler", tmp_path / "x", train=Training(dtype="fixed"), **options)
     assert not (tmp_path / "x").exists()
 
 
@@ -153,6 +168,12 @@ def test_what_cannot_be_is_refused(model, tmp_path):
         export(model, tmp_path / "x", dtype="int9")
     with pytest.raises(ExportError, match="needs calibration inputs"):
         export(model, tmp_path / "x", dtype="int8")
+    for shape in ("abc", 70, [70.5], [None], [], [0]):
+        with pytest.raises(ExportError, match=r"input_shape .*; expected positive"):
+            export(model, tmp_path / "x", input_shape=shape)
+    for bad in ({"momentum": None}, {"momentum": "x"}, {"clip": "x"}, {"parts": 3}, {"batch": 2.0}):
+        with pytest.raises(ExportError, match=f"{next(iter(bad))} "):
+            export(model, tmp_path / "x", train=Training(**bad), board=None)
     with pytest.raises(FileNotFoundError):
         export(tmp_path / "absent.rosler", tmp_path / "x")
     assert "c" in TARGETS

@@ -45,7 +45,7 @@ def saturation(program: Program, rest: Any, calibration: Any) -> dict[str, Any]:
     """
     limits = np.iinfo(program.input_dtype)
     steps = np.rint(_flat(rest) / program.input_scale)
-    beyond = (steps < limits.min) | (steps > limits.max)
+    beyond = ~((steps >= limits.min) & (steps <= limits.max))  # NaN, too
     spread = _flat(calibration).std(0) / program.input_scale
     lost = (spread > 0) & (spread < STEPS) if program.input_dtype == "int16" else spread < 0
     return {

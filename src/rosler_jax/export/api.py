@@ -256,11 +256,13 @@ def _with_examples(graph: Graph, options: Options) -> tuple[Any, np.ndarray, np.
     from rosler_jax.export.integer import run_integer
     from rosler_jax.export.lowering import lower
 
-    x = None if options.calibration is None else np.asarray(options.calibration)
+    x = options.calibration
+    if x is None and options.dtype == "float32":
+        # None are needed; these only show that C computes what Python does.
+        x = np.random.default_rng(0).normal(size=(EXAMPLES, *graph.in_shape))
+    x = None if x is None else calibration_inputs(x, graph.in_shape)
     if options.dtype == "float32":
-        if x is None:  # none are needed; these only show that C computes what Python does
-            x = np.random.default_rng(0).normal(size=(EXAMPLES, *graph.in_shape))
-        inputs = _some(calibration_inputs(x, graph.in_shape))
+        inputs = _some(x)
         return graph, inputs, np.asarray(reference.run(graph, jax.numpy.asarray(inputs)))
     if x is None:
         raise ExportError(

@@ -80,10 +80,10 @@ def _operations(i: int, spec: Mapping[str, Any], tensors: Tensors, shape: Shape)
 
 def _input_shape(specs: Sequence[Mapping[str, Any]], given: Sequence[int] | None) -> Shape:
     if given is not None:
-        shape = tuple(int(n) for n in given)
-        if not shape or min(shape) < 1:
-            raise ExportError(f"input_shape {shape}; expected positive sizes, as 28,28,1")
-        return shape
+        shape = tuple(given) if isinstance(given, list | tuple) else ()
+        if not shape or not all(isinstance(n, int | np.integer) and n >= 1 for n in shape):
+            raise ExportError(f"input_shape {given!r:.80}; expected positive sizes, as 28,28,1")
+        return tuple(int(n) for n in shape)
     for spec in specs:
         if "conv" in str(spec.get("kind")) or "pool" in str(spec.get("kind")):
             raise ExportError(

@@ -50,7 +50,10 @@ def calibration_inputs(calibration: Any, shape: Shape) -> Float[np.ndarray, "bat
       >>> calibration_inputs([[1, 2]], (2,)).dtype
       dtype('float32')
     """
-    given = np.asarray(calibration)
+    try:
+        given = np.asarray(calibration)
+    except ValueError:  # lists of unlike lengths
+        given = np.empty((), object)
     if given.dtype.kind not in "biuf":
         raise ExportError(f"calibration inputs of dtype {given.dtype}; expected real numbers")
     if given.size == 0:
@@ -64,6 +67,19 @@ def calibration_inputs(calibration: Any, shape: Shape) -> Float[np.ndarray, "bat
             f"{bad[0]}; leave those examples out"
         )
     return np.asarray(x)
+
+
+def check_finite(outputs: Any, name: str) -> None:
+    """Refuses an operation that makes numbers that are not finite of calibration inputs.
+
+    Raises:
+      ExportError: by its name.
+    """
+    if not np.isfinite(outputs).all():
+        raise ExportError(
+            f"{name}: its outputs for the calibration inputs are not finite; calibrate with inputs "
+            "as the network is used on, or train it again"
+        )
 
 
 def quantized(x: Any, scale: float, dtype: Any) -> Integer[np.ndarray, "..."]:

@@ -36,7 +36,7 @@ from rosler_jax.export.graph import (
     Weight,
     is_relu,
 )
-from rosler_jax.export.inputs import calibration_inputs
+from rosler_jax.export.inputs import calibration_inputs, check_finite
 from rosler_jax.export.integer import (
     HIGH,
     LOW,
@@ -141,6 +141,7 @@ def lower(
         fused = isinstance(op, Dense | Conv | Project | PatchProject) and is_relu(graph.ops, i + 1)
         gain = None if fused else _gain(graph.ops, i + 1, WEIGHT_BITS[dtype])
         out = outputs[i + 1 + fused]
+        check_finite(out, op.name)
         seen = np.abs(out).reshape(-1, out.shape[-1]).max(0).astype(np.float64)
         context = _Context(WEIGHT_BITS[dtype], seen, fused, gain)
         lowered, tensor = LOWER[type(op)](op, tensor, context)

@@ -58,7 +58,7 @@ from rosler_jax.export.graph import (
     Window,
     is_relu,
 )
-from rosler_jax.export.inputs import calibration_inputs
+from rosler_jax.export.inputs import calibration_inputs, check_finite
 
 BITS = (32, 16, 8, 4)
 LARGEST = 2**31 - 1  # bytes of one flatbuffer
@@ -116,7 +116,10 @@ def tflite_model(graph: Graph, bits: int = 32, calibration: Any = None) -> bytes
     while i < len(graph.ops):
         op = graph.ops[i]
         relu = isinstance(op, FUSED) and is_relu(graph.ops, i + 1)
-        x = EMIT[type(op)](b, op, x, relu)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            x = EMIT[type(op)](b, op, x, relu)
+        if x.sample is not None:
+            check_finite(x.sample, op.name)
         i += 1 + relu
     x = reshape(b, real(b, x), *graph.out_shape)
     if not b.model.operators:  # interpreters want one

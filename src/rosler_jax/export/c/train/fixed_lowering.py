@@ -26,7 +26,7 @@ from rosler_jax.export.c.train.fixed import (
 )
 from rosler_jax.export.c.train.parts import bias_name, names, trained_names
 from rosler_jax.export.graph import Activate, Affine, Dense, Flatten, Graph, Op, Project
-from rosler_jax.export.inputs import calibration_inputs
+from rosler_jax.export.inputs import calibration_inputs, check_finite
 from rosler_jax.export.integer import HIGH, Shifted
 from rosler_jax.export.lowering import SIGNED, lower
 
@@ -107,6 +107,7 @@ def lower_training(
                 f"{op.name}: {kind} does not train in fixed point; products, seeded sketches and "
                 "relu do. Export float32, or train only what comes after it, as parts='head' does"
             )
+        check_finite(sizes[i + 1], op.name)
         context = _Context(trained, fraction, sizes[i], sizes[i + 1])
         plan.append(LOWER[type(op)](op, context))
         fraction = plan[-1].fraction

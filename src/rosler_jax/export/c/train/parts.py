@@ -56,7 +56,7 @@ def trained_names(graph: Graph, parts: str | Sequence[str]) -> frozenset[str]:
     """
     known = [name for op in graph.ops for name in names(op)]
     chosen: set[str] = set()
-    for part in (parts,) if isinstance(parts, str) else parts:
+    for part in parts if isinstance(parts, list | tuple | set | frozenset) else (parts,):
         if part == "all":
             chosen.update(known)
         elif part == "cores":

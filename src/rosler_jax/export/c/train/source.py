@@ -162,9 +162,9 @@ def write_training(
     _check("dtype", dtype, DTYPES)
     if not (isinstance(batch, int) and batch >= 1):
         raise ExportError(f"batch {batch!r}; expected a whole number from 1")
-    if not 0.0 <= momentum < 1.0:
+    if not (isinstance(momentum, int | float) and 0.0 <= momentum < 1.0):
         raise ExportError(f"momentum {momentum!r}; expected 0 to below 1")
-    if clip is not None and not (clip > 0.0 and math.isfinite(clip)):
+    if clip is not None and not (isinstance(clip, int | float) and 0.0 < clip < math.inf):
         raise ExportError(f"clip {clip!r}; expected a positive number, or None")
     if dtype == "fixed":
         from rosler_jax.export.c.train.fixed_source import write_fixed
