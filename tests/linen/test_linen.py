@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import chex
@@ -164,6 +165,94 @@ def test_dtypes() -> None:
     y, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 9)))
     assert y.dtype == jnp.bfloat16
     assert {v.dtype for v in variables["params"].values()} == {jnp.dtype("float32")}
+
+
+class ResNet(nn.Module):
+    """As models of Linen's are written: layers as attributes, arguments by position."""
+
+    conv: Any = nn.Conv
+    dense: Any = nn.Dense
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = partial(self.conv, use_bias=False, dtype=jnp.float32)
+        x = conv(6, (3, 3), (2, 2), "SAME")(x)
+        y = nn.relu(conv(6, (3, 3))(x))
+        x = x + conv(6, (1, 1), (1, 1), kernel_init=nn.initializers.zeros)(y)
+        x = x.mean(axis=(-3, -2))
+        x = self.dense(5, True, jnp.float32, kernel_init=nn.initializers.lecun_normal())(x)
+        return self.dense(3, dot_general_cls=None, precision="highest")(inputs=x)
+
+
+@pytest.mark.parametrize("mode", ["chain", "seeded"])
+def test_stands_for_linens_layers_in_a_model_of_somebody_elses(mode: Any) -> None:
+    plain = ResNet()
+    net = ResNet(
+        conv=partial(SketchConv, rank=4, mode=mode), dense=partial(SketchDense, rank=3, mode=mode)
+    )
+    key, x = jax.random.key(0), normal(1, 2, 8, 8, 4)
+    outputs = [jax.eval_shape(module.init_with_output, key, x)[0] for module in (plain, net)]
+    assert outputs[0].shape == outputs[1].shape
+
+    @jax.jit
+    def slope(key: jax.Array) -> Any:
+        variables = net.init(key, x)
+        loss = lambda p: jnp.sum(net.apply({**variables, "params": p}, x) ** 2)
+        return jax.grad(loss)(variables["params"])
+
+    # What starts from a kernel of zeros learns all the same.
+    assert any(jnp.any(g != 0) for g in jax.tree.leaves(slope(key)["SketchConv_2"]))
+
+
+@pytest.mark.parametrize("mode", ["chain", "seeded"])
+def test_kernel_init_is_the_matrix_that_a_layer_starts_from(mode: Any) -> None:
+    w = normal(3, 9, 2) @ normal(4, 2, 7)  # of the layer's rank
+    give = lambda _, shape, dtype: w.reshape(shape).astype(dtype)
+    options = dict(kernel_init=give, rank=2, mode=mode, use_bias=False)
+    if mode == "seeded":
+        options |= dict(rank=7, in_sketch=9, sketch="gaussian")  # square: no matrix is left out
+    dense = SketchDense(7, **options)
+    x = normal(1, 5, 9)
+    y = dense.init_with_output(jax.random.key(0), x)[0]
+    np.testing.assert_allclose(y, x @ w, atol=2e-3)
+    conv = SketchConv(7, (3,), **options)
+    x = normal(1, 2, 6, 3)
+    want = nn.Conv(7, (3,), use_bias=False).apply({"params": {"kernel": w.reshape(3, 3, 7)}}, x)
+    np.testing.assert_allclose(conv.init_with_output(jax.random.key(0), x)[0], want, atol=2e-3)
+
+
+def test_a_scan_over_layers_carries_their_seeds() -> None:
+    class Body(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return SketchDense(6, rank=2, mode="seeded", name="dense")(x), None
+
+    def scanned(**axes: int) -> nn.Module:
+        return nn.scan(Body, variable_axes=axes, split_rngs={"params": True}, length=3)()
+
+    x = normal(1, 2, 6)
+    with pytest.raises(ValueError, match=r"dense: .*'sketch': 0"):
+        scanned(params=0).init(jax.random.key(0), x, None)
+    net = scanned(params=0, sketch=0)
+    variables = net.init(jax.random.key(0), x, None)
+    want = x
+    for i in range(3):
+        one = jax.tree.map(lambda a, i=i: a[i], variables)
+        want = Body().apply(one, want, None)[0]
+    np.testing.assert_allclose(net.apply(variables, x, None)[0], want, rtol=1e-4, atol=1e-5)
+
+
+def test_what_acts_on_a_kernel_is_refused() -> None:
+    x = jnp.ones((2, 9))
+    with pytest.raises(ValueError, match="SketchDense: dot_general acts on a kernel"):
+        SketchDense(7, rank=2, dot_general=jax.lax.dot_general).init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="mask acts on a kernel"):
+        SketchConv(7, (3,), rank=2, mask=x).init(jax.random.key(0), x[None])
+    with pytest.raises(ValueError, match="one for both"):
+        pair = ("high", "highest")
+        SketchDense(7, rank=2, precision=pair).init(jax.random.key(0), x)
+    with pytest.raises(TypeError, match="rank"):
+        SketchDense(7, 2)  # type: ignore[call-arg]
 
 
 def test_errors() -> None:

@@ -17,7 +17,13 @@ import pytest
 from flax import nnx
 from written_out import matrices, matrix, params_of
 
-from rosler_jax import SketchLinear, SketchParam, TwoFactorLinear
+from rosler_jax import (
+    SketchEinsum,
+    SketchLinear,
+    SketchLinearGeneral,
+    SketchParam,
+    TwoFactorLinear,
+)
 
 MODES = ("chain", "ares", "seeded")
 RTOL = 1e-9
@@ -295,6 +301,53 @@ def test_two_factors_are_the_dense_product(x64: None) -> None:
     g = np.asarray(x).T @ np.asarray(delta)
     close(grads["c"][...], g @ r.T)
     close(grads["r"][...], c.T @ g)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_precision_reaches_every_product_and_its_derivative(mode: Any) -> None:
+    x = normal(1, 4, M)
+
+    def products(**options: Any) -> tuple[int, int, Any]:
+        layer = make(mode, **options)
+        apply, params = split(layer)
+        both = lambda p: jax.value_and_grad(lambda p: jnp.sum(jnp.sin(apply(p, x))))(p)
+        text = str(jax.make_jaxpr(both)(params))
+        return text.count("dot_general["), text.count("Precision.HIGHEST)"), both(params)
+
+    count, exact, want = products()
+    again, highest, got = products(precision=jax.lax.Precision.HIGHEST)
+    assert count == again == highest
+    assert exact < highest
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_kernel_init_is_the_matrix_that_a_layer_starts_from(mode: Any) -> None:
+    options: Any = dict(mode=mode, rngs=nnx.Rngs(0))
+    rank = 4 if mode == "ares" else 2  # small Gaussian cores are better conditioned so
+    if mode == "seeded":
+        options |= dict(in_sketch=8, sketch="gaussian")  # square: no matrix is left out
+        rank = 6
+    w = normal(3, 3, 8, 2) @ normal(4, 3, 2, 6)
+    give = lambda w: lambda _, shape, dtype: w.reshape(shape).astype(dtype)
+    x = normal(1, 5, 3, 8)
+    layers = (
+        (SketchLinear(8, 6, rank, kernel_init=give(w[0]), **options), x, x @ w[0]),
+        (
+            SketchEinsum("bgm,gmn->bgn", w.shape, rank, kernel_init=give(w), **options),
+            x,
+            jnp.einsum("bgm,gmn->bgn", x, w),
+        ),
+        (
+            SketchLinearGeneral(
+                (2, 4), 6, rank, axis=(-2, -1), batch_axis={0: 3}, kernel_init=give(w), **options
+            ),
+            x.swapaxes(0, 1).reshape(3, 5, 2, 4),
+            jnp.einsum("bgm,gmn->gbn", x, w),
+        ),
+    )
+    for layer, inputs, want in layers:
+        np.testing.assert_allclose(layer(inputs), want, atol=3e-3)
 
 
 def test_errors() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
 SEEDS = ("psi_seed", "omega_seed")
 
 
+def refuse_given(module: nn.Module, names: Sequence[str]) -> None:
+    """Refuses fields of Flax's layer that act on a kernel, which a sketch layer never forms."""
+    for name in names:
+        if getattr(module, name) is not None:
+            raise ValueError(
+                f"{_path(module)}: {name} acts on a kernel, and a sketched weight is never formed; "
+                "leave it out"
+            )
+
+
+def _path(module: nn.Module) -> str:
+    return "/".join(module.path) or type(module).__name__
+
+
 def layer_sketches(module: nn.Module, plan: WeightPlan) -> tuple[Any, Any]:
     """The sketches of a layer, from the seeds in ``"sketch"``; draws those at ``init``.
 
@@ -25,9 +39,14 @@ def layer_sketches(module: nn.Module, plan: WeightPlan) -> tuple[Any, Any]:
     if not plan.sketched:
         return None, None
     if not module.has_variable("sketch", SEEDS[0]) and not module.is_mutable_collection("sketch"):
+        lifted = (
+            "name the collection among the variable_axes of nn.scan or nn.vmap: {'params': 0, "
+            "'sketch': 0}"
+        )
+        given = "pass the collection 'sketch' that init returned beside 'params'; within a stack "
         raise ValueError(
-            f"{module.name or type(module).__name__}: the seeds are missing; pass the collection "
-            "'sketch' that init returned beside 'params'"
+            f"{_path(module)}: the seeds of its sketches are missing; "
+            f"{lifted if module.is_initializing() else given + lifted}"
         )
     seeds = [
         module.variable("sketch", name, lambda: seed_words(module.make_rng("params"))).value
@@ -50,7 +69,8 @@ def layer_params(
     ``features`` is the length of the bias, None for no bias.
     """
     values: dict[str, Array] = {}
-    if module.is_mutable_collection("params") and not module.has_variable("params", next(iter(shapes))):
+    first = next(iter(shapes))
+    if module.is_mutable_collection("params") and not module.has_variable("params", first):
         values = make(module.make_rng("params"))
 
     def initial(name: str) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rosler_jax.initializers import RANGE_FINDER_GAIN
-from rosler_jax.linen._variables import layer_params, layer_sketches
+from rosler_jax.linen._variables import layer_params, layer_sketches, refuse_given
 from rosler_jax.nn import _forward
 from rosler_jax.nn._variables import Mode, WeightPlan, plan_weight
 
@@ -17,23 +18,31 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-class SketchConv(nn.Module):
-    r"""A convolution whose kernel, unfolded to a matrix, is sketched, after ``linen.Conv``.
+REFUSED = ("mask", "promote_dtype", "conv_general_dilated", "conv_general_dilated_cls")
 
-    The twin of :class:`rosler_jax.SketchConv`, with the same modes and the same parameters.
+
+class SketchConv(nn.Module):
+    r"""A convolution whose kernel, unfolded to a matrix, is sketched; stands for ``linen.Conv``.
+
+    The twin of :class:`rosler_jax.SketchConv`, with the same modes and the same parameters; with
+    Linen's fields in Linen's order, so that ``partial(SketchConv, rank=4)`` stands for ``Conv``.
 
     Attributes:
       features: ``c_out``; ``c_in`` is the last dimension of the inputs.
       kernel_size: window, one size per spatial dimension.
-      rank: ``s`` of each group, at most ``min(window c_in / g, c_out / g)``.
-      strides, padding, input_dilation, kernel_dilation, feature_group_count, precision: as in
-        ``linen.Conv``; all of its padding modes work.
-      mode, in_sketch, oversampling, sketch, weight_init, gain, use_bias, dtype, param_dtype,
-        bias_init: as in :class:`SketchDense`.
+      strides, padding, input_dilation, kernel_dilation, feature_group_count, use_bias, dtype,
+        param_dtype, precision, bias_init: as in ``linen.Conv``; all of its padding modes work.
+      mask, promote_dtype, conv_general_dilated, conv_general_dilated_cls: None; they act on a
+        kernel, and there is none.
+      rank: ``s`` of each group, at most ``min(window c_in / g, c_out / g)``; by keyword, as all
+        that follow.
+      kernel_init, mode, in_sketch, oversampling, sketch, weight_init, gain: as in
+        :class:`SketchDense`.
 
     Raises:
       ValueError: for features not divisible by the groups, a rank that does not fit, an unknown
-        mode or padding, when it meets its inputs; without the collection ``"sketch"``.
+        mode or padding, or a field that acts on a kernel, when it meets its inputs; without the
+        collection ``"sketch"``.
 
     Example:
       >>> import jax
@@ -47,29 +56,36 @@ class SketchConv(nn.Module):
 
     features: int
     kernel_size: int | Sequence[int]
-    rank: int
     strides: int | Sequence[int] | None = 1
     padding: str | int | Sequence[int | tuple[int, int]] = "SAME"
     input_dilation: int | Sequence[int] | None = 1
     kernel_dilation: int | Sequence[int] | None = 1
     feature_group_count: int = 1
+    use_bias: bool = True
+    mask: None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
     precision: Any = None
+    kernel_init: Callable[..., Any] | None = None
+    bias_init: Callable[..., Any] = nn.initializers.zeros_init()
+    promote_dtype: None = None
+    conv_general_dilated: None = None
+    conv_general_dilated_cls: None = None
+    _: dataclasses.KW_ONLY
+    rank: int
     mode: Mode = "chain"
     in_sketch: int | None = None
     oversampling: int | None = None
     sketch: str | None = None
     weight_init: Literal["glorot", "he"] | None = None
     gain: float = RANGE_FINDER_GAIN
-    use_bias: bool = True
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    bias_init: Callable[..., Any] = nn.initializers.zeros_init()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch cin"]) -> Float[Array, "*batch cout"]:
+    def __call__(self, inputs: Float[Array, "*batch cin"]) -> Float[Array, "*batch cout"]:
         """Convolves; any number of batch dimensions, none included."""
+        refuse_given(self, REFUSED)
         window, groups = self._window(), self.feature_group_count
-        m, n = _forward.conv_matrix_shape(window, x.shape[-1], self.features, groups)
+        m, n = _forward.conv_matrix_shape(window, inputs.shape[-1], self.features, groups)
         plan = plan_weight(
             m, n, self.rank, mode=self.mode, in_sketch=self.in_sketch,
             oversampling=self.oversampling, sketch=self.sketch, init=self.weight_init,
@@ -89,16 +105,20 @@ class SketchConv(nn.Module):
             self.bias_init,
             self.param_dtype,
         )
-        return _forward.conv(x, params, sketches, lift, pad_mode, self.dtype)
+        return _forward.conv(inputs, params, sketches, lift, pad_mode, self.dtype)
 
     def _window(self) -> tuple[int, ...]:
         size = self.kernel_size
         return (size,) if isinstance(size, int) else tuple(size)
 
     def _factors(self, key: Array, plan: WeightPlan, sketches: tuple[Any, Any]) -> dict[str, Array]:
-        values = plan.group_factors(key, self.feature_group_count, *sketches)
+        groups, window = self.feature_group_count, self._window()
+        kernels = _forward.conv_kernels(
+            self.kernel_init, window, (plan.m, plan.n), groups, self.param_dtype
+        )
+        values = plan.group_factors(key, groups, *sketches, kernels)
         if "c" in values:
-            values["c"] = _forward.fold_window(values["c"], self._window())
+            values["c"] = _forward.fold_window(values["c"], window)
         return values
 
     def _shapes(self, plan: WeightPlan) -> dict[str, tuple[int, ...]]:

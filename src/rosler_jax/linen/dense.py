@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rosler_jax.initializers import RANGE_FINDER_GAIN
-from rosler_jax.linen._variables import layer_params, layer_sketches
+from rosler_jax.linen._variables import layer_params, layer_sketches, refuse_given
 from rosler_jax.nn import _forward
 from rosler_jax.nn._variables import Mode, plan_weight
 
@@ -18,20 +19,24 @@ if TYPE_CHECKING:
 
 
 class SketchDense(nn.Module):
-    r"""A linear layer ``y = x W + b`` whose ``W (m, n)`` is sketched, after ``linen.Dense``.
+    r"""A linear layer ``y = x W + b`` whose ``W (m, n)`` is sketched; stands for ``linen.Dense``.
 
-    The twin of :class:`rosler_jax.SketchLinear`, with the same modes and the same parameters.
+    The twin of :class:`rosler_jax.SketchLinear`, with the same modes and the same parameters; with
+    Linen's fields in Linen's order, so that ``partial(SketchDense, rank=4)`` stands for ``Dense``.
 
     Attributes:
       features: ``n``; ``m`` is the last dimension of the inputs.
-      rank: ``s``, at most ``min(m, n)``.
-      mode, in_sketch, oversampling, sketch, gain, use_bias, dtype, param_dtype, bias_init: as in
-        :class:`rosler_jax.SketchLinear`.
+      use_bias, dtype, param_dtype, precision, bias_init: as in ``linen.Dense``.
+      kernel_init: initialiser of a matrix that is drawn once, whole, and whose best approximation
+        the layer starts from; None for a virtual matrix, never formed.
+      promote_dtype, dot_general, dot_general_cls: None; they act on a kernel, and there is none.
+      rank: ``s``, at most ``min(m, n)``; by keyword, as all that follow.
+      mode, in_sketch, oversampling, sketch, gain: as in :class:`rosler_jax.SketchLinear`.
       weight_init: what is ``init`` there; in Linen that is the name of a method.
 
     Raises:
-      ValueError: for a rank that does not fit or an unknown mode, when it meets its inputs; without
-        the collection ``"sketch"``.
+      ValueError: for a rank that does not fit, an unknown mode or a field that acts on a kernel,
+        when it meets its inputs; without the collection ``"sketch"``.
 
     Example:
       >>> import jax
@@ -46,6 +51,16 @@ class SketchDense(nn.Module):
     """
 
     features: int
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: Any = None
+    kernel_init: Callable[..., Any] | None = None
+    bias_init: Callable[..., Any] = nn.initializers.zeros_init()
+    promote_dtype: None = None
+    dot_general: None = None
+    dot_general_cls: None = None
+    _: dataclasses.KW_ONLY
     rank: int
     mode: Mode = "chain"
     in_sketch: int | None = None
@@ -53,27 +68,27 @@ class SketchDense(nn.Module):
     sketch: str | None = None
     weight_init: Literal["glorot", "he"] | None = None
     gain: float = RANGE_FINDER_GAIN
-    use_bias: bool = True
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    bias_init: Callable[..., Any] = nn.initializers.zeros_init()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
+    def __call__(self, inputs: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
         """Computes ``x W + b`` through the thin side."""
+        refuse_given(self, ("promote_dtype", "dot_general", "dot_general_cls"))
         plan = plan_weight(
-            x.shape[-1], self.features, self.rank, mode=self.mode, in_sketch=self.in_sketch,
+            inputs.shape[-1], self.features, self.rank, mode=self.mode, in_sketch=self.in_sketch,
             oversampling=self.oversampling, sketch=self.sketch, init=self.weight_init,
             gain=self.gain,
         )  # fmt: skip
         sketches = layer_sketches(self, plan)
+        draw = self.kernel_init and (
+            lambda key: self.kernel_init(key, (plan.m, plan.n), self.param_dtype)
+        )
         params = layer_params(
             self,
             plan,
-            lambda key: plan.factors(key, *sketches),
+            lambda key: plan.factors(key, *sketches, draw),
             dict(plan.shapes()),
             self.features if self.use_bias else None,
             self.bias_init,
             self.param_dtype,
         )
-        return _forward.dense(x, params, sketches, self.dtype)
+        return _forward.dense(inputs, params, sketches, self.dtype, self.precision)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from flax.nnx.nn import dtypes
 
@@ -28,6 +30,42 @@ def promote(x: Array, params: Mapping[str, Array], dtype: Any) -> tuple[Array, d
     return x, {**params, **dict(zip(names, values, strict=True))}
 
 
+def with_precision(precision: Any, function: Callable[..., Array], *args: Any) -> Array:
+    """``function(*args)``, with every product of it and of its derivative in that precision.
+
+    Args:
+      precision: a ``jax.lax.Precision``, its name, or a pair of equal ones, as Flax's layers take
+        it; None for JAX's default.
+      function: of arrays and pytrees of arrays.
+      *args: its arguments.
+
+    Raises:
+      ValueError: for a pair of two precisions, or an unknown name.
+    """
+    if precision is None:
+        return function(*args)
+    first, *others = precision if isinstance(precision, tuple) else (precision,)
+    if any(other != first for other in others):
+        raise ValueError(f"precision {precision}: a chain of products has one; pass one for both")
+    name = first.name.lower() if isinstance(first, jax.lax.Precision) else first
+
+    @jax.custom_vjp
+    def run(*args: Any) -> Array:
+        with jax.default_matmul_precision(name):
+            return function(*args)
+
+    def forward(*args: Any) -> tuple[Array, Any]:
+        with jax.default_matmul_precision(name):
+            return jax.vjp(function, *args)
+
+    def backward(pullback: Any, cotangent: Array) -> Any:
+        with jax.default_matmul_precision(name):
+            return pullback(cotangent)
+
+    run.defvjp(forward, backward)
+    return run(*args)
+
+
 def _factors(params: Mapping[str, Array]) -> tuple[Array, Array | None, Array]:
     """C, U and R; no U in a layer of two factors."""
     return params["c"], params.get("u"), params["r"]
@@ -47,20 +85,27 @@ def _check_inputs(x: Array, ndim: int, features: int) -> None:
 
 
 def dense(
-    x: Float[Array, "*batch m"], params: Mapping[str, Array], sketches: Sketches, dtype: Any
+    x: Float[Array, "*batch m"],
+    params: Mapping[str, Array],
+    sketches: Sketches,
+    dtype: Any,
+    precision: Any = None,
 ) -> Float[Array, "*batch n"]:
     """A linear layer; without ``c`` among its parameters it is a seeded one."""
     x, params = promote(jnp.asarray(x), params, dtype)
-    psi, omega = sketches
+    psi, _ = sketches
     _check_inputs(x, 1, params["c"].shape[0] if psi is None else psi.rows)
+    return _add_bias(with_precision(precision, _dense, x, params, sketches), params)
+
+
+def _dense(x: Array, params: Mapping[str, Array], sketches: Sketches) -> Array:
+    psi, omega = sketches
     if "c" in params:
         flag = params.get("parallel")
-        y = functional.sketch_dot(x, *_factors(params), parallel=flag, psi=psi, omega=omega)
-    else:
-        assert psi is not None
-        assert omega is not None
-        y = functional.seeded_dot(x, params["u"], psi=psi, omega=omega)
-    return _add_bias(y, params)
+        return functional.sketch_dot(x, *_factors(params), parallel=flag, psi=psi, omega=omega)
+    assert psi is not None
+    assert omega is not None
+    return functional.seeded_dot(x, params["u"], psi=psi, omega=omega)
 
 
 def batched(
@@ -111,6 +156,21 @@ def fold_window(c: Float[Array, "g m s"], window: Sequence[int]) -> Array:
     return c.transpose(1, 0, 2).reshape(folded_shape(m, s, g, window))
 
 
+def conv_kernels(
+    kernel_init: Callable[..., Array] | None,
+    window: Sequence[int],
+    shape: tuple[int, int],
+    groups: int,
+    dtype: Any,
+) -> Callable[[Array], Array] | None:
+    """Draws the unfolded kernels ``(g, m, n)`` that Flax's initialiser would give a convolution."""
+    if kernel_init is None:
+        return None
+    m, n = shape
+    whole = folded_shape(m, n, groups, window)
+    return lambda key: kernel_init(key, whole, dtype).reshape(m, groups, n).swapaxes(0, 1)
+
+
 def conv(
     x: Float[Array, "*batch cin"],
     params: Mapping[str, Array],
@@ -120,7 +180,7 @@ def conv(
     dtype: Any,
 ) -> Float[Array, "*batch cout"]:
     """A convolution layer over any number of batch dimensions, none included."""
-    psi, omega = sketches
+    psi, _ = sketches
     filters = math.prod(params["c"].shape[:-1]) if psi is None else psi.rows
     features = len(lift.spatial) + 1
     _check_inputs(x, features, lift.groups * filters // math.prod(lift.spatial))
@@ -128,13 +188,16 @@ def conv(
     x, params = promote(x.reshape(math.prod(batch), *x.shape[x.ndim - features :]), params, dtype)
     if pad_mode is not None:
         x = pad_input(x, lift, pad_mode)
+    y = with_precision(lift.precision, partial(_conv, lift), x, params, sketches)
+    return _add_bias(y, params).reshape(*batch, *y.shape[1:])
+
+
+def _conv(lift: ConvLift, x: Array, params: Mapping[str, Array], sketches: Sketches) -> Array:
+    psi, omega = sketches
     if "c" in params:
         c, u, r = _factors(params)
         flag = params.get("parallel")
-        y = functional.sketch_conv(x, c, u, r, lift, parallel=flag, psi=psi, omega=omega)
-    else:
-        assert psi is not None
-        assert omega is not None
-        y = functional.seeded_conv(x, params["u"], lift, psi=psi, omega=omega)
-    y = _add_bias(y, params)
-    return y.reshape(*batch, *y.shape[1:])
+        return functional.sketch_conv(x, c, u, r, lift, parallel=flag, psi=psi, omega=omega)
+    assert psi is not None
+    assert omega is not None
+    return functional.seeded_conv(x, params["u"], lift, psi=psi, omega=omega)

@@ -31,7 +31,7 @@ class SketchConv(SketchModule):
       strides, padding, input_dilation, kernel_dilation, feature_group_count, precision: as in
         ``nnx.Conv``; all of its padding modes work.
       mode, in_sketch, oversampling, sketch, init, gain, use_bias, dtype, param_dtype, bias_init,
-        rngs: as in :class:`SketchLinear`.
+        kernel_init, rngs: as in :class:`SketchLinear`.
 
     Raises:
       ValueError: for features not divisible by the groups, a rank that does not fit, an unknown
@@ -69,6 +69,7 @@ class SketchConv(SketchModule):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         bias_init: Any = nnx.initializers.zeros_init(),
+        kernel_init: Any = None,
         rngs: nnx.Rngs,
     ):
         window = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
@@ -86,7 +87,8 @@ class SketchConv(SketchModule):
             kernel_dilation=kernel_dilation, groups=groups, precision=precision,
         )  # fmt: skip
         key = self._make_seeds(plan, rngs)
-        values = plan.group_factors(key, groups, *self.sketches())
+        kernels = _forward.conv_kernels(kernel_init, window, (m, n), groups, param_dtype)
+        values = plan.group_factors(key, groups, *self.sketches(), kernels)
         if "c" in values:
             values["c"] = _forward.fold_window(values["c"], window)
         bias_shape = (out_features,) if use_bias else None

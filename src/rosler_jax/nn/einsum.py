@@ -48,6 +48,12 @@ class EinsumView:
         g, m, n = (math.prod(self.shape(k)) for k in (self.batch, self.contracted, self.features))
         return g, m, n
 
+    def to_matrices(self, kernel: Array) -> Float[Array, "g m n"]:
+        """The kernel as ``g`` matrices."""
+        letters = "".join(letter for letter, _ in self.sizes)
+        order = f"{self.batch}{self.contracted}{self.features}"
+        return jnp.einsum(f"{letters}->{order}", kernel).reshape(self.matrix_shape())
+
     def bias_shape(self) -> tuple[int, ...]:
         """Shape of a bias along the kernel's axes of the result, in the result's order."""
         return self.shape("".join(k for k in self.output if k in dict(self.sizes)))
@@ -117,6 +123,7 @@ class _Batched(SketchModule):
     """A layer whose weight is seen as ``(g, m, n)``; factors ``(g, m, s)``, ``(g, s, l)``, ..."""
 
     dtype: Any
+    precision: Any
 
     def _apply(self, x: Array, view: EinsumView) -> Array:
         dots = "..." if "..." in view.inputs else ""
@@ -133,7 +140,8 @@ class _Batched(SketchModule):
         x, params = _forward.promote(x, self._params(), self.dtype)
         x = jnp.einsum(f"{view.inputs}->{dots}{view.free}{view.batch}{view.contracted}", x)
         lead = x.shape[: x.ndim - len(view.batch) - len(view.contracted)]
-        y = _forward.batched(x.reshape(*lead, g, m), params, self.sketches())
+        x = x.reshape(*lead, g, m)
+        y = _forward.with_precision(self.precision, _forward.batched, x, params, self.sketches())
         y = y.reshape(*lead, *view.shape(view.batch), *view.shape(view.features))
         y = jnp.einsum(f"{dots}{view.free}{view.batch}{view.features}->{view.output}", y)
         return y + view.align_bias(params["bias"], y.ndim) if "bias" in params else y
@@ -161,8 +169,8 @@ class SketchEinsum(_Batched):
       rank: ``s``, at most ``min(m, n)``.
       bias_shape: shape of the bias, the kernel's axes of the result in the result's order; None for
         no bias.
-      mode, in_sketch, oversampling, sketch, init, gain, dtype, param_dtype, bias_init, rngs: as in
-        :class:`SketchLinear`.
+      mode, in_sketch, oversampling, sketch, init, gain, dtype, param_dtype, bias_init, kernel_init,
+        precision, rngs: as in :class:`SketchLinear`.
 
     Raises:
       ValueError: for an equation that is not of that form, a shape that does not go with it, a rank
@@ -195,6 +203,8 @@ class SketchEinsum(_Batched):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         bias_init: Any = nnx.initializers.zeros_init(),
+        kernel_init: Any = None,
+        precision: Any = None,
         rngs: nnx.Rngs,
     ):
         view = view_einsum(einsum_str, kernel_shape)
@@ -211,8 +221,15 @@ class SketchEinsum(_Batched):
         self.einsum_str, self.kernel_shape, self.view = einsum_str, tuple(kernel_shape), view
         self.bias_shape = None if bias_shape is None else tuple(bias_shape)
         self.use_bias, self.dtype, self.param_dtype = bias_shape is not None, dtype, param_dtype
+        self.precision = precision
         key = self._make_seeds(plan, rngs)
-        values = plan.group_factors(key, g, *self.sketches())
+        values = plan.group_factors(
+            key,
+            g,
+            *self.sketches(),
+            kernel_init
+            and (lambda key: view.to_matrices(kernel_init(key, self.kernel_shape, param_dtype))),
+        )
         self._make_params(values, self.bias_shape, bias_init, param_dtype, rngs)
 
     def __call__(
@@ -245,7 +262,7 @@ class SketchLinearGeneral(_Batched):
       batch_axis: leading axes ``0, 1, ...`` with a matrix of its own for each entry, and their
         sizes.
       mode, in_sketch, oversampling, sketch, init, gain, use_bias, dtype, param_dtype, bias_init,
-        rngs: as in :class:`SketchLinear`.
+        kernel_init, precision, rngs: as in :class:`SketchLinear`.
 
     Raises:
       ValueError: if ``in_features`` and ``axis`` differ in length, or batch axes are not leading;
@@ -278,6 +295,8 @@ class SketchLinearGeneral(_Batched):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         bias_init: Any = nnx.initializers.zeros_init(),
+        kernel_init: Any = None,
+        precision: Any = None,
         rngs: nnx.Rngs,
     ):
         self.in_features, self.out_features = _as_tuple(in_features), _as_tuple(out_features)
@@ -296,8 +315,15 @@ class SketchLinearGeneral(_Batched):
             oversampling=oversampling, sketch=sketch, init=init, gain=gain,
         )  # fmt: skip
         self.use_bias, self.dtype, self.param_dtype = use_bias, dtype, param_dtype
+        self.precision = precision
         key = self._make_seeds(plan, rngs)
-        values = plan.group_factors(key, g, *self.sketches())
+        values = plan.group_factors(
+            key,
+            g,
+            *self.sketches(),
+            kernel_init
+            and (lambda key: kernel_init(key, (g * m, n), param_dtype).reshape(g, m, n)),
+        )
         bias_shape = (*self.batch_shape, *self.out_features) if use_bias else None
         self._make_params(values, bias_shape, bias_init, param_dtype, rngs)
 
