@@ -14,12 +14,12 @@ from rosler_jax.factors import SeededFactors, SketchFactors, TwoFactors
 from rosler_jax.finish import finish
 from rosler_jax.nn import (
     SketchConv,
-    Sketched,
     SketchEinsum,
     SketchLinear,
     SketchLinearGeneral,
     SketchParam,
     SketchSeed,
+    SketchState,
     TwoFactorLinear,
     check_seeds,
     seeds_of,
@@ -40,7 +40,7 @@ __all__ = [
     "SketchLinearGeneral",
     "SketchParam",
     "SketchSeed",
-    "Sketched",
+    "SketchState",
     "TwoFactorLinear",
     "TwoFactors",
     "__version__",

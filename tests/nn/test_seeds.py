@@ -28,10 +28,12 @@ def test_parameters_and_seeds_restore_a_model_made_from_another_seed() -> None:
     nnx.update(other, nnx.state(trained, nnx.Param))
     with pytest.raises(ValueError, match=r"layers\.0\.omega_seed, layers\.0\.psi_seed: other se"):
         rosler_jax.check_seeds(other, seeds)
-    nnx.update(other, nnx.state(trained, rosler_jax.Sketched))
+    nnx.update(other, nnx.state(trained, rosler_jax.SketchState))
     rosler_jax.check_seeds(other, seeds)
     np.testing.assert_array_equal(other(x), trained(x))
-    merged = nnx.merge(*nnx.split(trained, rosler_jax.Sketched))  # it holds the whole of the model
+    merged = nnx.merge(
+        *nnx.split(trained, rosler_jax.SketchState)
+    )  # it holds the whole of the model
     np.testing.assert_array_equal(merged(x), trained(x))
 
 

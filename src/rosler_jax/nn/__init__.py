@@ -1,7 +1,7 @@
 """Flax NNX sketch layers, and the functional core under them and under the Linen twins."""
 
 from rosler_jax.nn import functional, lifts
-from rosler_jax.nn._seeds import Sketched, check_seeds, seeds_of
+from rosler_jax.nn._seeds import SketchState, check_seeds, seeds_of
 from rosler_jax.nn._variables import SketchParam, SketchSeed
 from rosler_jax.nn.conv import SketchConv
 from rosler_jax.nn.einsum import SketchEinsum, SketchLinearGeneral
@@ -15,7 +15,7 @@ __all__ = [
     "SketchLinearGeneral",
     "SketchParam",
     "SketchSeed",
-    "Sketched",
+    "SketchState",
     "TwoFactorLinear",
     "check_seeds",
     "functional",

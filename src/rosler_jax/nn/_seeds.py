@@ -10,7 +10,7 @@ from flax import nnx
 
 from rosler_jax.nn._variables import SketchSeed
 
-Sketched = nnx.Any(nnx.Param, SketchSeed)
+SketchState = nnx.Any(nnx.Param, SketchSeed)
 """A filter, in the place of ``nnx.Param``: the parameters and the seeds that they belong to."""
 
 
@@ -60,5 +60,5 @@ def check_seeds(model: Any, seeds: Mapping[str, Sequence[int]]) -> None:
     if wrong:
         raise ValueError(
             f"{', '.join(wrong)}: other seeds than the parameters were trained with; store and "
-            "restore nnx.state(model, rosler_jax.Sketched), not nnx.Param alone"
+            "restore nnx.state(model, rosler_jax.SketchState), not nnx.Param alone"
         )

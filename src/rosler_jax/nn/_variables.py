@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import jax
@@ -14,7 +15,7 @@ from rosler_jax import initializers
 from rosler_jax.factors import check_rank, fold
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Key
+    from jaxtyping import Array, Float, Key
 
 Mode = Literal["chain", "ares", "seeded", "two-factor"]
 Init = Literal["glorot", "he"]
@@ -28,7 +29,7 @@ class SketchParam(nnx.Param):
 class SketchSeed(nnx.Variable):
     """The two seed words of a sketch: data, not trained; vmap over it to vary the sketch.
 
-    Store it with the parameters (``rosler_jax.Sketched`` selects both): a core of other seeds is
+    Store it with the parameters (``rosler_jax.SketchState`` selects both): a core of other seeds is
     another layer.
     """
 
@@ -108,9 +109,19 @@ class WeightPlan:
         return {"c": (self.m, self.rank), "u": (self.rank, inner), "r": (inner, self.n)}
 
     def factors(
-        self, key: Key[Array, ""], psi: rk.Sketch | None, omega: rk.Sketch | None
+        self,
+        key: Key[Array, ""],
+        psi: rk.Sketch | None,
+        omega: rk.Sketch | None,
+        kernel: Callable[[Array], Array] | None = None,
     ) -> dict[str, Array]:
-        """Initial factors of one matrix, by parameter name, float32."""
+        """Initial factors of one matrix, by parameter name, float32.
+
+        ``kernel`` draws the matrix ``(m, n)`` from a key; by default it is virtual.
+        """
+        if kernel is not None:
+            drawn, key = jax.random.split(key)
+            return self.nearest(kernel(drawn), key, psi, omega)
         if not self.sketched:
             f = initializers.range_finder(
                 key, self.m, self.n, self.rank, init=self.init, gain=self.gain
@@ -126,12 +137,47 @@ class WeightPlan:
         f = initializers.ares_sketches(key, psi, omega, init=self.init, gain=self.gain)
         return {"c": f.c, "u": f.u, "r": f.r}
 
-    def group_factors(
-        self, key: Key[Array, ""], groups: int, psi: rk.Sketch | None, omega: rk.Sketch | None
+    def nearest(
+        self,
+        w: Float[Array, "m n"],
+        key: Key[Array, ""],
+        psi: rk.Sketch | None,
+        omega: rk.Sketch | None,
     ) -> dict[str, Array]:
-        """Initial factors of ``groups`` matrices, each with its own key: ``(groups, ...)``."""
-        keys = jax.random.split(key, groups)
-        return jax.vmap(lambda key: self.factors(key, psi, omega))(keys)
+        """Factors of the best approximation of a matrix, by parameter name, float32 or wider."""
+        if self.mode == "seeded":
+            return {"u": initializers.seeded_from_dense(w, psi, omega).u}
+        if self.mode == "ares":
+            f = initializers.ares_from_dense(w, psi, omega, key)
+            return {"c": f.c, "u": f.u, "r": f.r}
+        # No gradient passes where all factors are zero: a layer that is to start from zero has one
+        # of them zero, the others as any other layer.
+        drawn, zero = self.factors(key, None, None), ~jnp.any(w != 0)
+        f = initializers.from_dense(w, self.rank, key)
+        if self.mode == "two-factor":
+            two = fold(f)
+            return {"c": jnp.where(zero, drawn["c"], two.c), "r": two.r}
+        c, r = (jnp.where(zero, drawn[k], v) for k, v in (("c", f.c), ("r", f.r)))
+        return {"c": c, "u": f.u, "r": r}
+
+    def group_factors(
+        self,
+        key: Key[Array, ""],
+        groups: int,
+        psi: rk.Sketch | None,
+        omega: rk.Sketch | None,
+        kernels: Callable[[Array], Array] | None = None,
+    ) -> dict[str, Array]:
+        """Initial factors of ``groups`` matrices, each with its own key: ``(groups, ...)``.
+
+        ``kernels`` draws the matrices ``(groups, m, n)`` from a key; by default they are virtual.
+        """
+        if kernels is None:
+            keys = jax.random.split(key, groups)
+            return jax.vmap(lambda key: self.factors(key, psi, omega))(keys)
+        drawn, *keys = jax.random.split(key, groups + 1)
+        nearest = jax.vmap(lambda w, key: self.nearest(w, key, psi, omega))
+        return nearest(kernels(drawn), jnp.stack(keys))
 
 
 def default_sketch(mode: Mode, rank: int, smaller_side: int) -> str:

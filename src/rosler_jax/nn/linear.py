@@ -25,10 +25,10 @@ class SketchLinear(SketchModule):
     - ``mode="seeded"``: ``W = a Psi U Omega^T`` with ``Psi``, ``Omega`` regenerated from seeds;
       only the core ``U (in_sketch, rank)`` is trained and stored.
 
-    A core means nothing under other seeds: store ``nnx.state(layer, rosler_jax.Sketched)``, which
-    holds the seeds too, never ``nnx.Param`` alone. Restored into a layer made from another key, the
-    parameters of a seeded layer alone would compute something else and nothing would say so;
-    :func:`rosler_jax.check_seeds` does.
+    A core means nothing under other seeds: store ``nnx.state(layer, rosler_jax.SketchState)``,
+    which holds the seeds too, never ``nnx.Param`` alone. Restored into a layer made from another
+    key, the parameters of a seeded layer alone would compute something else and nothing would say
+    so; :func:`rosler_jax.check_seeds` does.
     - ``mode="two-factor"``: ``W = C R``, the smallest learnt form; what :func:`rosler_jax.finish`
       makes of the first two.
 
@@ -48,6 +48,10 @@ class SketchLinear(SketchModule):
       dtype: dtype of the computation; default that of inputs and parameters together.
       param_dtype: dtype of the parameters.
       bias_init: initialiser of ``b``.
+      kernel_init: initialiser of a matrix that is drawn once, whole, and whose best approximation
+        the layer starts from, in place of ``init`` and ``gain``; a matrix of zeros gives a layer
+        that starts from zero and learns.
+      precision: of all products, as in ``nnx.Linear``.
       rngs: ``params`` draws the virtual matrix and the sketches' seeds.
 
     Raises:
@@ -82,6 +86,8 @@ class SketchLinear(SketchModule):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         bias_init: Any = nnx.initializers.zeros_init(),
+        kernel_init: Any = None,
+        precision: Any = None,
         rngs: nnx.Rngs,
     ):
         plan = plan_weight(
@@ -89,9 +95,13 @@ class SketchLinear(SketchModule):
             oversampling=oversampling, sketch=sketch, init=init, gain=gain,
         )  # fmt: skip
         self.in_features, self.out_features, self.use_bias = in_features, out_features, use_bias
-        self.dtype, self.param_dtype = dtype, param_dtype
+        self.dtype, self.param_dtype, self.precision = dtype, param_dtype, precision
         key = self._make_seeds(plan, rngs)
-        values = plan.factors(key, *self.sketches())
+        values = plan.factors(
+            key,
+            *self.sketches(),
+            kernel_init and (lambda key: kernel_init(key, (plan.m, plan.n), param_dtype)),
+        )
         bias_shape = (out_features,) if use_bias else None
         self._make_params(values, bias_shape, bias_init, param_dtype, rngs)
 
@@ -99,5 +109,5 @@ class SketchLinear(SketchModule):
         self, x: Float[Array, "*batch m"], out_sharding: Any = None
     ) -> Float[Array, "*batch n"]:
         """Computes ``x W + b`` through the thin side."""
-        y = _forward.dense(x, self._params(), self.sketches(), self.dtype)
+        y = _forward.dense(x, self._params(), self.sketches(), self.dtype, self.precision)
         return reshard(y, out_sharding)
