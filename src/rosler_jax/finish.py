@@ -134,6 +134,7 @@ def _dense(layer: Any, make: Callable[..., Any]) -> Any:
     kernel = kernel.reshape(*stack, *part.shape)
     new.kernel = nnx.Param(kernel.astype(layer.param_dtype))
     new.param_dtype = layer.param_dtype
+    new.precision = getattr(layer, "precision", new.precision)
     if layer.bias is not None:
         new.use_bias, new.bias = True, nnx.data(layer.bias)
     return new
