@@ -79,10 +79,9 @@ def alone(population: Population, data: list[Member]) -> Callable[[], None]:
 
 
 def together(population: Population, data: list[Member]) -> Callable[[], None]:
-    """The whole population in one call."""
-    compiled = population.compile(data)
-    population.call(compiled, data)
-    return lambda: population.call(compiled, data) and None
+    """The whole population."""
+    population.run(data)
+    return lambda: population.run(data) and None
 
 
 def torch_run(configs: list[TrainConfig], examples: Examples) -> Callable[[], None]:

@@ -81,7 +81,7 @@ def test_a_member_equals_a_run_of_its_own(method, width, data, tmp_path):
         out = population.run(rows)
         for k, config in enumerate(group.trainings):
             one = jax.tree.map(lambda a, k=k: a[k], out)
-            got = runner.result(config, one, rows[k], population)
+            (got,) = runner.results([config], [one], [rows[k]], population)
             folder = tmp_path / f"{config.rank}-{config.seed}-{k}-{config.noise}"
             want = runs.train(config, folder)
             # The same sums in another order: rounding alone, over some twenty updates; one example
@@ -107,7 +107,7 @@ def test_a_member_that_diverges_touches_no_other(data):
     examples = load_examples(base)
     population = Population(base, examples)
     with_bad = population.run([population.member(c) for c in (good[0], bad, good[1])])
-    alone = population.run([population.member(c) for c in good], 3)
+    alone = population.run([population.member(c) for c in good])
     assert with_bad.history.finite.tolist()[1] != [True, True]
     for a, b in zip(jax.tree.leaves(with_bad), jax.tree.leaves(alone), strict=True):
         np.testing.assert_array_equal(a[[0, 2]], b)

@@ -152,8 +152,7 @@ def save_states(folder: Path, stage: int, chunk: int, state: TrainState) -> None
     if not hosts.is_first():
         return
     leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    (folder / RUNGS).mkdir(exist_ok=True)
-    with checkpoint.writing(folder / RUNGS, leaves), _checkpointer() as orbax:
+    with checkpoint.writing(folder, leaves), _checkpointer() as orbax:
         orbax.save(_path(folder, stage, chunk), leaves, force=True)
 
 

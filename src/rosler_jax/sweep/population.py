@@ -3,8 +3,8 @@
 The examples lie on the device once; a member is its hyperparameters, its initial state and the
 indices of its training and validation examples. Members of one seed see the same batches in the
 same order: they run as a block under ``vmap`` with the batch shared, so that their first layers
-become one large matrix product. Some blocks run under a second ``vmap``, the others one after
-another, the devices side by side under ``shard_map``.
+become one large matrix product. Some blocks run under a second ``vmap``, the devices side by side
+under ``shard_map``, the rest call after call.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rosler_jax.sweep.plan import DYNAMIC, batches_key
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jaxtyping import Array, PyTree
+    from jaxtyping import Array, Int32, PyTree
 
 
 class Member(NamedTuple):
@@ -123,8 +123,7 @@ def train_block(
     hyper: dict[str, Array],
     x: Array,
     y: Array,
-    epochs: int | None = None,
-    keep: bool = False,
+    epochs: Int32[Array, ""],
 ) -> Outcome:
     """Trains a block of members, pure.
 
@@ -137,8 +136,7 @@ def train_block(
       shared: of the block.
       states, hyper: of its members, stacked.
       x, y: all examples.
-      epochs: how many; all of the config's by default.
-      keep: return the states to go on from, too.
+      epochs: how many, at most the config's: the rows of the history after them are zero.
     """
     train, validation = shared.train, shared.validation
     chosen: Any = _Chosen  # has what a run asks of an array: rows by index, and a shape
@@ -158,20 +156,22 @@ def train_block(
         )
         return functions.epoch(state._replace(key=key, epoch=epoch), arrays)
 
-    def step(carry: Any, _: None) -> tuple[Any, Metrics]:
-        states, key, epoch = carry
+    def step(i: Array, carry: Any) -> Any:
+        states, key, epoch, history = carry
         states, metrics = jax.vmap(one, in_axes=(0, 0, None, None))(states, hyper, key, epoch)
-        return (states, next_key(key), epoch + 1), metrics
+        history = jax.tree.map(lambda h, m: h.at[:, i].set(m), history, metrics)
+        return states, next_key(key), epoch + 1, history
 
-    start = (states, shared.key, shared.epoch)
-    (states, key, epoch), history = jax.lax.scan(step, start, None, epochs or config.epochs)
-    history = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), history)
-    count = history.loss.shape[0]
+    count = states.best_accuracy.shape[0]
+    numbers, finite = (jnp.zeros((count, config.epochs), dtype) for dtype in ("f4", bool))
+    history = Metrics(numbers, numbers, numbers, numbers, finite)
+    start = (states, shared.key, shared.epoch, history)
+    states, key, epoch, history = jax.lax.fori_loop(0, epochs, step, start)
     states = states._replace(
         key=jnp.broadcast_to(key, (count, *key.shape)), epoch=jnp.broadcast_to(epoch, (count,))
     )
     best = states.best_params, states.best_buffers, states.best_accuracy, states.best_epoch
-    return Outcome(*best, history, states if keep else None)
+    return Outcome(*best, history, states)
 
 
 @functools.lru_cache(maxsize=64)
@@ -184,30 +184,23 @@ def _initializer(config: TrainConfig, in_features: int, num_classes: int, count:
 class Population:
     """The compiled program of a group, and how its members become data.
 
+    One call trains as many members as run at a time, for as many epochs as it is told: a sweep of
+    any size, its rungs and the timing that its plan is made by share one compiled program.
+
     Attributes:
       config: what the members share; its rank is what smaller ranks are padded to.
       examples: the data.
       width: members of a block, which share their batches.
-      blocks: that run together.
-      epochs: how many of the config's epochs the program trains.
-      keep: whether outcomes hold the state to go on from.
+      blocks: that run together on a device.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        examples: Examples,
-        width: int = 1,
-        blocks: int = 1,
-        epochs: int | None = None,
-        keep: bool = False,
-    ):
+    def __init__(self, config: TrainConfig, examples: Examples, width: int = 1, blocks: int = 1):
         self.config, self.examples = config, examples
         self.width, self.blocks = width, blocks
-        self.epochs, self.keep = epochs, keep
         self.specs = _neutral_specs(config, examples)
         self.mesh = Mesh(np.array(jax.devices()), ("members",))
-        self._shapes: dict[int, TrainState] = {}  # these two hold what was computed before
+        self._compiled: Any = None  # these three hold what was computed before
+        self._shapes: dict[int, TrainState] = {}
         self._splits: dict[tuple[float, int], _Split] = {}
 
     def member(self, config: TrainConfig, state: TrainState | None = None) -> Member:
@@ -268,55 +261,65 @@ class Population:
             self._shapes[config.rank] = jax.eval_shape(self._init(config), jax.random.key(0))
         return self._shapes[config.rank]
 
-    @functools.cached_property
-    def program(self) -> Any:
-        """The jitted function from stacked blocks, and the examples, to their outcomes."""
+    def _program(self) -> Any:
+        """The jitted function from a call's blocks, the examples and a count of epochs."""
 
-        def block(given: tuple[Shared, TrainState, Any], x: Array, y: Array) -> Outcome:
-            return train_block(self.config, self.specs, *given, x, y, self.epochs, self.keep)
+        def device(
+            given: tuple[Shared, TrainState, Any], x: Array, y: Array, epochs: Array
+        ) -> Outcome:
+            run = lambda b: train_block(self.config, self.specs, *b, x, y, epochs)  # noqa: E731
+            if self.blocks > 1:
+                return jax.vmap(run)(given)
+            return jax.tree.map(lambda a: a[None], run(jax.tree.map(lambda a: a[0], given)))
 
-        def device(given: tuple[Shared, TrainState, Any], x: Array, y: Array) -> Outcome:
-            run = lambda b: block(b, x, y)  # noqa: E731
-            if self.blocks == 1:
-                return jax.lax.map(run, given)
-            return jax.lax.map(run, given, batch_size=self.blocks)
-
-        specs = (P("members"), P(), P())
+        specs = (P("members"), P(), P(), P())
         sharded = jax.shard_map(
             device, mesh=self.mesh, in_specs=specs, out_specs=P("members"), check_vma=False
         )
         return jax.jit(sharded)
 
-    def compile(self, members: Sequence[Member]) -> Any:
-        """The compiled program for so many members, blocks for every device."""
-        return self.program.lower(*self._placed(layout(members, self.width))).compile()
+    def compiled(self, member: Member) -> Any:
+        """The compiled program, for members like this one."""
+        if self._compiled is None:
+            placed = self._placed([[(0, member)] * self.width] * self._slots, 0)
+            self._compiled = self._program().lower(*placed).compile()
+        return self._compiled
 
-    def call(self, compiled: Any, members: Sequence[Member]) -> Outcome:
-        """Trains members with a compiled program; waits for them."""
-        return jax.block_until_ready(compiled(*self._placed(layout(members, self.width))))
+    @property
+    def _slots(self) -> int:
+        """Blocks of a call."""
+        return self.blocks * self.mesh.size
 
-    @staticmethod
-    def bytes_needed(compiled: Any) -> int:
-        """What a compiled program takes on a device, by XLA's own analysis."""
-        m = compiled.memory_analysis()
+    @property
+    def bytes_needed(self) -> int:
+        """What the compiled program takes on a device, by XLA's own analysis."""
+        m = self._compiled.memory_analysis()
         return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
 
-    def run(self, members: Sequence[Member], size: int = 0) -> Outcome:
-        """Trains a chunk of members; outcomes as NumPy, stacked in their order, on every host.
+    def run(
+        self, members: Sequence[Member], epochs: int | None = None, keep: bool = False
+    ) -> Outcome:
+        """Trains members; outcomes as NumPy, stacked in their order, on every host.
 
         Args:
           members: at least one.
-          size: how many blocks the program is for, if more: a smaller chunk is filled up with
-            copies of its last block, so that nothing is compiled again.
+          epochs: how many of the config's; all of them by default.
+          keep: whether outcomes hold the state to go on from.
         """
-        rows = layout(members, self.width)
-        size = max(size, len(rows))
-        padded = [*rows, *[rows[-1]] * (size + -size % self.mesh.size - len(rows))]
-        out = hosts.gather(self.program(*self._placed(padded)))
+        epochs = self.config.epochs if epochs is None else epochs
+        compiled, rows = self.compiled(members[0]), layout(members, self.width)
+        rows = [*rows, *[rows[-1]] * (-len(rows) % self._slots)]  # filled up with copies
+        calls = []
+        for i in range(0, len(rows), self._slots):  # a call is prepared while another computes
+            out = compiled(*self._placed(rows[i : i + self._slots], epochs))
+            calls.append(out if keep else out._replace(state=None))
+        gathered = [hosts.gather(out) for out in calls]
         place = {j: i for i, (j, _) in enumerate(member for row in rows for member in row)}
         at = np.array([place[j] for j in range(len(members))])  # of copies, the last: all the same
-        flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), out)
-        return jax.tree.map(lambda a: a[at], flat)
+        flat = jax.tree.map(
+            lambda *parts: np.concatenate(parts).reshape(-1, *parts[0].shape[2:])[at], *gathered
+        )
+        return flat._replace(history=jax.tree.map(lambda h: h[:, :epochs], flat.history))
 
     @functools.cached_property
     def _data(self) -> tuple[Array, Array]:
@@ -325,7 +328,7 @@ class Population:
         x, y = self.examples.x, self.examples.y
         return hosts.place(np.asarray(x), whole), hosts.place(np.asarray(y), whole)
 
-    def _placed(self, rows: Sequence[Block]) -> tuple[Any, Array, Array]:
+    def _placed(self, rows: Sequence[Block], epochs: int) -> tuple[Any, Array, Array, Array]:
         along = NamedSharding(self.mesh, P("members"))
         firsts = [row[0][1] for row in rows]
         shared = _stack(
@@ -337,7 +340,8 @@ class Population:
         states = _stack([_stack([m.state for _, m in row]) for row in rows])
         hyper = _stack([_stack([m.hyper for _, m in row]) for row in rows])
         given = jax.tree.map(lambda a: hosts.place(a, along), (shared, states, hyper))
-        return given, *self._data
+        count = hosts.place(np.asarray(epochs, "i4"), NamedSharding(self.mesh, P()))
+        return given, *self._data, count
 
 
 Block = list[tuple[int, Member]]

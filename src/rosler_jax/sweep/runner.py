@@ -76,7 +76,7 @@ class Work:
     total: int
     report: Report | None
     costs: Costs = dataclasses.field(default_factory=dict)
-    populations: dict[Any, Population] = dataclasses.field(default_factory=dict)
+    populations: schedule.Populations = dataclasses.field(default_factory=dict)
     began: float = dataclasses.field(default_factory=time.perf_counter)
     done: int = 0
     trained: int = 0
@@ -228,7 +228,9 @@ def _agreed_plan(
     kept = folders.read_stage(work.folder, number)
     if kept is not None:
         return schedule.from_json(kept["plan"], members, work.costs)
-    plan = schedule.make_schedule(members, work.examples, work.costs, share=share)
+    plan = schedule.make_schedule(
+        members, work.examples, work.costs, share=share, populations=work.populations
+    )
     folders.store_spec(work.folder, work.spec, work.examples)
     folders.write_stage(work.folder, number, {"members": index, "plan": schedule.to_json(plan)})
     return plan
@@ -280,38 +282,35 @@ def run_chunk(
     work: Work, stage: Stage, number: int, chunk: Chunk, before: halving.States | None
 ) -> list[Row]:
     """Trains a chunk; one row for each member that it serves."""
-    group = stage.plan.groups[chunk.group]
-    population = _population(work, stage, chunk.group)
+    group, cost = stage.plan.groups[chunk.group], stage.plan.costs[chunk.group]
+    population = schedule.population_of(
+        work.populations, group.config, work.examples, cost.width, cost.blocks
+    )
     trainings = [group.trainings[i] for i in chunk.trainings]
     states = [before.state(c) if before else None for c in trainings]
     data = [population.member(c, s) for c, s in zip(trainings, states, strict=True)]
     start = time.perf_counter()
-    out = population.run(data, stage.plan.size(chunk.group))
+    epochs = (stage.stop or group.config.epochs) - stage.start
+    out = population.run(data, epochs, keep=stage.stop is not None)
     each = (time.perf_counter() - start) / len(data)
     if out.state is not None:
         halving.save_states(work.folder, stage.number, number, out.state)
-    jobs = [(k, j) for k, i in enumerate(chunk.trainings) for j in group.members[i]]
+    ones = [jax.tree.map(lambda a, k=k: a[k], out._replace(state=None)) for k in range(len(data))]
+    jobs = hosts.own_part([(k, j) for k, i in enumerate(chunk.trainings) for j in group.members[i]])
+    found = results(
+        [stage.members[j] for _, j in jobs], [ones[k] for k, _ in jobs], [data[k] for k, _ in jobs],
+        population, stage.start,
+    )  # fmt: skip
     rows = []
-    for k, j in hosts.own_part(jobs):
-        one = jax.tree.map(lambda a, k=k: a[k], out._replace(state=None))
-        row = _identity(work.spec, stage, j)
-        row |= result(stage.members[j], one, data[k], population, stage.start)
-        if stage.stop is not None and row["status"] == "done":
-            row["status"] = "stopped"  # unless a later stage says otherwise
+    for (_, j), result in zip(jobs, found, strict=True):
+        row = _identity(work.spec, stage, j) | result
+        if stage.stop is not None and row["reason"] in ("", UNSHIPPABLE):
+            row |= {"status": "stopped", "reason": ""}  # unless a later stage says otherwise
         row |= {"seconds": each, "stage": stage.number, "program": chunk.group}
         row["epochs_done"] = stage.stop or stage.members[j].epochs
         row["config"] = json.dumps(configs.to_dict(stage.members[j]))
         rows.append(halving.continued(row, before))
     return sorted(hosts.exchange(rows), key=lambda row: row["member"])
-
-
-def _population(work: Work, stage: Stage, group: int) -> Population:
-    config, cost = stage.plan.groups[group].config, stage.plan.costs[group]
-    epochs = (stage.stop or config.epochs) - stage.start
-    key = (config, cost.width, cost.blocks, epochs, stage.stop is not None)
-    if key not in work.populations:
-        work.populations[key] = Population(config, work.examples, *key[1:])
-    return work.populations[key]
 
 
 def _identity(spec: SweepSpec, stage: Stage, j: int) -> Row:
@@ -325,30 +324,49 @@ def _cell(config: TrainConfig, name: str) -> Any:
     return json.dumps(value) if isinstance(value, tuple) else value
 
 
-def result(
-    config: TrainConfig, one: Outcome, member: Member, population: Population, start: int = 0
-) -> Row:
-    """What a training from epoch ``start`` on ended with, and what its model file would hold."""
-    finite = bool(np.all(one.history.finite))
-    common = {
-        "best_epoch": int(one.best_epoch),
-        "loss": float(one.history.loss[-1]),
-        "curve": [float(v) for v in one.history.validation_accuracy],
-    }
-    nothing = {"validation_accuracy": math.nan, "test_accuracy": math.nan}
-    nothing |= {"file_bytes": 0, "parameters": 0, "compression": math.nan}
-    if not finite:
-        epoch = start + 1 + int(np.argmin(one.history.finite))
-        reason = f"loss or parameters no longer finite in epoch {epoch}"
-        return {"status": "failed", "reason": reason, **nothing, **common}
-    if float(one.best_accuracy) < 0:  # aRes-BP in its parallel stage: nothing to ship yet
-        status, reason = ("done", "") if population.keep else ("failed", UNSHIPPABLE)
-        return {"status": status, "reason": reason, **nothing, **common}
-    params, buffers = population.crop(one.params, one.buffers, config)
-    found = shipped(config, params, buffers, member, population)
-    return {"status": "done", "reason": "", **found, **common}
+def results(
+    configs: Sequence[TrainConfig],
+    outcomes: Sequence[Outcome],
+    members: Sequence[Member],
+    population: Population,
+    start: int = 0,
+) -> list[Row]:
+    """What trainings from epoch ``start`` on ended with, and what their model files would hold.
+
+    Args:
+      configs: of the sweep's members, with their bits.
+      outcomes, members: of the training of each.
+      population: theirs.
+      start: epochs that they had behind them.
+    """
+    rows, shippable = [], []
+    for i, one in enumerate(outcomes):
+        reason = ""
+        if not np.all(one.history.finite):
+            epoch = start + 1 + int(np.argmin(one.history.finite))
+            reason = f"loss or parameters no longer finite in epoch {epoch}"
+        elif float(one.best_accuracy) < 0:  # aRes-BP in its parallel stage: nothing to ship yet
+            reason = UNSHIPPABLE
+        else:
+            shippable.append(i)
+        rows.append({
+            "status": "failed" if reason else "done",
+            "reason": reason,
+            **NOTHING,
+            "best_epoch": int(one.best_epoch),
+            "loss": float(one.history.loss[-1]),
+            "curve": [float(v) for v in one.history.validation_accuracy],
+        })  # fmt: skip
+    chosen = [[values[i] for i in shippable] for values in (configs, outcomes, members)]
+    for i, found in zip(shippable, shipped(*chosen, population), strict=True):
+        rows[i] |= found
+    return rows
 
 
+NOTHING: Row = {
+    "validation_accuracy": math.nan, "test_accuracy": math.nan, "file_bytes": 0, "parameters": 0,
+    "compression": math.nan,
+}  # fmt: skip
 UNSHIPPABLE = "no epoch ended with a model that can ship; train longer"
 
 

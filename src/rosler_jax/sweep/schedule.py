@@ -10,19 +10,21 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from rosler_jax import config as configs
 from rosler_jax.config import TrainConfig
 from rosler_jax.sweep import hosts
 from rosler_jax.sweep.examples import Examples
 from rosler_jax.sweep.plan import Group, batches_key, make_plan, program_key
-from rosler_jax.sweep.population import Member, Population
+from rosler_jax.sweep.population import Population
 
 CHUNK_SECONDS = 20.0
 """About what an interruption may lose; ROSLER_SWEEP_CHUNK_SECONDS overrides it."""
 MAX_CHUNK = 1024
 WIDTHS = (1, 8, 64, 512)
 MEMORY_SHARE = 0.5  # of what the machine has
+REPAYS = 4.0
+"""Trying widths goes on where training takes longer than so many tries."""
 
 
 class Cost(NamedTuple):
@@ -42,19 +44,19 @@ class Cost(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Trainings that run in one call: indices into a group's trainings."""
+    """Trainings whose results are written together: indices into a group's trainings."""
 
     group: int
     trainings: tuple[int, ...]
 
 
 class Plan(NamedTuple):
-    """The calls of one stage.
+    """The work of one stage.
 
     Attributes:
       groups: trainings that share a program.
       costs: one for each group.
-      chunks: the calls, in order.
+      chunks: in order.
     """
 
     groups: tuple[Group, ...]
@@ -67,12 +69,6 @@ class Plan(NamedTuple):
         pairs = zip(self.costs, self.groups, strict=True)
         return sum(cost.seconds * len(group.trainings) for cost, group in pairs)
 
-    def size(self, group: int) -> int:
-        """Blocks in a group's largest call: what its program is compiled for."""
-        trainings, width = self.groups[group].trainings, self.costs[group].width
-        calls = [[trainings[i] for i in c.trainings] for c in self.chunks if c.group == group]
-        return max(count_blocks(call, width) for call in calls)
-
     def lines(self) -> list[str]:
         """The plan in words, a line a program."""
         return [self._line(i) for i in range(len(self.groups))]
@@ -81,32 +77,24 @@ class Plan(NamedTuple):
         group, cost = self.groups[i], self.costs[i]
         config = group.config
         rank = "" if config.method == "dense" else f", rank up to {config.rank}"
-        memory = cost.bytes * self.size(i) * cost.width / 1e6
-        needs = f"{memory:.0f} MB, about {cost.seconds * len(group.trainings):.0f} s of training"
         together = cost.width * cost.blocks
+        memory = cost.bytes * together / 1e6
+        needs = f"{memory:.0f} MB, about {cost.seconds * len(group.trainings):.0f} s of training"
         return (
             f"program {i + 1}: {config.method}{rank}, hidden "
             f"{','.join(map(str, config.hidden))}, {config.epochs} epochs: "
             f"{sum(len(m) for m in group.members)} members, {len(group.trainings)} trainings, "
             f"{together} at a time on each device, "
-            f"{sum(chunk.group == i for chunk in self.chunks)} calls, "
+            f"{sum(chunk.group == i for chunk in self.chunks)} chunks, "
             f"{needs if cost.seconds else 'too few to be timed'}"
         )
 
 
-def count_blocks(trainings: Sequence[TrainConfig], width: int) -> int:
-    """Blocks that trainings fill, those of each seed by themselves.
-
-    Example:
-      >>> count_blocks([TrainConfig(seed=s) for s in (0, 0, 0, 1)], width=2)
-      3
-    """
-    alike = collections.Counter(batches_key(config) for config in trainings)
-    return sum(math.ceil(count / width) for count in alike.values())
-
-
 Costs = dict[TrainConfig, Cost]
 """Of each program, by what tells programs apart."""
+
+Populations = dict[tuple[TrainConfig, int, int], Population]
+"""By config, width and blocks."""
 
 
 def make_schedule(
@@ -116,6 +104,7 @@ def make_schedule(
     least_rank: int = 1,
     share: float = 1.0,
     always: bool = False,
+    populations: Populations | None = None,
 ) -> Plan:
     """Groups members, and chooses widths and chunks by memory and a short timing.
 
@@ -126,21 +115,23 @@ def make_schedule(
       least_rank: see :func:`make_plan`.
       share: the part of all epochs that the stage trains.
       always: time programs of few trainings, too, though nothing hangs on it.
+      populations: compiled programs; those that are timed are added, to be run.
     """
+    populations = {} if populations is None else populations
     known = {} if known is None else known
     groups = make_plan(members, least_rank)
     chunks = []
     for i, group in enumerate(groups):
         key = program_key(group.config)
         if key not in known:
-            known[key] = Cost(*hosts.share(list(choose_width(group, examples, always))))
+            known[key] = choose_width(group, examples, always, populations)
         chunks += [Chunk(i, t) for t in _split(len(group.trainings), known[key], share)]
     costs = tuple(known[program_key(group.config)] for group in groups)
     return Plan(tuple(groups), costs, tuple(chunks))
 
 
 def _split(count: int, cost: Cost, share: float) -> list[tuple[int, ...]]:
-    """Trainings in calls of about the same size, none of them longer than may be lost."""
+    """Trainings in chunks of about the same size, none of them longer than may be lost."""
     seconds = cost.seconds * share
     fitting = MAX_CHUNK if seconds == 0 else max(1, int(min(MAX_CHUNK, chunk_seconds() / seconds)))
     if cost.bytes:
@@ -156,67 +147,76 @@ def _devices() -> int:
 
 
 def chunk_seconds() -> float:
-    """About how long a call may take."""
+    """About how long a chunk may take."""
     return float(os.environ.get("ROSLER_SWEEP_CHUNK_SECONDS", CHUNK_SECONDS))
 
 
-def choose_width(group: Group, examples: Examples, always: bool = False) -> Cost:
-    """How many members together train most a second, one at a time always being among the choices.
+def choose_width(
+    group: Group,
+    examples: Examples,
+    always: bool = False,
+    populations: Populations | None = None,
+) -> Cost:
+    """How many members together train most a second, so far as finding that out repays.
 
-    First members that share their batches, as many as a seed has; then blocks of these.
+    First a few members that share their batches. What the whole group then takes decides: other
+    widths, and blocks of these, are compiled and timed only where training is long beside that.
     """
+    populations = {} if populations is None else populations
     devices, count = _devices(), len(group.trainings)
     if count <= 2 * devices:
-        return (_tried(group, examples, 1, 1) if always else None) or Cost(1, 1, 0.0, 0)
+        return (_tried(group, examples, 1, 1, populations) if always else None) or Cost(1, 1, 0, 0)
     alike = max(collections.Counter(batches_key(c) for c in group.trainings).values())
-    best = Cost(1, 1, math.inf, 0)
-    for width in WIDTHS:
-        if width > 1 and (width > alike or width * devices > count):
-            break
-        found = _tried(group, examples, width, 1)
-        if found is None or found.seconds > 1.2 * best.seconds:
-            break
-        best = min(best, found, key=lambda cost: cost.seconds)
-    for blocks in WIDTHS[1:]:
-        if blocks * best.width * devices > count:
-            break
-        found = _tried(group, examples, best.width, blocks)
-        if found is None or found.seconds > 1.2 * best.seconds:
-            break
-        best = min(best, found, key=lambda cost: cost.seconds)
+    widths = [w for w in WIDTHS if w == 1 or (w <= alike and w * devices <= count)]
+    first = widths[min(1, len(widths) - 1)]
+    start = time.perf_counter()
+    best = _tried(group, examples, first, 1, populations) or Cost(1, 1, math.inf, 0)
+    if hosts.share(best.seconds * count < REPAYS * (time.perf_counter() - start)):
+        return best
+    narrower, wider = ([w for w in widths if w < first], [w for w in widths if w > first])
+    for choices in ([(w, 1) for w in wider], [(w, 1) for w in narrower], [(0, b) for b in WIDTHS]):
+        for width, blocks in choices:
+            width = width or best.width
+            if (width, blocks) == best[:2] or (blocks > 1 and blocks * width * devices > count):
+                continue
+            found = _tried(group, examples, width, blocks, populations)
+            if found is None or found.seconds > 1.2 * best.seconds:
+                break
+            best = min(best, found, key=lambda cost: cost.seconds)
     return best
 
 
-def _tried(group: Group, examples: Examples, width: int, blocks: int) -> Cost | None:
+def _tried(
+    group: Group, examples: Examples, width: int, blocks: int, populations: Populations
+) -> Cost | None:
     """What a choice costs, timed on copies of a member over an epoch; None if it needs too much."""
-    trial = group.config if group.config.method == "ares-bp" else _one_epoch(group.config)
-    population = Population(trial, examples, width, blocks)
-    count = _devices() * width * blocks
-    member = population.member(_like(trial, group.trainings[0]))
-    members = [member] * count
-    compiled = population.compile(members)
-    needed = population.bytes_needed(compiled)
-    if needed > MEMORY_SHARE * memory():
+    config = group.config
+    population = population_of(populations, config, examples, width, blocks)
+    member = population.member(group.trainings[0])
+    population.compiled(member)
+    needed = population.bytes_needed
+    if hosts.share(needed > MEMORY_SHARE * memory()):
         return None
-    share = trial.epochs / group.config.epochs
-    seconds = _timed(population, compiled, members) / count / share
-    return Cost(width, blocks, seconds, needed * _devices() // count)
-
-
-def _one_epoch(config: TrainConfig) -> TrainConfig:
-    return configs.from_dict({**configs.to_dict(config), "epochs": 1, "quantize_from": 0.0})
-
-
-def _like(trial: TrainConfig, member: TrainConfig) -> TrainConfig:
-    own = {**configs.to_dict(member), "epochs": trial.epochs, "quantize_from": trial.quantize_from}
-    return configs.from_dict(own)
-
-
-def _timed(population: Population, compiled: Any, members: Sequence[Member]) -> float:
-    population.call(compiled, members)
+    # The stages of aRes-BP cost what they cost; of others the last epoch, which quantises.
+    epochs = config.epochs if config.method == "ares-bp" else 1
+    state = member.state._replace(epoch=np.int32(config.epochs - epochs))
+    count = _devices() * width * blocks
+    members = [member._replace(state=state)] * count
+    population.run(members, 0)
     start = time.perf_counter()
-    population.call(compiled, members)
-    return time.perf_counter() - start
+    population.run(members, epochs)
+    seconds = hosts.share((time.perf_counter() - start) * config.epochs / epochs / count)
+    return Cost(width, blocks, seconds, needed // (width * blocks))
+
+
+def population_of(
+    populations: Populations, config: TrainConfig, examples: Examples, width: int, blocks: int
+) -> Population:
+    """The population of a choice, kept with its compiled program."""
+    key = (config, width, blocks)
+    if key not in populations:
+        populations[key] = Population(config, examples, width, blocks)
+    return populations[key]
 
 
 def memory() -> float:

@@ -117,7 +117,9 @@ def batches(work: Work) -> Iterator[Stage]:
         runner.check([spec.first(), *members])
         least = _widest(spec)
         if kept is None:
-            plan = schedule.make_schedule(members, work.examples, work.costs, least)
+            plan = schedule.make_schedule(
+                members, work.examples, work.costs, least, populations=work.populations
+            )
             folders.store_spec(work.folder, spec, work.examples)
             decided = {"trials": trials, "plan": schedule.to_json(plan)}
             folders.write_stage(work.folder, batch, decided)
