@@ -46,7 +46,7 @@ class Standardize(nnx.Module):
         """Computes ``(x - mean) / std``."""
         mean, factor = (
             np.asarray(v, np.float32).reshape((1,) * (x.ndim - 1) + (-1,) if np.ndim(v) else ())
-            for v in (self.mean, 1.0 / np.float64(self.std))
+            for v in (self.mean, 1.0 / np.asarray(self.std, np.float64))
         )
         return ((x.astype(jnp.float32) - mean) * factor).astype(self.dtype)
 

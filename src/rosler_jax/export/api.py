@@ -256,20 +256,20 @@ def _with_examples(graph: Graph, options: Options) -> tuple[Any, np.ndarray, np.
     from rosler_jax.export.integer import run_integer
     from rosler_jax.export.lowering import lower
 
-    x = options.calibration
-    if x is None and options.dtype == "float32":
+    given = options.calibration
+    if given is None and options.dtype == "float32":
         # None are needed; these only show that C computes what Python does.
-        x = np.random.default_rng(0).normal(size=(EXAMPLES, *graph.in_shape))
-    x = None if x is None else calibration_inputs(x, graph.in_shape)
-    if options.dtype == "float32":
-        inputs = _some(x)
-        return graph, inputs, np.asarray(reference.run(graph, jax.numpy.asarray(inputs)))
-    if x is None:
+        given = np.random.default_rng(0).normal(size=(EXAMPLES, *graph.in_shape))
+    if given is None:
         raise ExportError(
             f"dtype {options.dtype} needs calibration inputs to choose scales by; pass "
             "calibration= (--calibration FILE.npy), or export the folder of a run, whose data is "
             "known"
         )
+    x = calibration_inputs(given, graph.in_shape)
+    if options.dtype == "float32":
+        inputs = _some(x)
+        return graph, inputs, np.asarray(reference.run(graph, jax.numpy.asarray(inputs)))
     program = lower(graph, x, dtype=options.dtype)
     inputs = program.quantize_input(_some(x))
     return program, inputs, run_integer(program, inputs)

@@ -5,10 +5,10 @@ goes through every operation, relu and max pooling among them, to all that depen
 dead sensor shows in the outputs; ``rosler_argmax`` gives the first NaN's index, as NumPy does. An
 infinity becomes what IEEE 754 says: infinite, NaN, or finite again behind a tanh or a relu; where
 sums are in another order, as in a Walsh-Hadamard transform, infinite here may be NaN there.
-The kernels of a runtime are its own: LiteRT's and TFLite Micro's pooling and onnxruntime's max
-pooling drop NaN. Integers know no NaN: where they are made of real numbers (``rosler_quantize``,
-``quantize_input``) it becomes 0 and infinities the type's limits, and ``rosler_quantize`` returns
-how many there were.
+The kernels of a runtime are its own: LiteRT's pooling and the max pooling of TFLite Micro and
+onnxruntime drop NaN. Integers know no NaN: where they are made of real numbers
+(``rosler_quantize``, ``quantize_input``) it becomes 0 and infinities the type's limits, and
+``rosler_quantize`` returns how many there were.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class ModelHeader(NamedTuple):
         return renamed(SOURCE, self.name)
 
     @property
-    def defines(self) -> dict[str, str | int]:
+    def defines(self) -> dict[str, str]:
         """Macros by which code for the names ``rosler_...`` uses it."""
         if self.name == DEFAULT:
             return {}
