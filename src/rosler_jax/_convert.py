@@ -223,11 +223,12 @@ def _customised(layer: Any) -> str:
 
 
 def convert(
-    layer: Any, rule: Rule, rank: int, rngs: nnx.Rngs, method: Method | None
+    layer: Any, rule: Rule, rank: int, rngs: nnx.Rngs, method: Method | None, *, share_seeds: bool
 ) -> tuple[Any, float | None]:
     """The sketch layer for ``layer``; from its weights, with their error, if a method is given.
 
-    A stack of layers becomes a stack of sketch layers, each with sketches of its own.
+    A stack of layers becomes a stack of sketch layers, with sketches of their own unless
+    ``share_seeds``.
     """
     part, kernel = parts_of(layer)["kernel"], layer.kernel[...]
     assert part.view is not None
@@ -235,6 +236,8 @@ def convert(
     singles, squares = [], jnp.zeros(2)
     for index in itertools.product(*map(range, stack)):
         new = _make(layer, rule, rank, rngs)
+        if share_seeds and singles:
+            _reseed(new, singles[0], rngs)
         if method is not None:
             w = kernel[index]
             plain = FORMS[type(layer)].kernel
@@ -266,6 +269,22 @@ def _make(layer: Any, rule: Rule, rank: int, rngs: nnx.Rngs) -> Any:
         layer, rank, mode=rule.mode, dtype=layer.dtype, param_dtype=layer.param_dtype,
         use_bias=False, rngs=rngs, **given,
     )  # fmt: skip
+
+
+def _reseed(new: Any, like: Any, rngs: nnx.Rngs) -> None:
+    """Gives a new layer the sketches of another, and factors that were made with them."""
+    if not new.plan.sketched:
+        return
+    new.psi_seed[...], new.omega_seed[...] = like.psi_seed[...], like.omega_seed[...]
+    groups = new.u[...].shape[0] if new.u[...].ndim == 3 else None
+    if groups is None:
+        values = new.plan.factors(rngs.params(), *new.sketches())
+    else:
+        values = new.plan.group_factors(rngs.params(), groups, *new.sketches())
+    if isinstance(new, SketchConv) and "c" in values:
+        values["c"] = _forward.fold_window(values["c"], new.kernel_size)
+    for name, value in values.items():
+        getattr(new, name)[...] = value.astype(new.param_dtype)
 
 
 def _stacked(layers: list[Any], stack: tuple[int, ...]) -> Any:

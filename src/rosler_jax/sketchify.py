@@ -190,8 +190,9 @@ def make_report(
 
 
 def apply_rule(
-    layer: Any, path: str, rule: Rule | None, rngs: nnx.Rngs, method: Method | None, *, tied: bool
-) -> tuple[Any, Row]:
+    layer: Any, path: str, rule: Rule | None, rngs: nnx.Rngs, method: Method | None, *, tied: bool,
+    share_seeds: bool = False,
+) -> tuple[Any, Row]:  # fmt: skip
     """The layer that takes the place of ``layer`` (maybe itself), and its line of the report."""
     before = parameters(layer)
     shape = _convert.matrix_shape(layer)
@@ -214,7 +215,7 @@ def apply_rule(
     inner = (rule.in_sketch or min(8 * rank, m)) if rule.mode == "seeded" else m + n
     if rank * inner >= m * n:
         return stay(f"a sketch of rank {rank} would not be smaller")
-    new, error = _convert.convert(layer, rule, rank, rngs, method)
+    new, error = _convert.convert(layer, rule, rank, rngs, method, share_seeds=share_seeds)
     kind = f"{kind} -> {rule.mode}"
     count = _convert.matrix_count(layer)
     note = f"{count} matrices" if count > 1 else ""
