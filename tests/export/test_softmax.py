@@ -75,9 +75,14 @@ def test_c_gives_the_same_bits(tmp_path):
 def test_float_c_is_a_softmax(tmp_path):
     graph = make_model(mlp(), bits=32).graph
     y = np.random.default_rng(0).normal(0, 30, (50, 7)).astype(np.float32)
+    y[0, 3], y[1, 2], y[2, 1] = np.nan, np.inf, -np.inf  # NaN and infinity: all are NaN
     found = run_softmax(write_c(graph, probabilities=True), y, "float", tmp_path)
-    e = np.exp(y - y.max(-1, keepdims=True), dtype=np.float64)
-    np.testing.assert_allclose(found, e / e.sum(-1, keepdims=True), rtol=1e-5, atol=1e-12)
+    with np.errstate(invalid="ignore"):
+        e = np.exp(y - y.max(-1, keepdims=True), dtype=np.float64)
+        want = e / e.sum(-1, keepdims=True)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-12)
+    assert np.isnan(found[:2]).all()
+    assert np.isfinite(found[2:]).all()
 
 
 def test_scales_out_of_range_are_refused():

@@ -69,7 +69,8 @@ def read_header(folder: str | os.PathLike[str]) -> ModelHeader:
     Raises:
       ValueError: if the folder holds no exported model, or a macro is missing or senseless.
     """
-    names = sorted(found.name[: -len("_model.h")] for found in Path(folder).glob("*_model.h"))
+    headers = [h for h in Path(folder).glob("*_model.h") if h.with_suffix(".c").is_file()]
+    names = sorted(header.name[: -len("_model.h")] for header in headers)
     if len(names) > 1:
         raise ValueError(
             f"{folder} holds several models ({', '.join(names)}); export each to a folder of its "
