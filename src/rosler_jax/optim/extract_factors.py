@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+import rosler_kernels as rk
 from rosler_jax._linalg import low_rank_product
 from rosler_jax.optim._checks import static_int
 from rosler_jax.optim._matrices import select_matrices, stacked_svd
@@ -77,7 +78,7 @@ def _factor(
     oversampling: int,
 ) -> tuple[LowRank, Float[Array, ""]]:
     """Balanced factors of one weight and their relative error, measured after rounding them."""
-    wide = jnp.promote_types(w.dtype, jnp.float32)
+    wide = rk.accumulator(w.dtype)
     matrices = view.to_matrices(w).astype(wide)
     left, sigma, right = stacked_svd(matrices, rank, key, power_iterations, oversampling)
     root = jnp.sqrt(sigma)
