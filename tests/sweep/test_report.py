@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import shlex
@@ -134,6 +135,43 @@ def test_the_page_in_a_browser(browser, tmp_path):
     assert browser.get_log("browser") == []
 
 
+def test_the_page_can_be_read(browser, tmp_path):
+    rows = make_rows()
+    for row in rows:
+        if row["file_bytes"] and row["member"] % 3 == 0:  # a second cluster, a hundred times larger
+            row["file_bytes"] = 2_000_000 + row["file_bytes"]
+    report.write_report(tmp_path, AXES, rows)
+    browser.get((tmp_path / "report.html").as_uri())
+    assert browser.get_log("browser") == []
+
+    # Between the clusters a band, of a width that leaves most to the front.
+    box = browser.find_element("css selector", "#pareto path.front").rect["width"]
+    (band,) = browser.find_elements("css selector", "#pareto rect.break")
+    assert 0 < band.rect["width"] < box / 10
+    dots = browser.find_elements("css selector", "#pareto circle.dot")
+    at = sorted(d.rect["x"] for d in dots)
+    assert max(b - a for a, b in itertools.pairwise(at)) < box / 3
+
+    # What is written on the axes stands on plates in front of the lines, the chosen one's too.
+    children = (
+        "return [...document.querySelectorAll('#coordinates > g')].map(g => g.className.baseVal)"
+    )
+    assert browser.execute_script(children) == ["", "labels"]
+    plates = browser.find_elements("css selector", "#coordinates .labels rect")
+    words = browser.find_elements("css selector", "#coordinates .labels rect + text")
+    assert len(plates) == len(words) > 6
+    for plate, word in zip(plates, words, strict=True):
+        assert plate.rect["x"] <= word.rect["x"] + 1
+        right = [e.rect["x"] + e.rect["width"] for e in (plate, word)]
+        assert right[0] >= right[1] - 1
+
+    # Commands are seen whole.
+    inside = browser.find_element("css selector", ".scroll").rect
+    for code in browser.find_elements("css selector", "#members td.command code")[:5]:
+        assert code.rect["x"] + code.rect["width"] <= inside["x"] + inside["width"]
+        assert browser.execute_script("return arguments[0].scrollWidth", code) <= code.rect["width"]
+
+
 def test_a_sweep_where_all_failed_still_has_a_page(browser, tmp_path):
     rows = [make_rows(5)[3]]
     assert report.write_report(tmp_path, AXES, rows) == [tmp_path / "report.html"]
@@ -146,6 +184,13 @@ def test_values_cannot_end_the_script():
     text = report.page_text(AXES, make_rows())
     assert text.count("</script>") == 1
     assert "NaN" not in text.split("const SHOWN")[0]
+
+
+@pytest.mark.parametrize("sizes", [[9], [5, 5], [1000, 1100, 10**6], [10, 10**3, 10**5, 10**7]])
+def test_clusters_hold_all_values(sizes):
+    found = report.clusters(sizes)
+    assert len(found) == {1: 1, 2: 1, 3: 2, 4: 4}[len(sizes)]
+    assert all(any(low <= size <= high for low, high in found) for size in sizes)
 
 
 def test_pictures_are_written(tmp_path):

@@ -107,14 +107,47 @@ def write_charts(folder: Path, axes: Sequence[str], rows: Sequence[Row]) -> list
     return written
 
 
+def clusters(values: Sequence[float]) -> list[tuple[float, float]]:
+    """The ends of groups of positive values that wide gaps part, a quarter of their reach at least.
+
+    Example:
+      >>> clusters([1000, 1500, 200_000, 2000, 210_000])
+      [(1000, 2000), (200000, 210000)]
+    """
+    found: list[tuple[float, float]] = []
+    reach = math.log(max(values) / min(values))
+    for value in sorted(values):
+        if found and math.log(value / found[-1][1]) <= max(reach / 4, math.log(2)):
+            found[-1] = found[-1][0], value
+        else:
+            found.append((value, value))
+    return found
+
+
 def _draw_front(figure: Any, _: Sequence[str], found: Sequence[Row]) -> None:
-    plot, front = figure.subplots(), pareto(found)
-    values = [[row[k] for row in found] for k in ("file_bytes", "validation_accuracy")]
-    plot.scatter(*values, s=12, alpha=0.5, label="members")
-    line = [[row[k] for row in front] for k in ("file_bytes", "validation_accuracy")]
-    plot.step(*line, where="post", color="C1", label="Pareto front")
-    plot.set(xscale="log", xlabel="bytes of the model file", ylabel="validation accuracy")
-    plot.legend()
+    front, groups = pareto(found), clusters([row["file_bytes"] for row in found])
+    reaches = [math.log(high / low) + 0.05 for low, high in groups]
+    shares = [1 / len(groups) + reach / sum(reaches) for reach in reaches]
+    plots = figure.subplots(
+        1, len(groups), sharey=True, squeeze=False, gridspec_kw={"width_ratios": shares}
+    )[0]
+    for plot, share, (low, high) in zip(plots, shares, groups, strict=True):  # gaps are left out
+        values = [[row[k] for row in found] for k in ("file_bytes", "validation_accuracy")]
+        plot.scatter(*values, s=12, alpha=0.5, label="members")
+        line = [[row[k] for row in front] for k in ("file_bytes", "validation_accuracy")]
+        plot.step(*line, where="post", color="C1", label="Pareto front")
+        margin = max((high / low) ** 0.05, 1.01)
+        plot.set(xscale="log" if high / low >= 10 else "linear", xlim=(low / margin, high * margin))
+        if high / low < 10:
+            plot.locator_params(axis="x", nbins=max(1, round(8 * share / sum(shares))))
+            plot.xaxis.set_major_formatter("{x:,.0f}")
+        if plot is not plots[0]:
+            plot.tick_params(left=False)
+        plot.spines["right"].set_visible(plot is plots[-1])
+        plot.spines["left"].set_visible(plot is plots[0])
+    plots[0].set(ylabel="validation accuracy")
+    figure.supxlabel("bytes of the model file", fontsize="medium")
+    plots[-1].legend(loc="lower right")
 
 
 def _draw_coordinates(figure: Any, axes: Sequence[str], found: Sequence[Row]) -> None:
@@ -130,7 +163,9 @@ def _draw_coordinates(figure: Any, axes: Sequence[str], found: Sequence[Row]) ->
     for i, name in enumerate(names):
         values = [row[name] for row in found]
         for value, at, side in _ends(values, scales[i]):
-            plot.text(i, at + 0.03 * side, value, ha="center", va="center", fontsize=8)
+            plate = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+            where = {"ha": "center", "va": "center", "zorder": 3}
+            plot.text(i, at + 0.03 * side, value, fontsize=8, bbox=plate, **where)
     plot.set_xticks(range(len(names)), names)
     plot.set(yticks=[], ylim=(-0.08, 1.08), xlim=(-0.4, len(names) - 0.6))
 
