@@ -258,6 +258,7 @@ def test_keys_of_another_kind() -> None:
     assert len({tuple(words) for words in seeds.tolist()}) == 3
     layer = SketchLinear(20, 30, 4, mode="seeded", rngs=nnx.Rngs(key))
     assert jnp.isfinite(layer(jnp.ones((2, 20)))).all()
+    jax.eval_shape(partial(restricted, jnp.float32, key))
     assert rk.rademacher(jax.random.key(7), 64, 8).seed.tolist() == [0, 7]
     with pytest.raises(ValueError, match=r"seed has shape \(4,\).*wrap_key_data"):
         rk.rademacher(jax.random.key_data(key), 64, 8)

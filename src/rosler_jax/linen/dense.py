@@ -12,7 +12,7 @@ from flax import linen as nn
 from rosler_jax.initializers import RANGE_FINDER_GAIN
 from rosler_jax.linen._variables import layer_params, layer_sketches, refuse_given
 from rosler_jax.nn import _forward
-from rosler_jax.nn._variables import Mode, plan_weight
+from rosler_jax.nn._variables import Mode, drawn_kernel, plan_weight
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -79,13 +79,11 @@ class SketchDense(nn.Module):
             gain=self.gain,
         )  # fmt: skip
         sketches = layer_sketches(self, plan)
-        draw = self.kernel_init and (
-            lambda key: self.kernel_init(key, (plan.m, plan.n), self.param_dtype)
-        )
+        kernel = drawn_kernel(self.kernel_init, (plan.m, plan.n), self.param_dtype)
         params = layer_params(
             self,
             plan,
-            lambda key: plan.factors(key, *sketches, draw),
+            lambda key: plan.factors(key, *sketches, kernel),
             dict(plan.shapes()),
             self.features if self.use_bias else None,
             self.bias_init,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax.nnx.nn import dtypes
 
 from rosler_jax.nn import functional
+from rosler_jax.nn._variables import drawn_kernel
 from rosler_jax.nn.lifts import ConvLift, conv_lift, pad_input
 
 if TYPE_CHECKING:
@@ -164,11 +165,9 @@ def conv_kernels(
     dtype: Any,
 ) -> Callable[[Array], Array] | None:
     """Draws the unfolded kernels ``(g, m, n)`` that Flax's initialiser would give a convolution."""
-    if kernel_init is None:
-        return None
     m, n = shape
     whole = folded_shape(m, n, groups, window)
-    return lambda key: kernel_init(key, whole, dtype).reshape(m, groups, n).swapaxes(0, 1)
+    return drawn_kernel(kernel_init, whole, dtype, lambda w: w.reshape(m, groups, n).swapaxes(0, 1))
 
 
 def conv(

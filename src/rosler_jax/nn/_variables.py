@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -145,9 +145,11 @@ class WeightPlan:
         omega: rk.Sketch | None,
     ) -> dict[str, Array]:
         """Factors of the best approximation of a matrix, by parameter name, float32 or wider."""
-        if self.mode == "seeded":
-            return {"u": initializers.seeded_from_dense(w, psi, omega).u}
-        if self.mode == "ares":
+        if self.sketched:
+            assert psi is not None
+            assert omega is not None
+            if self.mode == "seeded":
+                return {"u": initializers.seeded_from_dense(w, psi, omega).u}
             f = initializers.ares_from_dense(w, psi, omega, key)
             return {"c": f.c, "u": f.u, "r": f.r}
         # No gradient passes where all factors are zero: a layer that is to start from zero has one
@@ -175,9 +177,21 @@ class WeightPlan:
         if kernels is None:
             keys = jax.random.split(key, groups)
             return jax.vmap(lambda key: self.factors(key, psi, omega))(keys)
-        drawn, *keys = jax.random.split(key, groups + 1)
+        keys = jax.random.split(key, groups + 1)
         nearest = jax.vmap(lambda w, key: self.nearest(w, key, psi, omega))
-        return nearest(kernels(drawn), jnp.stack(keys))
+        return nearest(kernels(keys[0]), keys[1:])
+
+
+def drawn_kernel(
+    kernel_init: Callable[..., Array] | None,
+    shape: Sequence[int],
+    dtype: Any,
+    view: Callable[[Array], Array] = lambda kernel: kernel,
+) -> Callable[[Array], Array] | None:
+    """Draws a kernel of that shape by Flax's initialiser and sees it as matrices; None for none."""
+    if kernel_init is None:
+        return None
+    return lambda key: view(kernel_init(key, tuple(shape), dtype))
 
 
 def default_sketch(mode: Mode, rank: int, smaller_side: int) -> str:

@@ -14,7 +14,7 @@ from flax import nnx
 from rosler_jax.initializers import RANGE_FINDER_GAIN
 from rosler_jax.nn import _forward
 from rosler_jax.nn._module import SketchModule, reshard
-from rosler_jax.nn._variables import Mode, plan_weight
+from rosler_jax.nn._variables import Mode, drawn_kernel, plan_weight
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -223,13 +223,8 @@ class SketchEinsum(_Batched):
         self.use_bias, self.dtype, self.param_dtype = bias_shape is not None, dtype, param_dtype
         self.precision = precision
         key = self._make_seeds(plan, rngs)
-        values = plan.group_factors(
-            key,
-            g,
-            *self.sketches(),
-            kernel_init
-            and (lambda key: view.to_matrices(kernel_init(key, self.kernel_shape, param_dtype))),
-        )
+        kernels = drawn_kernel(kernel_init, kernel_shape, param_dtype, view.to_matrices)
+        values = plan.group_factors(key, g, *self.sketches(), kernels)
         self._make_params(values, self.bias_shape, bias_init, param_dtype, rngs)
 
     def __call__(
@@ -317,13 +312,10 @@ class SketchLinearGeneral(_Batched):
         self.use_bias, self.dtype, self.param_dtype = use_bias, dtype, param_dtype
         self.precision = precision
         key = self._make_seeds(plan, rngs)
-        values = plan.group_factors(
-            key,
-            g,
-            *self.sketches(),
-            kernel_init
-            and (lambda key: kernel_init(key, (g * m, n), param_dtype).reshape(g, m, n)),
+        kernels = drawn_kernel(
+            kernel_init, (g * m, n), param_dtype, lambda kernel: kernel.reshape(g, m, n)
         )
+        values = plan.group_factors(key, g, *self.sketches(), kernels)
         bias_shape = (*self.batch_shape, *self.out_features) if use_bias else None
         self._make_params(values, bias_shape, bias_init, param_dtype, rngs)
 

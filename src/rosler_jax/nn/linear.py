@@ -10,7 +10,7 @@ from flax import nnx
 from rosler_jax.initializers import RANGE_FINDER_GAIN
 from rosler_jax.nn import _forward
 from rosler_jax.nn._module import SketchModule, reshard
-from rosler_jax.nn._variables import Mode, plan_weight
+from rosler_jax.nn._variables import Mode, drawn_kernel, plan_weight
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -97,11 +97,8 @@ class SketchLinear(SketchModule):
         self.in_features, self.out_features, self.use_bias = in_features, out_features, use_bias
         self.dtype, self.param_dtype, self.precision = dtype, param_dtype, precision
         key = self._make_seeds(plan, rngs)
-        values = plan.factors(
-            key,
-            *self.sketches(),
-            kernel_init and (lambda key: kernel_init(key, (plan.m, plan.n), param_dtype)),
-        )
+        kernel = drawn_kernel(kernel_init, (plan.m, plan.n), param_dtype)
+        values = plan.factors(key, *self.sketches(), kernel)
         bias_shape = (out_features,) if use_bias else None
         self._make_params(values, bias_shape, bias_init, param_dtype, rngs)
 
