@@ -147,7 +147,7 @@ def test_argmax_is_that_of_numpy_and_jax(tmp_path: Path) -> None:
 
 @needs_gcc
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.0, "batch": 1}, {"clip": 1.0}])
-def test_training_makes_the_weights_nan_as_jax_does(options: dict[str, Any]) -> None:
+def test_training_on_nan_shows_in_the_loss_and_the_weights(options: dict[str, Any]) -> None:
     graph = make_model([linear(6, 8), of("relu"), linear(8, 3)], bits=32).graph
     x = reals((1, 6), 2)
     x[1, 0, 2] = np.nan

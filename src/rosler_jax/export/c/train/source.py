@@ -30,8 +30,8 @@ HEADER, SOURCE = "rosler_train.h", "rosler_train.c"
 LOSSES = ("cross_entropy", "mse")
 STAGES = ("successive", "parallel")
 DTYPES = ("float32", "fixed")
-_NAN = """ NaN among the inputs makes the loss and the weights NaN, as in JAX: look at
-   the loss before rosler_train_save; rosler_train_load takes the weights back."""
+_NAN = """ NaN among the inputs makes the loss NaN, and then the weights: look at the
+   loss before rosler_train_save; rosler_train_load takes the weights back."""
 
 
 class TrainSource(NamedTuple):
