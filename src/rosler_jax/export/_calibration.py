@@ -9,8 +9,6 @@ import numpy as np
 if TYPE_CHECKING:
     from jaxtyping import Int
 
-    from rosler_jax.export.integer import Program
-
 STEPS = 4.0
 """A feature that varies by fewer steps of the inputs' scale (its deviation) is as good as lost."""
 
@@ -31,23 +29,23 @@ def draw(y: Int[np.ndarray, " n"], count: int, seed: int) -> Int[np.ndarray, " c
     return rng.permutation(np.argsort(place, kind="stable")[:count])
 
 
-def saturation(program: Program, rest: Any, calibration: Any) -> dict[str, Any]:
+def saturation(rest: Any, calibration: Any, scale: float, low: int, high: int) -> dict[str, Any]:
     """How much of other inputs lies beyond the integers that calibration chose, JSON types.
 
     Args:
-      program: that was calibrated.
-      rest: inputs that it was not calibrated with.
+      rest: inputs that a model was not calibrated with.
       calibration: those that it was.
+      scale: an input x is ``x / scale`` as an integer.
+      low, high: the least and the greatest one.
 
     Returns:
       ``examples``, ``saturated_elements`` and ``saturated_examples`` (shares), and
       ``lost_features``: those that vary by less than a few steps of the inputs' one scale.
     """
-    limits = np.iinfo(program.input_dtype)
-    steps = np.rint(_flat(rest) / program.input_scale)
-    beyond = ~((steps >= limits.min) & (steps <= limits.max))  # NaN, too
-    spread = _flat(calibration).std(0) / program.input_scale
-    lost = (spread > 0) & (spread < STEPS) if program.input_dtype == "int16" else spread < 0
+    steps = np.rint(_flat(rest) / scale)
+    beyond = ~((steps >= low) & (steps <= high))  # NaN, too
+    spread = _flat(calibration).std(0) / scale
+    lost = (spread > 0) & (spread < STEPS) & (scale != 1.0)  # a scale of 1: whole numbers, exact
     return {
         "examples": len(steps),
         "saturated_elements": float(beyond.mean()),

@@ -202,7 +202,11 @@ def _to_c(loaded: LoadedNetwork, graph: Graph, options: Options) -> _Written:
     sizes = _sizes(loaded, options.input_shape)
     found = report.edge_report(source, sizes, loaded.specs, graph, options.dtype, counted, missing)
     found["training"] = training
-    warnings = _saturation(model, options, found)
+    limits = None
+    if options.dtype != "float32":
+        info = np.iinfo(model.input_dtype)
+        limits = model.input_scale, int(info.min), int(info.max)
+    warnings = _saturation(limits, options, found)
     refused = report.shortfall(found, options.limits, graph)
     if refused is not None:
         raise ExportError(refused)
@@ -218,11 +222,13 @@ def _to_c(loaded: LoadedNetwork, graph: Graph, options: Options) -> _Written:
     return _Written(files, found, text, tuple(file for file in stale if file not in files))
 
 
-def _saturation(model: Any, options: Options, found: dict[str, Any]) -> list[str]:
+def _saturation(
+    limits: tuple[float, int, int] | None, options: Options, found: dict[str, Any]
+) -> list[str]:
     """Adds to the report what of other inputs saturates; gives it in words."""
-    if options.dtype == "float32" or options.others is None or not len(options.others):
+    if limits is None or options.others is None or not len(options.others):
         return []
-    found["calibration"] = _calibration.saturation(model, options.others, options.calibration)
+    found["calibration"] = _calibration.saturation(options.others, options.calibration, *limits)
     return _calibration.warnings(found["calibration"])
 
 
@@ -281,7 +287,9 @@ def _some(x: np.ndarray) -> np.ndarray:
 
 
 def _to_file(
-    write: Callable[[Graph, Options], bytes], suffix: str
+    write: Callable[[Graph, Options], bytes],
+    suffix: str,
+    limits: Callable[[Options], tuple[float, int, int] | None] = lambda options: None,
 ) -> Callable[[LoadedNetwork, Graph, Options], _Written]:
     """A target that is one file."""
 
@@ -293,7 +301,8 @@ def _to_file(
         dense = _sizes(loaded, options.input_shape).total("dense_bytes")
         found = {"dtype": options.dtype, "file_bytes": len(data), "dense_bytes": dense}
         rows = f"{options.dtype}: {len(data):,} bytes; the dense float32 network has {dense:,}"
-        return _Written({f"model.{suffix}": data}, found, rows)
+        warnings = _saturation(limits(options), options, found)
+        return _Written({f"model.{suffix}": data}, found, "\n".join([rows, *warnings]))
 
     return to
 
@@ -319,12 +328,21 @@ def _stablehlo(graph: Graph, options: Options) -> bytes:
     return bytes(exported(graph, report.BITS[options.dtype]).serialize())
 
 
+def _tflite_limits(options: Options) -> tuple[float, int, int] | None:
+    """The scale of a file's inputs, and their least and greatest integer, where they have them."""
+    from rosler_jax.export._tflite_builder import HIGH, MARGIN
+
+    if report.BITS[options.dtype] != 8 or options.calibration is None:
+        return None
+    return float(np.abs(options.calibration).max() or 1.0) * MARGIN / HIGH, -HIGH, HIGH
+
+
 Target = Callable[[LoadedNetwork, Graph, Options], _Written]
 
 TARGETS: dict[str, Target] = {
     "c": _to_c,
     "onnx": _to_file(_onnx, "onnx"),
-    "tflite": _to_file(_tflite, "tflite"),
+    "tflite": _to_file(_tflite, "tflite", _tflite_limits),
     "stablehlo": _to_file(_stablehlo, "stablehlo"),
 }
 """Every target by name: a new one is one line here."""
