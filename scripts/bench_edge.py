@@ -33,11 +33,13 @@ from rosler_jax.config import TrainConfig
 from rosler_jax.data._dataset import Dataset
 from rosler_jax.deploy import Trained, deploy, load_network, save_network
 from rosler_jax.export import lower, reference, run_integer
+from rosler_jax.export._calibration import draw
 from rosler_jax.export.build import build_graph
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware import FirmwareRun, run_firmware
 from rosler_jax.export.report import Counted, estimates
 from rosler_jax.fit import Arrays, make_fit
+from rosler_jax.run import filed_moments
 
 CALIBRATION = 512
 RELU, FLATTEN = {"kind": "relu"}, {"kind": "flatten"}
@@ -139,7 +141,7 @@ def mnist(folder: str) -> Task:
 
 def cwru(path: str) -> Task:
     """Bearings, ten classes at all loads: magnitudes of 1024 samples, split in time."""
-    dataset = datasets.load(path, features="fft")
+    dataset = datasets.load(path, standardize="all", features="fft")
     m = dataset.train_x.shape[1]
     settings = {"learning_rate": 5e-3, "batch_size": 64, "weight_decay": 1e-2, "epochs": 60}
     compact = [FLATTEN, sketch(m, 64, 4), RELU, linear(64, 10)]
@@ -154,11 +156,11 @@ def cwru(path: str) -> Task:
 def train(task: Task, net: Net, seed: int, scale: float, path: Path) -> float:
     """Trains a network and writes its packed file; gives the validation accuracy."""
     data = task.dataset
-    mean, std = float(np.mean(data.mean)), float(np.mean(data.std))
+    mean, std = filed_moments(data.mean, data.std)
     settings = {**net.settings, "epochs": max(1, round(net.settings["epochs"] * scale))}
     config = TrainConfig(method="dense", hidden=(1,), seed=seed, **settings)
-    specs = [{"kind": "standardize", "mean": round(mean, 4), "std": round(std, 4)}, *net.layers]
-    functions = make_fit(config, specs, len(data.train_y), std)
+    specs = [{"kind": "standardize", "mean": mean, "std": std}, *net.layers]
+    functions = make_fit(config, specs, len(data.train_y), data.std)
     state = jax.jit(functions.init)(jax.random.key(seed))
     epoch = jax.jit(functions.epoch)
     arrays = Arrays(
@@ -185,7 +187,8 @@ def measure(task: Task, net: Net, path: Path, count: int, board: str) -> dict[st
             lambda a: reference.run(graph, a[None])[0], jnp.asarray(inputs), batch_size=1000
         ))  # fmt: skip
     else:
-        model = lower(graph, task.dataset.validation_x[:CALIBRATION], dtype=net.dtype)
+        chosen = draw(task.dataset.validation_y, CALIBRATION, seed=0)
+        model = lower(graph, task.dataset.validation_x[chosen], dtype=net.dtype)
         inputs = model.quantize_input(x)
         outputs = run_integer(model, inputs)
     source = write_c(model)

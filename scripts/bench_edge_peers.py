@@ -46,6 +46,7 @@ from rosler_jax import data as datasets
 from rosler_jax._files import replace_json, replace_text
 from rosler_jax.deploy import Trained, load_network, save_network
 from rosler_jax.export import Graph, lower, reference
+from rosler_jax.export._calibration import draw
 from rosler_jax.export.build import build_graph
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware import (
@@ -363,9 +364,10 @@ def make_case(net: Net, folder: Path, count: int) -> Case:
     dataset = datasets.load("mnist5k")
     scale = (0.0, 1.0) if net.pixels else (33.5, 78.7)
     step = max(1, len(dataset.test_x) // count)
+    chosen = draw(dataset.validation_y, CALIBRATION, seed=0)
     rows = [
         ((np.asarray(x, np.float32) - scale[0]) / np.float32(scale[1])).reshape(-1, *net.shape)
-        for x in (dataset.validation_x[:CALIBRATION], dataset.test_x[::step][:count])
+        for x in (dataset.validation_x[chosen], dataset.test_x[::step][:count])
     ]
     expected = np.asarray(reference.run(graph, jax.numpy.asarray(rows[1])))
     return Case(net, graph, rows[0], rows[1], expected.reshape(len(rows[1]), -1))

@@ -81,7 +81,7 @@ def test_the_report_says_what_saturates(trained, tmp_path, capsys):
     other = export(
         trained, tmp_path / "t", target="tflite", dtype="int8", calibration=narrow, others=others
     )
-    assert 0.05 < other.report["calibration"]["saturated_examples"] < 0.5
+    assert 0.05 < other.report["calibration"]["saturated_examples"] < 0.8
     assert "saturate" in other.text
     code, _, err = call(
         capsys, "export", trained, "--dtype", "int16", "--out", tmp_path / "e", "--board", "none"
