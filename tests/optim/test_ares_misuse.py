@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +23,9 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(12, 10)), jnp.float32)
 Y = jnp.tanh(X @ jnp.asarray(np.random.default_rng(1).normal(size=(10, 6)), jnp.float32) / 3)
 
 
-def two_layers():
+def two_layers(count=2):
     layers = {}
-    for k, (psi, omega) in enumerate(SKETCHES):
+    for k, (psi, omega) in enumerate(SKETCHES[:count]):
         f = ares_sketches(jax.random.key(k), psi, omega)
         flag, bias = jnp.ones(()), jnp.zeros(omega.rows)
         layers[f"layer{k}"] = {"c": f.c, "u": f.u, "r": f.r, "parallel": flag, "bias": bias}
@@ -32,12 +34,16 @@ def two_layers():
 
 def loss_of(params):
     x = X
-    for (psi, omega), p in zip(SKETCHES, params.values(), strict=True):
+    for (psi, omega), p in zip(SKETCHES, params.values(), strict=False):
         x = functional.sketch_dot(
             x, p["c"], p["u"], p["r"], parallel=p["parallel"], psi=psi, omega=omega
         )
         x = jnp.tanh(x + p["bias"][None])
-    return jnp.mean((x - Y) ** 2)
+    return jnp.mean((x[:, :6] - Y) ** 2)
+
+
+def one_layer():
+    return two_layers(1)
 
 
 def train(tx, params, steps):
@@ -180,29 +186,27 @@ def sketched(switch_step=3, **options):
     return ares_bp(optax.adam(1e-2), switch_step=switch_step, **options)
 
 
-UNIT = {"parallel": optax.sgd(10.0)}  # so that the links after it do not make it stand still
 AFTER = {
     "scaled": optax.scale(-1e-2),
-    "weight decay": optax.add_decayed_weights(1e-2),
-    "decay of matrices": optax.add_decayed_weights(1e-2, by_ndim_bool := lambda params: (
-        jax.tree.map(lambda p: jnp.ndim(p) > 1, params))),
-    "clipped": optax.clip(1e-2),
-    "core frozen": optax.masked(optax.set_to_zero(), lambda p: jax.tree.map(
-        lambda label: label == "yes", named("u")(p))),
-    "averaged": optax.ema(0.5),
-}  # fmt: skip
+    "decay of matrices": optax.add_decayed_weights(
+        1e-2, lambda params: jax.tree.map(lambda p: jnp.ndim(p) > 1, params)
+    ),
+    "core frozen": optax.masked(
+        optax.set_to_zero(),
+        lambda params: jax.tree.map(lambda label: label == "yes", named("u")(params)),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", AFTER)
 def test_a_link_that_changes_the_switch_ends_the_run(name):
-    assert ends_loudly(optax.chain(sketched(), AFTER[name]), two_layers())
+    assert ends_loudly(optax.chain(sketched(), AFTER[name]), one_layer())
 
 
 def test_outside_jit_the_message_says_what_to_do():
     tx = optax.chain(sketched(switch_step=1), optax.scale(0.5))
-    params = two_layers()
-    grads = jax.grad(loss_of)(params)
-    updates, state = tx.update(grads, tx.init(params), params)
+    params = grads = one_layer()
+    updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
     params = optax.apply_updates(params, updates)
     with pytest.raises(ValueError, match="flag of the stage layer0/parallel is neither 0") as error:
         tx.update(grads, state, params)
@@ -221,27 +225,26 @@ BEFORE = {
     "units clipped": lambda: optax.chain(
         optax.adaptive_grad_clip(1e-2), sketched(99, parallel=optax.sgd(2.0))
     ),
-    "Adam before": lambda: optax.chain(optax.scale_by_adam(), sketched(99)),
     "Adam alone": lambda: optax.adamw(1e-2),
 }
 
 
 @pytest.mark.parametrize("name", BEFORE)
 def test_torn_sketches_end_the_run(name):
-    assert ends_loudly(BEFORE[name](), two_layers(), 40)
+    assert ends_loudly(BEFORE[name](), one_layer(), 40)
 
 
 def test_plain_weight_decay_moves_the_flag_and_ends_the_run():
-    assert ends_loudly(optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1)), two_layers(), 3)
+    assert ends_loudly(optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1)), one_layer(), 3)
 
 
-@pytest.mark.parametrize("parallel", [0.5, 2.0, -1.0, jnp.nan])
-def test_a_flag_that_names_no_stage_gives_no_number(parallel):
-    params = two_layers()
-    params["layer1"]["parallel"] = jnp.asarray(parallel)
-    loss, grads = jax.value_and_grad(loss_of)(params)
-    assert jnp.isnan(loss)
-    assert jnp.isnan(grads["layer0"]["c"]).all()
+def test_a_flag_that_names_no_stage_gives_no_number():
+    loss_and_gradients = jax.jit(jax.value_and_grad(loss_of))
+    for flag, fails in ((0.5, True), (2.0, True), (jnp.nan, True), (0.0, False), (1.0, False)):
+        params = two_layers()
+        params["layer1"]["parallel"] = jnp.asarray(flag, jnp.float32)
+        loss, grads = loss_and_gradients(params)
+        assert bool(jnp.isnan(loss)) == bool(jnp.isnan(grads["layer0"]["c"]).all()) == fails
 
 
 def test_debug_nans_stops_at_the_place():
@@ -255,21 +258,19 @@ def outside(tx):
     return {
         "collected outside": (optax.MultiSteps(tx, 2).gradient_transformation(), 2),
         "skipping NaN": (optax.apply_if_finite(tx, 3), 1),
-        "clipped by norm, before": (optax.chain(optax.clip_by_global_norm(0.1), tx), 1),
-        "masked, all of it": (optax.masked(tx, True), 1),
     }
 
 
 @pytest.mark.parametrize("name", outside(optax.identity()))
 def test_what_may_stand_around_it_trains_through_the_switch(name):
     tx, pace = outside(sketched(switch_step=3))[name]
-    end, losses = train(tx, two_layers(), 12 * pace)
+    end, losses = train(tx, one_layer(), 12 * pace)
     assert all(float(p["parallel"]) == 0 for p in end.values())
     assert losses[-1] < losses[0]
 
 
 def test_layers_past_their_parallel_stage_are_left_as_they_are():
-    once, _ = train(sketched(switch_step=1, parallel=optax.sgd(0.0)), two_layers(), 1)
+    once, _ = train(sketched(switch_step=1, parallel=optax.sgd(0.0)), one_layer(), 1)
     still = ares_bp(optax.sgd(0.0), switch_step=2, parallel=optax.sgd(0.0))
     again, losses = train(still, once, 4)
     jax.tree.map(np.testing.assert_array_equal, again, once)
@@ -280,28 +281,20 @@ def test_layers_past_their_parallel_stage_are_left_as_they_are():
 
 
 def test_check_sketches_names_the_layer():
-    model = nnx.List(
-        [
-            SketchLinear(10, 8, 2, mode="ares", rngs=nnx.Rngs(0)),
-            SketchConv(8, 6, (3, 3), 2, mode="ares", feature_group_count=2, rngs=nnx.Rngs(1)),
-            SketchLinear(10, 8, 2, rngs=nnx.Rngs(0)),
-            stack(lambda rngs: SketchLinearGeneral((4,), (3,), 2, batch_axis={0: 2}, mode="ares",
-                                                   rngs=rngs)),
-        ]
-    )  # fmt: skip
+    linear = SketchLinear(10, 8, 2, mode="ares", rngs=nnx.Rngs(0))
+    model = nnx.List([linear, stack(STACKS["conv"][0]), SketchLinear(10, 8, 2, rngs=nnx.Rngs(0))])
     found = check_sketches(model)
-    assert set(found) == {"0", "1", "3"}
+    assert set(found) == {"0", "1"}
     assert max(found.values()) < 1e-5
-    model[3].u[...] = model[3].u[...].at[2, 1].mul(1.2)
-    with pytest.raises(ValueError, match=r"sketches of layer '3' are torn.* by 0\.17 \(relative\)"):
+    model[1].u[...] = model[1].u[...].at[2, 1].mul(1.2)
+    with pytest.raises(ValueError, match=r"sketches of layer '1' are torn.* by 0\.17 \(relative\)"):
         check_sketches(model)
-    model[1].parallel[...] = jnp.asarray(1.01)
-    with pytest.raises(ValueError, match=r"layer '1' is 1\.01.*, neither 0 nor 1"):
+    model[1].parallel[...] = jnp.asarray([1.0, 1.0, 0.0])  # only the torn one is past the stage
+    linear.parallel[...] = jnp.zeros(())
+    assert set(check_sketches(model)) == {"1"}
+    linear.parallel[...] = jnp.asarray(1.25)
+    with pytest.raises(ValueError, match=r"layer '0' is 1\.25, neither 0 nor 1"):
         check_sketches(model)
-    for layer in (model[0], model[1]):
-        layer.parallel[...] = jnp.zeros(())
-    model[3].parallel[...] = jnp.asarray([1.0, 1.0, 0.0])  # only the torn one is past the stage
-    assert set(check_sketches(model)) == {"3"}
 
 
 # Fault 16: stacked layers.
@@ -317,7 +310,6 @@ def stack(make, layers=3):
 
 
 STACKS = {
-    "linear": (lambda rngs: SketchLinear(6, 6, 2, mode="ares", rngs=rngs), (4, 6)),
     "conv": (
         lambda rngs: SketchConv(6, 6, (3,), 2, feature_group_count=2, mode="ares", rngs=rngs),
         (2, 5, 6),
@@ -335,36 +327,26 @@ def test_a_stack_is_trained_as_its_layers_are(name):
     x = jax.random.normal(jax.random.key(5), shape)
     tx = ares_bp(optax.sgd(0.1), switch_step=2, parallel=optax.sgd(0.1))
 
-    def steps(layer):
-        graph, params, rest = nnx.split(layer, nnx.Param, ...)
-
-        def loss(params):
-            one = lambda *state: jnp.mean((nnx.merge(graph, *state)(x) - 1) ** 2)
-            if jnp.ndim(nnx.to_pure_dict(params)["parallel"]) == 0:
-                return one(params, rest)
-            return jnp.sum(jax.vmap(one)(params, rest))
-
-        @jax.jit
-        def run(params):
-            state = tx.init(params)
-            for _ in range(3):
-                updates, state = tx.update(jax.grad(loss)(params), state, params)
-                params = optax.apply_updates(params, updates)
-            return params
-
-        return nnx.to_pure_dict(run(params))
-
     stacked = stack(make)
-    got = steps(stacked)
+    graph, params, rest = nnx.split(stacked, nnx.Param, ...)
+
+    def loss(params, rest):
+        return jnp.mean((nnx.merge(graph, params, rest)(x) - 1) ** 2)
+
+    def train(loss, params, rest):
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss)(params, rest), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), length=3)[0][0]
+
+    together = lambda params, rest: jnp.sum(jax.vmap(loss)(params, rest))
+    got = nnx.to_pure_dict(jax.jit(partial(train, together))(params, rest))
+    want = nnx.to_pure_dict(jax.jit(jax.vmap(partial(train, loss)))(params, rest))
     np.testing.assert_array_equal(got["parallel"], np.zeros(3))
-    for k in range(3):
-        graph, state = nnx.split(stacked)
-        want = steps(nnx.merge(graph, jax.tree.map(lambda v, k=k: v[k], state)))
-        product = lambda p, k=...: np.einsum(
-            "...sl,...ln->...sn", np.asarray(p["u"])[k], np.asarray(p["r"])[k]
-        )
-        np.testing.assert_allclose(product(got, k), product(want), atol=1e-4)
-        np.testing.assert_allclose(np.abs(got["c"][k]), np.abs(want["c"]), atol=1e-4)
+    for product in (lambda p: p["u"] @ p["r"], lambda p: jnp.abs(p["c"])):  # up to signs
+        np.testing.assert_allclose(product(got), product(want), atol=1e-4)
 
 
 def test_stacks_along_another_axis_are_refused():

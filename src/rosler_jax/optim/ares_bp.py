@@ -180,6 +180,7 @@ def ares_bp(
     ) -> tuple[PyTree, AresBpState]:
         if params is None:
             raise ValueError("ares_bp needs the parameters: call update(grads, state, params)")
+        verdict = _landing.verdict(_claims(params, state))
 
         def parallel_stage() -> tuple[PyTree, optax.OptState, optax.OptState, _landing.Landing]:
             steps, inner = first.update(updates, state.parallel, params, **extra)
@@ -205,9 +206,9 @@ def ares_bp(
         steps, one, two, landing = jax.lax.cond(
             state.count < state.switch_step, parallel_stage, successive_stage
         )
-        steps = _landing.enforce(_claims(params, state), steps)
         count = optax.safe_increment(state.count)
-        return steps, AresBpState(count, state.switch_step, one, two, landing)
+        new = AresBpState(count, state.switch_step, one, two, landing)
+        return _landing.enforce(verdict, steps), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -83,4 +83,4 @@ def _distances(layer: Any) -> Array:
 
     variables = (layer.c, layer.u, layer.r, layer.psi_seed, layer.omega_seed)
     flat = [v[...].reshape(-1, *v.shape[stack:]) for v in variables]
-    return jax.vmap(of_one)(*flat)
+    return jax.jit(jax.vmap(of_one))(*flat)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import rosler_kernels as rk
 from rosler_jax._linalg import low_rank_product
 from rosler_jax.optim import _landing
 from rosler_jax.optim._checks import static_int
@@ -67,7 +68,7 @@ def _restrict(
     oversampling: int,
 ) -> Float[Array, "*shape"]:
     """The update that takes ``w`` to the rank-restricted ``w + update``."""
-    wide = jnp.promote_types(_emitted(w, update), jnp.float32)
+    wide = rk.accumulator(w.dtype, update.dtype)
     target = view.to_matrices(w.astype(wide) + update.astype(wide))
     triplets = stacked_svd(target, rank, key, power_iterations, oversampling)
     low_rank = jax.vmap(low_rank_product)(*triplets)
@@ -235,10 +236,10 @@ def restrict_rank(
             return updates, new
         held, moves = [weights[i] for _, i, _ in picked], [leaves[i] for _, i, _ in picked]
         arrived = _landing.landed(held, state.landing, or_dropped=True)
-        claims = [
+        verdict = _landing.verdict(
             (_claim(name), here | ~(state.restricted & state.moved[k]))
             for k, ((name, _, _), here) in enumerate(zip(picked, arrived, strict=True))
-        ]
+        )
         moved = state.moved | jnp.stack([jnp.any(u != 0) for u in moves])
         new = new._replace(moved=moved, restricted=new.count % every == 0)
         restrict, leave = branches(tuple(seen for _, _, seen in picked))
@@ -247,7 +248,7 @@ def restrict_rank(
         )
         for (_, i, _), step in zip(picked, steps, strict=True):
             leaves[i] = step
-        emitted = _landing.enforce(claims, jax.tree.unflatten(treedef, leaves))
+        emitted = _landing.enforce(verdict, jax.tree.unflatten(treedef, leaves))
         return emitted, new._replace(landing=landing)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
