@@ -21,7 +21,13 @@ from rosler_jax._operations import Operations, product, projection
 from rosler_jax.deploy import Trained, load_network, save_network
 from rosler_jax.modelfile import ModelFileError
 from rosler_jax.network import Network, mlp_specs
-from rosler_jax.nn import SketchConv, SketchLinear, TwoFactorLinear
+from rosler_jax.nn import (
+    SketchConv,
+    SketchEinsum,
+    SketchLinear,
+    SketchLinearGeneral,
+    TwoFactorLinear,
+)
 from rosler_jax.size import RATIOS, TOTALS, size_report
 
 SKETCHES = {
@@ -405,3 +411,76 @@ def test_files_whose_layers_do_not_fit(spec: dict[str, Any], reason: str, tmp_pa
     modelfile.save(path, modelfile.load(path).tensors, spec, {})
     with pytest.raises(ModelFileError, match=reason):
         size_report(path)
+
+
+# --- whole models --------------------------------------------------------------------------------
+
+
+class Decoder(nnx.Module):
+    """Tokens in, attention, a scanned stack, a carry, a tied head, and a name that collides."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.embed = nnx.Embed(50, 16, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(4, 16, decode=False, rngs=rngs)
+        self.stack = nnx.vmap(lambda key: nnx.Linear(16, 16, rngs=nnx.Rngs(key)))(
+            jax.random.split(rngs.params(), 3)
+        )
+        self.layers = nnx.Dict(head=nnx.Linear(8, 8, rngs=rngs))
+        self.head = nnx.Linear(8, 4, rngs=rngs)
+        self.drop = nnx.Dropout(0.1)
+        self.cell = nnx.LSTMCell(16, 8, rngs=rngs)
+
+    def __call__(self, tokens: Any, carry: Any, *, rngs: Any) -> Any:
+        @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        def run(layer: Any, x: Any) -> Any:
+            return layer(x)
+
+        x = self.drop(run(self.stack, self.attention(self.embed(tokens))), rngs=rngs)
+        carry, h = self.cell(carry, x[:, -1])
+        return self.embed.attend(x), self.head(self.layers["head"](h)), carry
+
+
+def test_a_whole_model_is_counted_by_one_trace() -> None:
+    model, batch, length = Decoder(nnx.Rngs(0)), 2, 7
+    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    carry = (jnp.zeros((batch, 8)), jnp.zeros((batch, 8)))
+    report = size_report(model, inputs=(tokens, carry), kwargs={"rngs": nnx.Rngs(1)}, bits=8)
+    rows = {row.name: row for row in report.layers}
+    parameters = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert report.total("parameters") == parameters  # head and layers/head are two
+    assert (rows["head"].weights, rows["layers/head"].weights) == (32, 64)
+    positions = batch * length
+    assert rows["attention/query"].multiplications == positions * 16 * 16
+    assert rows["stack"].multiplications == 3 * positions * 16 * 16
+    assert rows["stack"].kind == "3 layers of dense 16->16"
+    assert rows["cell/hi"].multiplications == batch * 8 * 8
+    scores = 2 * batch * 4 * length * length * 4  # Q K^T and its product with V
+    attend = positions * 16 * 50
+    assert rows["(elsewhere)"].multiplications == scores + attend
+    assert rows["(elsewhere)"].dense_multiplications == scores + attend
+    with pytest.raises(ValueError, match="does not take these inputs"):
+        size_report(model, inputs=(tokens,), kwargs={"rngs": nnx.Rngs(1)})
+
+
+def test_einsum_and_general_layers_are_known() -> None:
+    model = nnx.List([
+        SketchEinsum("btd,dnh->btnh", (16, 4, 8), 2, rngs=nnx.Rngs(0)),
+        SketchLinearGeneral((4, 8), 12, 2, axis=(-2, -1), rngs=nnx.Rngs(0)),
+        nnx.ConvTranspose(4, 6, (3,), strides=3, rngs=nnx.Rngs(0)),
+    ])  # fmt: skip
+    einsum, general, transposed = size_report(model).layers
+    assert (einsum.weights, einsum.dense_parameters) == (2 * (16 + 2 + 32), 16 * 32)
+    assert einsum.multiplications == 2 * (16 + 2 + 32)
+    assert general.dense_multiplications == 32 * 12
+    assert (transposed.weights, transposed.multiplications) == (72, None)
+
+
+def test_work_in_a_loop_of_unknown_length_is_not_guessed() -> None:
+    class Looped(nnx.Module):
+        def __init__(self) -> None:
+            self.w = nnx.Param(jnp.ones((4, 4)))
+
+        def __call__(self, x: Any) -> Any:
+            return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ self.w[...], x)
+
+    assert size_report(Looped(), input_shape=(4,)).total("multiplications") is None

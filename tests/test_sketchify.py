@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import rosler_kernels as rk
+from rosler_jax import matrix_views
 from rosler_jax.factors import SeededFactors, SketchFactors, core_from_sketch, reconstruct
-from rosler_jax.nn import SketchConv, SketchLinear
+from rosler_jax.nn import SketchConv, SketchEinsum, SketchLinear
 from rosler_jax.sketchify import Rule, sketchify
 
 MODES = ("chain", "ares", "seeded")
@@ -50,12 +53,17 @@ def _values(model):
 def _matrix(layer):
     """The dense matrices, one per group, that the parameters of a sketch layer stand for."""
     psi, omega = layer.sketches()
-    u = layer.u[...] if layer.u[...].ndim == 3 else layer.u[...][None]
     if layer.mode == "seeded":
+        u = layer.u[...] if layer.u[...].ndim == 3 else layer.u[...][None]
         return [reconstruct(SeededFactors(u=core, psi=psi, omega=omega)) for core in u]
-    g, s = u.shape[:2]
-    c, r = layer.c[...], layer.r[...]
-    c, r = c.reshape(-1, g, s).transpose(1, 0, 2), r.reshape(g, *r.shape[-2:])
+    r = layer.r[...] if layer.r[...].ndim == 3 else layer.r[...][None]
+    g, s = r.shape[0], layer.rank
+    c = layer.c[...]
+    if type(layer) is SketchConv or c.ndim == 2:
+        c = c.reshape(-1, g, s).transpose(1, 0, 2)
+    if layer.mode == "two-factor":
+        return list(c @ r)
+    u = layer.u[...].reshape(g, s, -1)
     core = [core_from_sketch(a.T) for a in u] if layer.mode == "ares" else u
     return [reconstruct(SketchFactors(c=c[i], u=core[i], r=r[i])) for i in range(g)]
 
@@ -145,24 +153,26 @@ def test_layers_that_no_sketch_can_stand_for_are_left_with_the_reason():
         def __init__(self, *, rngs):
             self.mine = MyLinear(20, 20, rngs=rngs)
             self.masked = nnx.Conv(4, 20, (3, 3), mask=jnp.ones((3, 3, 4, 20)), rngs=rngs)
-            self.general = nnx.ConvTranspose(4, 20, (3, 3), rngs=rngs)
+            self.wrapped = nnx.ConvTranspose(4, 20, (3, 3), padding="CIRCULAR", rngs=rngs)
+            self.scaled = nnx.Einsum("...ab,ab->...ab", (20, 20), rngs=rngs)
             self.dot = nnx.Linear(20, 20, dot_general=lambda *a, **k: None, rngs=rngs)
             self.tied_1 = nnx.Linear(20, 20, rngs=rngs)
             self.tied_2 = nnx.Linear(20, 20, rngs=rngs)
             self.tied_2.kernel = self.tied_1.kernel
-            self.stacked = nnx.vmap(lambda key: nnx.Linear(20, 20, rngs=nnx.Rngs(key)))(
-                jax.random.split(jax.random.key(0), 3)
-            )
+            make = nnx.vmap(lambda key: nnx.Linear(20, 30, rngs=nnx.Rngs(key)), out_axes=1)
+            self.stacked = make(jax.random.split(jax.random.key(0), 3))
 
     new, report = sketchify(Odd(rngs=nnx.Rngs(0)), [Rule("*", rank=2)], rngs=nnx.Rngs(1))
     notes = {row.path: row.note for row in report.rows}
     assert all(row.rank is None for row in report.rows)
     assert notes["mine"] == "a subclass, which may compute otherwise"
     assert notes["masked"] == "its kernel is masked"
-    assert notes["general"] == "no sketch layer for it"
+    assert notes["wrapped"] == "a transposed convolution with circular padding"
+    assert notes["scaled"] == "its kernel of shape (20, 20) has no matrix view"
     assert notes["dot"] == "it has its own dot_general"
     assert notes["tied_1"] == notes["tied_2"] == "its kernel is tied to another layer's"
-    assert notes["stacked"] == "its kernel of shape (3, 20, 20) stacks several layers"
+    stacked = "its kernel of shape (20, 3, 30) stacks layers along axis (1,), not in front"
+    assert notes["stacked"] == stacked
     assert new.tied_1.kernel is new.tied_2.kernel
 
 
@@ -306,3 +316,122 @@ def test_bad_arguments_are_refused():
         sketchify(model, ["*"], rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="unknown method 'qr'"):
         sketchify(model, [Rule("*", rank=1)], rngs=nnx.Rngs(0), method="qr")
+
+
+class Everything(nnx.Module):
+    """One layer of each kind that a sketch layer can stand for, each at an interface of its own."""
+
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(4, 32, decode=False, rngs=rngs)
+        self.heads = nnx.Einsum("BTD,NDH->BTNH", (4, 32, 8), bias_shape=(4, 8), rngs=rngs)
+        self.experts = nnx.Einsum("BTNH,NHF->BTNF", (4, 8, 12), rngs=rngs)
+        self.lora = nnx.LoRALinear(32, 32, lora_rank=2, rngs=rngs)
+        self.up = nnx.ConvTranspose(32, 24, (3,), strides=2, rngs=rngs)
+        self.back = nnx.ConvTranspose(
+            32, 24, (4,), strides=3, padding="VALID", transpose_kernel=True, rngs=rngs
+        )
+        make = nnx.vmap(lambda key: nnx.Linear(32, 32, precision="highest", rngs=nnx.Rngs(key)))
+        self.stack = make(jax.random.split(rngs.params(), 3))
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+        def run(layer, x):
+            return jnp.tanh(layer(x))
+
+        h = run(self.stack, self.lora(self.attention(x)))
+        return self.up(h), self.back(h), self.experts(self.heads(h))
+
+
+@pytest.fixture(scope="module")
+def everything():
+    return Everything(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (2, 6, 32))
+
+
+@pytest.mark.parametrize("mode", (*MODES, "two-factor"))
+def test_every_kind_of_layer_is_reached_and_computes_what_its_factors_say(everything, mode):
+    model, x = everything
+    rules = [Rule("*", rank=3, mode=mode)]
+    new, report = sketchify(model, rules, rngs=nnx.Rngs(2), from_weights=True)
+    assert all(row.rank == 3 for row in report.rows) and len(report.rows) == 10
+    # The dense model with the represented matrices in its kernels is the reference.
+    reference, views = nnx.clone(model), matrix_views(model)
+    modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(new)}
+    errors = {row.path.replace(".", "/"): row.error for row in report.rows}
+    for path, module in nnx.iter_modules(reference):
+        name = "/".join(map(str, path))
+        if name not in errors:
+            continue
+        kernel, row = module.kernel[...], views[f"{name}/kernel"]
+        layer = modules["lora/base_module" if name == "lora" else name]
+        matrices = jnp.concatenate([jnp.stack(_matrix(one)) for one in _layers_of(layer)])
+        if name == "back":  # as a convolution that is not flipped
+            matrices = jnp.flip(matrices.reshape(4, 32, 24), 0).swapaxes(0, 1)
+            rebuilt = matrices.transpose(1, 2, 0)
+        else:
+            rebuilt = row.view.from_matrices(matrices, kernel.shape)
+        module.kernel[...] = rebuilt
+        error = jnp.linalg.norm(rebuilt - kernel) / jnp.linalg.norm(kernel)
+        assert float(error) == pytest.approx(errors[name], rel=1e-3), name
+    for a, b in zip(new(x), reference(x), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+    grads = nnx.grad(lambda m: sum((y**2).mean() for y in m(x)))(new)
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
+
+
+def _layers_of(layer):
+    """The layers of a stack, or the one."""
+    held = layer.u if layer.r is None else layer.r
+    if type(layer) is not SketchLinear or held[...].ndim == 2:
+        return [layer]
+    graphdef, state = nnx.split(layer)
+    depth = held[...].shape[0]
+    return [nnx.merge(graphdef, jax.tree.map(lambda v, i=i: v[i], state)) for i in range(depth)]
+
+
+def test_your_own_layers_come_in_by_an_adapter():
+    class MyEinsum(nnx.Module):
+        def __init__(self, rngs):
+            self.w = nnx.Param(jax.random.normal(rngs.params(), (20, 4, 8)))
+
+        def __call__(self, x):
+            return jnp.einsum("td,dnh->tnh", x, self.w[...])
+
+    def adapt(layer):
+        known = nnx.Einsum("td,dnh->tnh", (20, 4, 8), rngs=nnx.Rngs(0))
+        known.kernel = layer.w
+        return known
+
+    model = nnx.List([MyEinsum(nnx.Rngs(0))])
+    same, report = sketchify(model, [Rule("*", rank=3)], rngs=nnx.Rngs(1))
+    assert type(same[0]) is MyEinsum and not report.rows
+    rules, adapters = [Rule("*", rank=20)], {MyEinsum: adapt}
+    same, report = sketchify(model, rules, rngs=nnx.Rngs(1), adapters=adapters)
+    assert type(same[0]) is MyEinsum and "not be smaller" in report.rows[0].note
+    new, _ = sketchify(
+        model, [Rule("*", rank=12)], rngs=nnx.Rngs(1), adapters=adapters, from_weights=True
+    )
+    x = jnp.ones((5, 20))
+    error = jnp.linalg.norm(new[0](x) - model[0](x)) / jnp.linalg.norm(model[0](x))
+    assert type(new[0]) is SketchEinsum and float(error) < 0.9
+
+
+def test_metadata_names_of_axes_and_placement_are_kept():
+    mesh = jax.make_mesh((1, 1), ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        init = nnx.with_partitioning(nnx.initializers.lecun_normal(), ("rows", "columns"))
+        model = nnx.Linear(20, 30, kernel_init=init, kernel_metadata={"tag": 7}, rngs=nnx.Rngs(0))
+    new, _ = sketchify(model, [Rule("*", rank=3, mode="ares")], rngs=nnx.Rngs(1))
+    names = {k: tuple(getattr(new, k).get_metadata()["out_sharding"]) for k in "cur"}
+    assert names == {"c": ("rows", None), "u": (None, None), "r": (None, "columns")}
+    assert {getattr(new, k).get_metadata()["tag"] for k in "cur"} == {7}
+    assert new.c[...].sharding.spec == P("rows", None)
+    assert new.bias.get_metadata() == model.bias.get_metadata()
+
+
+def test_a_zero_kernel_has_no_error():
+    model = nnx.Linear(20, 30, kernel_init=nnx.initializers.zeros_init(), rngs=nnx.Rngs(0))
+    for mode in MODES:
+        rules = [Rule("*", rank=3, mode=mode)]
+        new, report = sketchify(model, rules, rngs=nnx.Rngs(1), from_weights=True)
+        assert report.rows[0].error == 0.0
+        assert not jnp.any(new(jnp.ones(20)))

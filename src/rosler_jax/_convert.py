@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
+import rosler_kernels as rk
 from rosler_jax import initializers
 from rosler_jax._factor_metadata import lay_out
 from rosler_jax._layer_views import parts_of, stack_axes
@@ -96,18 +97,21 @@ class Form(NamedTuple):
 
 
 def _linear(layer: Any, rank: int, **options: Any) -> Any:
-    return SketchLinear(layer.in_features, layer.out_features, rank, **options)
+    return SketchLinear(
+        layer.in_features, layer.out_features, rank, precision=layer.precision, **options
+    )
 
 
 def _general(layer: Any, rank: int, **options: Any) -> Any:
     return SketchLinearGeneral(
         layer.in_features, layer.out_features, rank, axis=layer.axis, batch_axis=layer.batch_axis,
-        **options,
+        precision=layer.precision, **options,
     )  # fmt: skip
 
 
 def _einsum(layer: Any, rank: int, **options: Any) -> Any:
     del options["use_bias"]
+    options["precision"] = layer.precision
     return SketchEinsum(layer.einsum_str, layer.kernel_shape, rank, **options)
 
 
@@ -188,8 +192,6 @@ def unsupported(layer: Any) -> str:
     """Why no sketch layer can stand for this one; empty if one can."""
     if type(layer) not in FORMS:
         return "a subclass, which may compute otherwise"
-    if getattr(layer, "einsum_str", "") is None:
-        return "its equation comes with the call; give it to the constructor"
     part, shape = parts_of(layer)["kernel"], layer.kernel[...].shape
     stack = stack_axes(shape, part.shape)
     if part.view is None or stack is None:
@@ -218,8 +220,7 @@ def _customised(layer: Any) -> str:
     for name, defaults in custom:
         if getattr(layer, name, defaults[0]) not in defaults:
             return f"it has its own {name}"
-    convolves = isinstance(layer, nnx.Conv | nnx.ConvTranspose)
-    return "" if convolves or layer.precision is None else "it has its own precision"
+    return ""
 
 
 def convert(
@@ -315,7 +316,7 @@ def take_weights(
         stack["c"] = _forward.fold_window(stack["c"], new.kernel_size)
     for name, value in stack.items():
         getattr(new, name)[...] = value.astype(new.param_dtype)
-    wide = matrices.astype(jnp.promote_types(matrices.dtype, jnp.float32))
+    wide = matrices.astype(rk.accumulator(matrices.dtype))
     approx = jnp.stack([_represented(f, new.mode) for f in factors])
     return jnp.stack([jnp.sum((wide - approx) ** 2), jnp.sum(wide**2)])
 

@@ -43,7 +43,8 @@ def lay_out(new: Any, kernel: nnx.Variable[Any], view: MatrixView) -> None:
             factor.set_metadata("out_sharding", P(*spec))
         if isinstance(placed, NamedSharding):
             spec = P(*_axes(new, name, tuple(placed.spec), kernel, view))
-            factor[...] = jax.device_put(factor[...], NamedSharding(placed.mesh, spec))
+            value = jax.device_put(factor[...], NamedSharding(placed.mesh, spec))
+            setattr(new, name, factor.replace(value))
 
 
 def _axes(

@@ -67,8 +67,6 @@ def _linear_general(layer: Any) -> Parts:
 def _einsum(layer: Any) -> Parts:
     shape = tuple(layer.kernel_shape)
     bias = Part("bias", () if layer.bias_shape is None else tuple(layer.bias_shape))
-    if layer.einsum_str is None:  # it comes with the call
-        return {"kernel": Part("unknown", shape), "bias": bias}
     try:
         seen = view_einsum(layer.einsum_str, shape)
     except ValueError:  # not of the form that has one matrix view

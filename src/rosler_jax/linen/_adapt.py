@@ -62,9 +62,9 @@ def _einsum(layer: Any, x: Any, einsum_str: str | None = None, **_: Any) -> Any:
     try:
         bias = view_einsum(equation, layer.shape).bias_shape() if layer.use_bias else None
     except ValueError:  # no matrix view: left alone, its bias's shape does not matter
-        bias, equation = None, ""
+        bias = None
     options = _options(layer, "precision", "preferred_element_type")
-    return nnx.Einsum(equation or None, layer.shape, bias, **options, rngs=nnx.Rngs(0))
+    return nnx.Einsum(equation, layer.shape, bias, **options, rngs=nnx.Rngs(0))
 
 
 _CONV = ("strides", "padding", "kernel_dilation", "use_bias", "mask", "precision")
