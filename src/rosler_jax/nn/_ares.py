@@ -156,12 +156,13 @@ def _ares_backward(lift: Lift, residuals: tuple[Any, ...], delta: Array) -> tupl
         x_psi = lift.sketch(x, psi)
         # Where both branches are computed (vmap), the factors of the other stage are no sketches.
         whole = _unless(_are_sketches(c, u, r, psi, omega) | (parallel <= 0.5))
-        d_c, d_u, d_r = (
-            pull_c(delta_omega),
-            jnp.swapaxes(_outer(x_psi, delta_omega), 1, 2),
-            _outer(x_psi, delta),
+        d_u = jnp.swapaxes(_outer(x_psi, delta_omega), 1, 2)
+        d_c, d_r = pull_c(delta_omega), _outer(x_psi, delta)
+        return (
+            d_c * whole.astype(d_c.dtype),
+            d_u * whole.astype(d_u.dtype),
+            d_r * whole.astype(d_r.dtype),
         )
-        return tuple(d * whole.astype(d.dtype) for d in (d_c, d_u, d_r))
 
     def chained() -> tuple[Array, Array, Array]:
         return pull_c(delta_h), _outer(h, delta_r), _outer(_per_group(h, core), delta)

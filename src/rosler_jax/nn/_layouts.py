@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Array, Float
 
 
 def column_matrices(
-    c: Float[Array, "*stack m_s"], u: Float[Array, "*stack s l"]
-) -> Float[Array, "k m s"]:
+    c: Float[Array | np.ndarray, "*stack m_s"], u: Float[Array | np.ndarray, "*stack s l"]
+) -> Any:
     """The column factor of each of the ``k`` matrices that a layer, or a stack of them, holds.
 
     Layouts: dense ``C (m, s)``, ``U (s, l)``; batched ``C (g, m, s)``, ``U (g, s, l)``; convolution
@@ -21,6 +22,9 @@ def column_matrices(
     Args:
       c: column factor; NumPy or JAX.
       u: core, which tells the layout and the number of layers.
+
+    Returns:
+      Shape ``(k, m, s)``.
 
     Example:
       >>> import numpy as np
@@ -36,7 +40,7 @@ def column_matrices(
 
 
 def fold_columns(
-    matrices: Float[Array, "k m s"], shape: Sequence[int], core_shape: Sequence[int]
+    matrices: Float[Array | np.ndarray, "k m s"], shape: Sequence[int], core_shape: Sequence[int]
 ) -> Any:
     """The inverse of :func:`column_matrices`, for a column factor and a core of those shapes."""
     if _is_batched(shape, core_shape):

@@ -25,7 +25,7 @@ TOLERANCE = 1e-3  # float32 rounding of three tiny steps is 1e-6; Adam misses by
 class _Probe(NamedTuple):
     """Sketches ``Psi``, ``Omega`` of the true size of one layer, and where its factors lie."""
 
-    index: Mapping[str, int]
+    at: Mapping[str, int]
     shapes: Mapping[str, tuple[int, ...]]
     psi: np.ndarray
     omega: np.ndarray
@@ -45,7 +45,7 @@ class _Probe(NamedTuple):
 
     def violation(self, leaves: list[Any]) -> tuple[float, str]:
         """How far ``Psi^T C``, ``A``, ``R Omega`` are apart, relatively, and whose fault it is."""
-        c, u, r = (np.asarray(leaves[self.index[name]], np.float64) for name in FACTORS)
+        c, u, r = (np.asarray(leaves[self.at[name]], np.float64) for name in FACTORS)
         core = u.reshape(-1, *u.shape[-2:]).swapaxes(1, 2)
         from_c = self.psi.T @ column_matrices(c, u)
         from_r = r.reshape(-1, *r.shape[-2:]) @ self.omega
@@ -109,7 +109,7 @@ def _violations(
         values = [x if not hasattr(x, "shape") else jnp.zeros(x.shape, jnp.float32) for x in leaves]
         for probe in probes.values():
             for name, value in probe.sketches(rng, scale).items():
-                values[probe.index[name]] = jnp.asarray(value, jnp.float32)
+                values[probe.at[name]] = jnp.asarray(value, jnp.float32)
         return jax.tree.unflatten(treedef, values)
 
     trial = tree(0.0)  # from zero: every digit was moved there
@@ -121,7 +121,7 @@ def _violations(
         trial = optax.apply_updates(trial, steps)
         moved = flatten(trial)[0]
         if step + 1 >= PROBE_STEPS and all(
-            np.any(moved[probe.index[name]]) for probe in probes.values() for name in FACTORS
+            np.any(moved[probe.at[name]]) for probe in probes.values() for name in FACTORS
         ):
             break
     return {name: probe.violation(moved) for name, probe in probes.items()}

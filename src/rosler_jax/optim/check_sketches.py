@@ -45,7 +45,8 @@ def check_sketches(model: nnx.Module) -> dict[str, float]:
     """
     found = {}
     for path, layer in nnx.iter_modules(model):
-        if not isinstance(layer, SketchModule) or layer.mode != "ares":
+        # Only layers of mode "ares" have a flag.
+        if not isinstance(layer, SketchModule) or layer.parallel is None:
             continue
         name = "/".join(map(str, path))
         flags = np.asarray(layer.parallel[...])
@@ -58,7 +59,7 @@ def check_sketches(model: nnx.Module) -> dict[str, float]:
         if np.all(flags == 0):
             continue
         found[name] = float(np.max(np.where(flags.ravel() == 1, _distances(layer), 0)))
-        most = TEAR_HALF if jnp.finfo(layer.u[...].dtype).bits < 32 else TEAR
+        most = _most(layer)
         if not found[name] <= most:
             raise ValueError(
                 f"the sketches of layer {name!r} are torn: Psi^T C or R Omega is off the core by "
@@ -67,6 +68,10 @@ def check_sketches(model: nnx.Module) -> dict[str, float]:
                 "entries or units only inside its successive=, and float32 parameters"
             )
     return found
+
+
+def _most(layer: Any) -> float:
+    return TEAR_HALF if jnp.finfo(layer.u[...].dtype).bits < 32 else TEAR
 
 
 def _distances(layer: Any) -> Array:
