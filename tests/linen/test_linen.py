@@ -81,10 +81,9 @@ def test_conv_is_linens_with_the_kernel_written_out(options: Any, mode: Any) -> 
 
 def twin(layer: Any) -> dict[str, Any]:
     """The variables of an NNX layer, as Linen has them."""
-    names = ("c", "u", "r", "parallel", "bias")
     seeds = ("psi_seed", "omega_seed")
     return {
-        "params": {k: getattr(layer, k)[...] for k in names if getattr(layer, k) is not None},
+        "params": nnx.to_pure_dict(nnx.state(layer, nnx.Param)),
         "sketch": {k: getattr(layer, k)[...] for k in seeds if getattr(layer, k) is not None},
     }
 
