@@ -254,6 +254,23 @@ def test_debug_nans_stops_at_the_place():
         jax.jit(jax.grad(loss_of))(params)
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(jnp.float32, 0.03), (jnp.bfloat16, 0.25)])
+def test_half_precision_may_be_off_by_more(dtype, most):
+    (psi, omega), p = SKETCHES[0], one_layer()["layer0"]
+    x, c, r = (a.astype(dtype) for a in (X, p["c"], p["r"]))
+
+    @jax.jit
+    def gradient(u):
+        y = lambda u: functional.sketch_dot(
+            x, c, u, r, parallel=p["parallel"], psi=psi, omega=omega
+        )
+        return jax.grad(lambda u: jnp.sum(y(u).astype(jnp.float32)))(u)
+
+    for off, fails in ((0.7 * most, False), (3 * most, True)):
+        found = gradient((p["u"] / (1 + off)).astype(dtype))
+        assert bool(jnp.isnan(found).all()) == bool(jnp.isnan(found).any()) == fails
+
+
 def outside(tx):
     return {
         "collected outside": (optax.MultiSteps(tx, 2).gradient_transformation(), 2),
