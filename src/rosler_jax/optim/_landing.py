@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ENTRIES = 64
 ROUNDINGS = 4  # of sum and update, in programs that fuse them differently
+NOISE = 128 * float(np.finfo(np.float32).eps)
+"""Of the weight's size: what a decomposition of the restricted weight, put back, may change."""
 
 
 class Landing(NamedTuple):
@@ -53,6 +55,7 @@ def landed(
     for w, before, after in zip(weights, landing.before, landing.after, strict=True):
         now = _entries(w).astype(after.dtype)
         slack = ROUNDINGS * float(jnp.finfo(w.dtype).eps) * (jnp.abs(before) + jnp.abs(after))
+        slack = slack + NOISE * jnp.sqrt(jnp.mean(after**2))
         arrived = ~jnp.any(jnp.abs(now - after) > slack)
         results.append(arrived | jnp.all(now == before) if or_dropped else arrived)
     return results

@@ -80,6 +80,14 @@ def _emitted(w: Array, update: Array) -> jnp.dtype:
     return jnp.promote_types(w.dtype, update.dtype)
 
 
+def _as_before(moved: Array, updates: list[Array]) -> Array:
+    return moved
+
+
+def _or_now(moved: Array, updates: list[Array]) -> Array:
+    return moved | jnp.stack([jnp.any(u != 0) for u in updates])
+
+
 def _claim(name: str) -> str:
     return (
         f"{name!r} is not where restrict_rank's restriction has taken it, nor where it was before: "
@@ -240,7 +248,8 @@ def restrict_rank(
             (_claim(name), here | ~(state.restricted & state.moved[k]))
             for k, ((name, _, _), here) in enumerate(zip(picked, arrived, strict=True))
         )
-        moved = state.moved | jnp.stack([jnp.any(u != 0) for u in moves])
+        # Once all have moved, nobody has to read the updates for that.
+        moved = jax.lax.cond(jnp.all(state.moved), _as_before, _or_now, state.moved, moves)
         new = new._replace(moved=moved, restricted=new.count % every == 0)
         restrict, leave = branches(tuple(seen for _, _, seen in picked))
         steps, landing = jax.lax.cond(
