@@ -21,8 +21,6 @@ from rosler_jax.nn import (
     SketchSeed,
     SketchState,
     TwoFactorLinear,
-    check_seeds,
-    seeds_of,
 )
 from rosler_jax.optim import ares_bp, extract_factors, restrict_rank
 from rosler_jax.size import size_report
@@ -45,7 +43,6 @@ __all__ = [
     "TwoFactors",
     "__version__",
     "ares_bp",
-    "check_seeds",
     "extract_factors",
     "factors",
     "finish",
@@ -55,7 +52,6 @@ __all__ = [
     "optim",
     "quantization",
     "restrict_rank",
-    "seeds_of",
     "size_report",
     "sketchify",
 ]

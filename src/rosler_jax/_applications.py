@@ -102,7 +102,7 @@ def _count_equation(eqn: jex.JaxprEqn, times: int) -> Applications:
     name = eqn.primitive.name
     label = str(eqn.params.get("name", ""))
     if label.startswith(_MARK):
-        given = times * sum(math.prod(var.aval.shape) for var in eqn.outvars)
+        given = times * sum(math.prod(_shape(var)) for var in eqn.outvars)
         return Applications({label.removeprefix(_MARK): given}, Operations(0, 0), True)
     if name in _PRODUCTS:
         return Applications({}, times * _PRODUCTS[name](eqn), True)
@@ -130,17 +130,21 @@ def _jaxprs(eqn: jex.JaxprEqn) -> list[jex.Jaxpr]:
     return found
 
 
+def _shape(var: Any) -> tuple[int, ...]:
+    return tuple(var.aval.shape)
+
+
 def _dot_general(eqn: jex.JaxprEqn) -> Operations:
     contracted = eqn.params["dimension_numbers"][0][0]
-    depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-    return _summed(depth, math.prod(eqn.outvars[0].aval.shape))
+    depth = math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
+    return _summed(depth, math.prod(_shape(eqn.outvars[0])))
 
 
 def _convolution(eqn: jex.JaxprEqn) -> Operations:
     spec = eqn.params["dimension_numbers"].rhs_spec
-    window = eqn.invars[1].aval.shape
+    window = _shape(eqn.invars[1])
     depth = math.prod(size for axis, size in enumerate(window) if axis != spec[0])
-    return _summed(depth, math.prod(eqn.outvars[0].aval.shape))
+    return _summed(depth, math.prod(_shape(eqn.outvars[0])))
 
 
 def _summed(depth: int, outputs: int) -> Operations:

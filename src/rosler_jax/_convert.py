@@ -234,7 +234,8 @@ def convert(
     part, kernel = parts_of(layer)["kernel"], layer.kernel[...]
     assert part.view is not None
     stack = kernel.shape[: kernel.ndim - len(part.shape)]
-    singles, squares = [], jnp.zeros(2)
+    singles: list[Any] = []
+    squares = jnp.zeros(2)
     for index in itertools.product(*map(range, stack)):
         new = _make(layer, rule, rank, rngs)
         if share_seeds and singles:
@@ -277,6 +278,8 @@ def _reseed(new: Any, like: Any, rngs: nnx.Rngs) -> None:
     if not new.plan.sketched:
         return
     new.psi_seed[...], new.omega_seed[...] = like.psi_seed[...], like.omega_seed[...]
+    if new.fingerprint is not None:
+        new.fingerprint[...] = like.fingerprint[...]
     groups = new.u[...].shape[0] if new.u[...].ndim == 3 else None
     if groups is None:
         values = new.plan.factors(rngs.params(), *new.sketches())

@@ -39,8 +39,7 @@ def lay_out(new: Any, kernel: nnx.Variable[Any], view: MatrixView) -> None:
         for key, value in metadata.items():
             factor.set_metadata(key, value)
         if names is not None:
-            spec = _axes(new, name, tuple(names), kernel, view)
-            factor.set_metadata("out_sharding", P(*spec))
+            factor.set_metadata("out_sharding", P(*_axes(new, name, tuple(names), kernel, view)))
         if isinstance(placed, NamedSharding):
             spec = P(*_axes(new, name, tuple(placed.spec), kernel, view))
             value = jax.device_put(factor[...], NamedSharding(placed.mesh, spec))

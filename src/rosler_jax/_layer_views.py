@@ -18,6 +18,7 @@ from rosler_jax.nn import (
     SketchLinearGeneral,
     TwoFactorLinear,
 )
+from rosler_jax.nn._fingerprint import SIZE
 from rosler_jax.nn.einsum import view_einsum
 from rosler_jax.views import MatrixView, Seen, Views, plain
 
@@ -128,7 +129,8 @@ def _sketched(layer: Any, bias: tuple[int, ...], groups: int | None) -> Parts:
     parts = {
         name: Part("factor", (*lead, *shape), across) for name, shape in layer.plan.shapes().items()
     }
-    return {**parts, "parallel": Part("flag", ()), "bias": Part("bias", bias)}
+    flags = {"parallel": Part("flag", ()), "fingerprint": Part("flag", (SIZE,))}
+    return {**parts, **flags, "bias": Part("bias", bias)}
 
 
 def _sketch_linear(layer: Any) -> Parts:

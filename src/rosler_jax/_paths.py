@@ -7,6 +7,10 @@ from typing import Any
 
 from jax import tree_util
 
+TRAINING_ONLY = ("parallel", "fingerprint")
+"""Names of the parameters that say something of a layer's training: the stage of aRes-BP, and the
+seeds that a core belongs to. They are no weights, and model files do not hold them."""
+
 
 def path_names(keys: Sequence[Any]) -> tuple[str, ...]:
     """The steps of a leaf's key path as strings.

@@ -64,7 +64,10 @@ def deploy(trained: Trained) -> Trained:
       >>> small.specs[0]["kind"], sorted(small.params["layers"][0])
       ('two_factor', ['bias', 'c', 'r'])
     """
-    layers = dict(trained.params.get("layers", {}))
+    layers = {
+        i: {k: v for k, v in p.items() if k != "fingerprint"}  # the seeds go with the network
+        for i, p in trained.params.get("layers", {}).items()
+    }
     buffers = dict(trained.buffers.get("layers", {}))
     specs = [dict(spec) for spec in trained.specs]
     for i, spec in enumerate(specs):

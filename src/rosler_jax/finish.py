@@ -163,7 +163,7 @@ def _einsum(layer: Any) -> Any:
 
 def _conv(layer: Any) -> Any:
     lift = layer.lift
-    options = {
+    options: dict[str, Any] = {
         "strides": lift.strides,
         "padding": layer.pad_mode or lift.padding,
         "input_dilation": lift.input_dilation,
@@ -171,8 +171,8 @@ def _conv(layer: Any) -> Any:
         "feature_group_count": lift.groups,
         "precision": lift.precision,
     }
-    sizes = layer.in_features, layer.out_features, layer.kernel_size
-    return _dense(layer, lambda **o: nnx.Conv(*sizes, **options, **o))
+    m, n, window = layer.in_features, layer.out_features, layer.kernel_size
+    return _dense(layer, lambda **o: nnx.Conv(m, n, window, **options, **o))
 
 
 DENSE: dict[type, Callable[[Any], Any]] = {

@@ -150,7 +150,7 @@ def make_fit(
     config: TrainConfig,
     specs: list[dict[str, Any]],
     num_examples: int,
-    std: float | Array = 1.0,
+    std: Any = 1.0,
     inputs: Callable[[Array], Array] | None = None,
 ) -> Fit:
     """Builds the pure functions of a run.
@@ -309,7 +309,7 @@ def keep_best(state: TrainState, accuracy: Array, eligible: Array) -> TrainState
     )
 
 
-def augmented(config: TrainConfig, key: Key[Array, ""], x: Array, std: float | Array) -> Array:
+def augmented(config: TrainConfig, key: Key[Array, ""], x: Array, std: Any) -> Array:
     """Applies the augmentations that the config asks for; a traced noise counts as asked for."""
     key_shift, key_flip, key_noise = jax.random.split(key, 3)
     if config.shift:

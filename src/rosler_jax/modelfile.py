@@ -16,10 +16,10 @@ Layout, everything little endian (``modelfile.VERSION`` = 1)::
 The header is ``{"spec": {...}, "meta": {...}, "tensors": [row, ...]}``. A row is
 ``[name, bits, axis, d0, d1, ...]`` for a quantised tensor (bits 2, 3, 4, 8, 16 or 32; axis null
 for one scale, a list where several axes carry scales) and ``[name, dtype, null, d0, d1, ...]`` for
-a plain array (dtype as NumPy writes it: "f4", "u4", ...). Nothing lies between tensors. A quantised tensor is its scales (bfloat16, two
-bytes each; none at 32 bits, which is float32) and then its values in C order, bit-packed as
-``_bitpack`` describes and filled up to a whole byte. A weight is value * scale, exactly, in
-float32.
+a plain array (dtype as NumPy writes it: "f4", "u4", ...). Nothing lies between tensors. A quantised
+tensor is its scales (bfloat16, two bytes each; none at 32 bits, which is float32) and then its
+values in C order, bit-packed as ``_bitpack`` describes and filled up to a whole byte. A weight is
+value * scale, exactly, in float32.
 
 The checksum finds damage, not malice: a loader checks every length, shape and value against the
 file's size before it allocates anything, and nothing in a file is ever executed.

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from rosler_jax._paths import path_name, path_names
+from rosler_jax._paths import TRAINING_ONLY, path_name, path_names
 from rosler_jax._quantized import (
     FLOAT_BITS,
     INTEGER_BITS,
@@ -349,7 +349,7 @@ def quantize_params(
     Returns:
         A flat dict from names ("fc1/c") to QuantizedTensors; scalars and leaves that are not
         floating stay arrays, random keys (of dropout, say) become their words. The ``parallel``
-        leaf of aRes-BP layers is left out.
+        leaf of aRes-BP layers is left out, and the ``fingerprint`` of seeded ones.
 
     Raises:
         ValueError: bits is unknown, two leaves get one name, or a layer is still in aRes-BP's
@@ -365,6 +365,8 @@ def quantize_params(
         path, name = path_names(keys), path_name(keys)
         if path[-1:] == (_STAGE_LEAF,):
             _require_successive(name, leaf)
+        elif {*TRAINING_ONLY}.intersection(path[-1:]):
+            continue
         elif name in out:
             raise ValueError(f"two leaves are named {name!r}; rename one of the layers")
         elif not _is_quantizable(path, leaf):
@@ -383,7 +385,8 @@ def dequantize_params(tensors: Mapping[str, Any], like: Tree) -> Tree:
         like: a tree with the wanted structure, shapes and dtypes (jax.ShapeDtypeStruct leaves do).
 
     Returns:
-        The tree, with ``like``'s dtypes; ``parallel`` leaves are zero (successive stage).
+        The tree, with ``like``'s dtypes; ``parallel`` leaves are zero (successive stage), and
+        ``fingerprint`` leaves (of any seeds).
 
     Raises:
         ValueError: a name is missing or unknown, or a shape differs.
@@ -396,7 +399,7 @@ def dequantize_params(tensors: Mapping[str, Any], like: Tree) -> Tree:
     """
     leaves, structure = tree_util.tree_flatten_with_path(like)
     names = [path_name(keys) for keys, _ in leaves]
-    stages = {name for name in names if name.rsplit("/", 1)[-1] == _STAGE_LEAF}
+    stages = {name for name in names if name.rsplit("/", 1)[-1] in TRAINING_ONLY}
     missing, unknown = set(names) - stages - set(tensors), set(tensors) - set(names)
     if missing or unknown:
         raise ValueError(
@@ -460,7 +463,7 @@ def _is_quantizable(path: Path, leaf: Any) -> bool:
     return (
         hasattr(leaf, "dtype")
         and bool(leaf.shape)
-        and path[-1:] != (_STAGE_LEAF,)
+        and not {*TRAINING_ONLY}.intersection(path[-1:])
         and jnp.issubdtype(leaf.dtype, jnp.floating)
     )
 

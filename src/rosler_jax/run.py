@@ -20,6 +20,7 @@ from rosler_jax import config as configs
 from rosler_jax import data as datasets
 from rosler_jax._files import replace_file, replace_json
 from rosler_jax._folder import DATA, check_data, locked, tie_data
+from rosler_jax._paths import TRAINING_ONLY
 from rosler_jax.config import TrainConfig
 from rosler_jax.deploy import (
     Trained,
@@ -108,7 +109,7 @@ def filed_moments(mean: Any, std: Any) -> tuple[Any, Any]:
       >>> filed_moments(33.318421, 78.567553), filed_moments(2e-5, 1.23456789e-6)
       ((33.3184, 78.5676), (2e-05, 1.23457e-06))
       >>> filed_moments(np.array([1.0, 5e5]), np.array([1e-5, 1.23456e5]))
-      (array([1.e+00, 5.e+05]), array([1.0000e-05, 1.2346e+05]))
+      (array([1.e+00, 5.e+05]), array([1.000e-05, 1.235e+05]))
     """
     if np.ndim(std) == 0:
         decimals = max(4, 5 - math.floor(math.log10(std)))
@@ -266,7 +267,7 @@ def trained_to_ship(
 def unfolded(trained: Trained) -> Trained:
     """The network as it is, with the aRes-BP layers as plain chains."""
     layers = {
-        i: {k: v for k, v in p.items() if k != "parallel"}
+        i: {k: v for k, v in p.items() if k not in TRAINING_ONLY}
         for i, p in trained.params["layers"].items()
     }
     specs, buffers = [], dict(trained.buffers.get("layers", {}))

@@ -19,7 +19,7 @@ from rosler_jax import _table, modelfile
 from rosler_jax._applications import Applications, applications
 from rosler_jax._layer_views import matrix_views
 from rosler_jax._operations import LayerCost, Operations, layer_cost
-from rosler_jax._paths import path_name
+from rosler_jax._paths import TRAINING_ONLY, path_name
 from rosler_jax._quantized import scale_shape
 from rosler_jax.modelfile import ModelFile, ModelFileError, QuantizedTensor
 from rosler_jax.network import Network
@@ -282,7 +282,7 @@ def _stored(params: Any, buffers: Any, bits: Any, views: Views, prefix: str) -> 
     tensors: dict[str, Any] = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         name = path_name(keys)
-        if name.rsplit("/", 1)[-1] == "parallel":  # the stage of aRes-BP: files hold none
+        if name.rsplit("/", 1)[-1] in TRAINING_ONLY:
             continue
         tensors[name] = _zeros(name, leaf, 32 if bits is None else bits, views.get(name))
     for keys, leaf in jax.tree_util.tree_flatten_with_path(buffers)[0]:

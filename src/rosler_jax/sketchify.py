@@ -12,6 +12,7 @@ from flax import nnx
 
 from rosler_jax import _convert, _replace, _table
 from rosler_jax._convert import Rule
+from rosler_jax._paths import TRAINING_ONLY
 
 if TYPE_CHECKING:
     from rosler_jax._convert import Method
@@ -223,6 +224,6 @@ def apply_rule(
 
 
 def parameters(node: Any) -> int:
-    """Number of trainable parameters; the flag of aRes-BP's parallel stage is none."""
+    """Number of trainable parameters; what only training needs is none."""
     flat = nnx.to_flat_state(nnx.state(node, nnx.Param))
-    return sum(v[...].size for path, v in flat if path[-1] != "parallel")
+    return sum(v[...].size for path, v in flat if path[-1] not in TRAINING_ONLY)

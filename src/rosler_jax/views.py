@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     Rule = Callable[[str, tuple[int, ...]], "MatrixView | None"]
-    View = "Views | Mapping[str, MatrixView | None] | Rule | None"
+    View: TypeAlias = "Views | Mapping[str, MatrixView | None] | Rule | None"
 
 ROLES = ("matrix", "table", "factor", "bias", "scale", "flag", "unknown")
 """What a parameter can be. Only a ``matrix`` is restricted or sketched; a ``table`` (an embedding)
@@ -261,7 +261,7 @@ def _as_rule(view: Any, names: Sequence[str]) -> Rule:
             f"view {view!r} is none; pass matrix_views(model), a dict of patterns to MatrixView, "
             "or a function of name and shape"
         )
-    return view  # type: ignore[no-any-return]
+    return view
 
 
 def _of_model(views: Views, names: Sequence[str]) -> Rule:

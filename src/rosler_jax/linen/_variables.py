@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rosler_jax.nn._fingerprint import fingerprint
 from rosler_jax.nn._variables import WeightPlan, seed_words
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def layer_sketches(module: nn.Module, plan: WeightPlan) -> tuple[Any, Any]:
 def layer_params(
     module: nn.Module,
     plan: WeightPlan,
+    sketches: tuple[Any, Any],
     make: Callable[[Array], dict[str, Array]],
     shapes: dict[str, tuple[int, ...]],
     features: int | None,
@@ -82,6 +84,8 @@ def layer_params(
     params = {name: module.param(name, lambda _, name=name: initial(name)) for name in shapes}
     if plan.mode == "ares":
         params["parallel"] = module.param("parallel", lambda _: jnp.ones((), jnp.float32))
+    if plan.mode == "seeded":
+        params["fingerprint"] = module.param("fingerprint", lambda _: fingerprint(*sketches))
     if features is not None:
         params["bias"] = module.param("bias", bias_init, (features,), param_dtype)
     return params

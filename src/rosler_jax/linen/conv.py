@@ -99,6 +99,7 @@ class SketchConv(nn.Module):
         params = layer_params(
             self,
             plan,
+            sketches,
             lambda key: self._factors(key, plan, sketches),
             self._shapes(plan),
             self.features if self.use_bias else None,

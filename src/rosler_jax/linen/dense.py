@@ -83,6 +83,7 @@ class SketchDense(nn.Module):
         params = layer_params(
             self,
             plan,
+            sketches,
             lambda key: plan.factors(key, *sketches, kernel),
             dict(plan.shapes()),
             self.features if self.use_bias else None,

@@ -44,7 +44,7 @@ class SketchedLayer:
     """
 
     graphdef: Any
-    seeds: tuple[tuple[str, tuple[int, int]], ...]
+    seeds: tuple[tuple[str, tuple[int, ...]], ...]
     kind: str
     parts: tuple[tuple[str, Part], ...]
 
@@ -216,10 +216,13 @@ def _split(new: Any, params: Mapping[str, Any]) -> tuple[SketchedLayer, dict[str
     """A sketch layer as what computes it, and its parameters, boxed as the kernel was."""
     box = params["kernel"]
     values: dict[str, Any] = {}
-    for (name,), variable in nnx.to_flat_state(nnx.state(new, nnx.Param)):
-        value, names = variable[...], variable.get_metadata().get("out_sharding")
+    for path, variable in nnx.to_flat_state(nnx.state(new, nnx.Param)):
+        name, value = str(path[0]), variable[...]
+        names = variable.get_metadata().get("out_sharding")
         boxed = isinstance(box, meta.AxisMetadata) and names is not None and name != "bias"
-        values[name] = dataclasses.replace(box, value=value, names=tuple(names)) if boxed else value  # type: ignore[type-var]
+        if boxed:
+            value = dataclasses.replace(box, value=value, names=tuple(names))
+        values[name] = value
     if "bias" in values:
         values["bias"] = params["bias"]
     seeds = tuple(

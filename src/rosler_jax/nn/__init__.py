@@ -1,8 +1,7 @@
 """Flax NNX sketch layers, and the functional core under them and under the Linen twins."""
 
 from rosler_jax.nn import functional, lifts
-from rosler_jax.nn._seeds import SketchState, check_seeds, seeds_of
-from rosler_jax.nn._variables import SketchParam, SketchSeed
+from rosler_jax.nn._variables import SketchParam, SketchSeed, SketchState
 from rosler_jax.nn.conv import SketchConv
 from rosler_jax.nn.einsum import SketchEinsum, SketchLinearGeneral
 from rosler_jax.nn.linear import SketchLinear
@@ -17,8 +16,6 @@ __all__ = [
     "SketchSeed",
     "SketchState",
     "TwoFactorLinear",
-    "check_seeds",
     "functional",
     "lifts",
-    "seeds_of",
 ]

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax.nnx.nn import dtypes
 
+from rosler_jax._paths import TRAINING_ONLY
 from rosler_jax.nn import functional
+from rosler_jax.nn._fingerprint import checked
 from rosler_jax.nn._variables import drawn_kernel
 from rosler_jax.nn.lifts import ConvLift, conv_lift, pad_input
 
@@ -25,8 +27,8 @@ Sketches = tuple["rk.Sketch | None", "rk.Sketch | None"]
 
 
 def promote(x: Array, params: Mapping[str, Array], dtype: Any) -> tuple[Array, dict[str, Array]]:
-    """Brings inputs and parameters to one dtype; the flag of the parallel stage stays as it is."""
-    names = [name for name in params if name != "parallel"]
+    """Brings inputs and parameters to one dtype; what only training needs stays as it is."""
+    names = [name for name in params if name not in TRAINING_ONLY]
     x, *values = dtypes.promote_dtype((x, *(params[name] for name in names)), dtype=dtype)
     return x, {**params, **dict(zip(names, values, strict=True))}
 
@@ -72,6 +74,10 @@ def _factors(params: Mapping[str, Array]) -> tuple[Array, Array | None, Array]:
     return params["c"], params.get("u"), params["r"]
 
 
+def _core(params: Mapping[str, Array], psi: rk.Sketch, omega: rk.Sketch) -> Array:
+    return checked(params["u"], params.get("fingerprint"), psi, omega)
+
+
 def _add_bias(y: Array, params: Mapping[str, Array]) -> Array:
     return y + jnp.reshape(params["bias"], (1,) * (y.ndim - 1) + (-1,)) if "bias" in params else y
 
@@ -106,7 +112,7 @@ def _dense(x: Array, params: Mapping[str, Array], sketches: Sketches) -> Array:
         return functional.sketch_dot(x, *_factors(params), parallel=flag, psi=psi, omega=omega)
     assert psi is not None
     assert omega is not None
-    return functional.seeded_dot(x, params["u"], psi=psi, omega=omega)
+    return functional.seeded_dot(x, _core(params, psi, omega), psi=psi, omega=omega)
 
 
 def batched(
@@ -121,7 +127,7 @@ def batched(
         )
     assert psi is not None
     assert omega is not None
-    return functional.seeded_batched_dot(x, params["u"], psi=psi, omega=omega)
+    return functional.seeded_batched_dot(x, _core(params, psi, omega), psi=psi, omega=omega)
 
 
 def layer_lift(
@@ -199,4 +205,4 @@ def _conv(lift: ConvLift, x: Array, params: Mapping[str, Array], sketches: Sketc
         return functional.sketch_conv(x, c, u, r, lift, parallel=flag, psi=psi, omega=omega)
     assert psi is not None
     assert omega is not None
-    return functional.seeded_conv(x, params["u"], lift, psi=psi, omega=omega)
+    return functional.seeded_conv(x, _core(params, psi, omega), lift, psi=psi, omega=omega)

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rosler_jax.nn._fingerprint import fingerprint
 from rosler_jax.nn._variables import SketchParam, SketchSeed, WeightPlan, seed_words
 
 if TYPE_CHECKING:
     from jaxtyping import Array
 
 
-NAMES = ("c", "u", "r", "parallel", "bias")
+NAMES = ("c", "u", "r", "parallel", "fingerprint", "bias")
 
 
 class SketchModule(nnx.Module):
@@ -41,11 +42,14 @@ class SketchModule(nnx.Module):
         param_dtype: Any,
         rngs: nnx.Rngs,
     ) -> None:
-        """Sets the parameters: the factors, the flag of the parallel stage, the bias."""
+        """Sets the parameters: factors, flag of the parallel stage, fingerprint, bias."""
         self.c = SketchParam(values["c"].astype(param_dtype)) if "c" in values else None
         self.u = SketchParam(values["u"].astype(param_dtype)) if "u" in values else None
         self.r = SketchParam(values["r"].astype(param_dtype)) if "r" in values else None
         self.parallel = SketchParam(jnp.ones((), jnp.float32)) if self.mode == "ares" else None
+        self.fingerprint = (
+            SketchParam(fingerprint(*self.sketches())) if self.mode == "seeded" else None
+        )
         self.bias = (
             None
             if bias_shape is None

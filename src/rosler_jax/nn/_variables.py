@@ -34,6 +34,10 @@ class SketchSeed(nnx.Variable):
     """
 
 
+SketchState = nnx.Any(nnx.Param, SketchSeed)
+"""A filter, in the place of ``nnx.Param``: the parameters and the seeds that they belong to."""
+
+
 def seed_words(key: Key[Array, ""]) -> Array:
     """The seed of a sketch, as two uint32 words, from a typed key."""
     return jax.random.bits(key, (2,), jnp.uint32)

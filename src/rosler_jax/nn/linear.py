@@ -24,13 +24,13 @@ class SketchLinear(SketchModule):
       :func:`rosler_jax.ares_bp`, which ends that stage by itself.
     - ``mode="seeded"``: ``W = a Psi U Omega^T`` with ``Psi``, ``Omega`` regenerated from seeds;
       only the core ``U (in_sketch, rank)`` is trained and stored.
-
-    A core means nothing under other seeds: store ``nnx.state(layer, rosler_jax.SketchState)``,
-    which holds the seeds too, never ``nnx.Param`` alone. Restored into a layer made from another
-    key, the parameters of a seeded layer alone would compute something else and nothing would say
-    so; :func:`rosler_jax.check_seeds` does.
     - ``mode="two-factor"``: ``W = C R``, the smallest learnt form; what :func:`rosler_jax.finish`
       makes of the first two.
+
+    A core means nothing under other seeds: store ``nnx.state(layer, rosler_jax.SketchState)``,
+    which holds the seeds too, never ``nnx.Param`` alone. The parameter ``fingerprint`` of a seeded
+    layer, 32 signs beside its core, says which seeds it belongs to; under others a call raises
+    ValueError, and gives NaN where it is traced.
 
     Args:
       in_features: ``m``.
