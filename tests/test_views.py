@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -101,6 +102,14 @@ def test_plain_parameters_are_kernels_of_two_axes() -> None:
     ]  # fmt: skip
     assert not select(params, lambda name, shape: None)
     assert not select({"kernel": jnp.ones((4, 3), jnp.int32)}, None)
+
+
+def test_a_pattern_may_be_of_leaves_that_a_mask_hides() -> None:
+    params = {"a": {"kernel": jnp.ones((4, 3))}, "b": {"w": jnp.ones((5, 4, 3))}}
+    view = {"a/*": MatrixView((0,), (1,)), "b/*": MatrixView((1,), (2,), stack=(0,))}
+    tx = optax.masked(rj.restrict_rank(optax.sgd(0.1), 2, 1, view=view), {"a": True, "b": False})
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["a"]["kernel"].shape == (4, 3)
 
 
 def test_wrong_views_are_refused() -> None:

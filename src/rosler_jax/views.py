@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from rosler_jax import _table
 from rosler_jax._paths import path_name
@@ -233,7 +234,7 @@ def select(params: Any, view: View) -> list[tuple[str, int, MatrixView]]:
         (path_name(path), index, leaf)
         for index, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params))
     ]
-    rule = _as_rule(view, [name for name, _, _ in leaves])
+    rule = _as_rule(view, [name for name, _, _ in leaves], whole=not _is_masked(params))
     found = []
     for name, index, leaf in leaves:
         shape = tuple(jnp.shape(leaf))
@@ -244,18 +245,24 @@ def select(params: Any, view: View) -> list[tuple[str, int, MatrixView]]:
     return found
 
 
+def _is_masked(params: Any) -> bool:
+    """Whether ``optax.masked`` or ``optax.partition`` hides parameters of the tree."""
+    nodes = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    return any(isinstance(node, optax.MaskedNode) for node in nodes)
+
+
 def is_real(leaf: Any) -> bool:
     """Whether a leaf is a real floating array."""
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def _as_rule(view: Any, names: Sequence[str]) -> Rule:
+def _as_rule(view: Any, names: Sequence[str], whole: bool) -> Rule:
     if view is None:
         return plain
     if isinstance(view, Views):
         return _of_model(view, names)
     if isinstance(view, Mapping):
-        return _of_patterns(view, names)
+        return _of_patterns(view, names if whole else ())
     if not callable(view):
         raise TypeError(
             f"view {view!r} is none; pass matrix_views(model), a dict of patterns to MatrixView, "
