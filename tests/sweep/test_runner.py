@@ -179,7 +179,7 @@ def test_a_sweep_of_which_all_failed_says_why(data, tmp_path, capsys):
     assert all(row["reason"].startswith("loss or parameters") for row in rows)
 
 
-def test_a_sweep_resumes_with_its_own_data_alone(spec, data, tmp_path, monkeypatch):
+def test_a_sweep_resumes_with_its_own_data_alone(spec, data, tmp_path, monkeypatch, capsys):
     path = tmp_path / "copy.npz"
     arrays = dict(np.load(data))
     np.savez(path, **arrays)
@@ -188,6 +188,8 @@ def test_a_sweep_resumes_with_its_own_data_alone(spec, data, tmp_path, monkeypat
     np.savez(path, **{**arrays, "y": arrays["y"][::-1]})
     with pytest.raises(SweepError, match=r"other data: .*copy\.npz had the digest"):
         sweep(source, out=tmp_path / "s", resume=True)
+    code, _, err = call(capsys, "sweep", "best", tmp_path / "s")
+    assert code == 1 and "other data" in err
     monkeypatch.setattr(hosts, "exchange", lambda rows: [*rows, {"digest": "another"}])
     with pytest.raises(SweepError, match="not the same on all hosts"):
         sweep(source, out=tmp_path / "new")

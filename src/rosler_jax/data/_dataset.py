@@ -167,6 +167,7 @@ def standardization(name: str, x: np.ndarray, how: str = "auto") -> tuple[Moment
             f"{name}: standardize=features is for vectors, not inputs of shape {x.shape[1:]}"
         )
     mean, std = moments(x)
+    found: tuple[Moment, Moment] = mean, std
     least = std
     if how == "features" or (how == "auto" and x.ndim == 2 and x.dtype != np.uint8):
         means, stds = feature_moments(x)
@@ -177,13 +178,13 @@ def standardization(name: str, x: np.ndarray, how: str = "auto") -> tuple[Moment
             and abs(means - mean).max() <= ALIKE * least
         )
         if how == "features" or not alike:
-            mean, std = means, np.where(stds > 0, stds, 1.0)
+            found = means, np.where(stds > 0, stds, 1.0)
     if least < np.finfo(np.float32).tiny:
         raise DataError(
             f"{name}: training inputs vary by {least:.3g} only, less than float32 can tell; give "
             "them in a smaller unit"
         )
-    return mean, std
+    return found
 
 
 def digest(raw: Raw) -> str:
@@ -198,7 +199,7 @@ def digest(raw: Raw) -> str:
     for pair in raw:
         for array in () if pair is None else map(np.asarray, pair):
             state.update(f"{array.dtype.str}{array.shape};".encode())
-            state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return state.hexdigest()
 
 

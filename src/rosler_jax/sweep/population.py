@@ -267,7 +267,10 @@ class Population:
         def device(
             given: tuple[Shared, TrainState, Any], x: Array, y: Array, epochs: Array
         ) -> Outcome:
-            run = lambda b: train_block(self.config, self.specs, *b, x, y, epochs)  # noqa: E731
+            def run(block: tuple[Shared, TrainState, Any]) -> Outcome:
+                shared, states, hyper = block
+                return train_block(self.config, self.specs, shared, states, hyper, x, y, epochs)
+
             if self.blocks > 1:
                 return jax.vmap(run)(given)
             return jax.tree.map(lambda a: a[None], run(jax.tree.map(lambda a: a[0], given)))

@@ -357,8 +357,8 @@ def results(
             "loss": float(one.history.loss[-1]),
             "curve": [float(v) for v in one.history.validation_accuracy],
         })  # fmt: skip
-    chosen = [[values[i] for i in shippable] for values in (configs, outcomes, members)]
-    for i, found in zip(shippable, shipped(*chosen, population), strict=True):
+    chosen = [(configs[i], outcomes[i], members[i]) for i in shippable]
+    for i, found in zip(shippable, shipped(chosen, population), strict=True):
         rows[i] |= found
     return rows
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from rosler_jax.config import TrainConfig
 from rosler_jax.sweep import hosts
@@ -199,7 +199,7 @@ def _tried(
         return None
     # The stages of aRes-BP cost what they cost; of others the last epoch, which quantises.
     epochs = config.epochs if config.method == "ares-bp" else 1
-    state = member.state._replace(epoch=np.int32(config.epochs - epochs))
+    state = member.state._replace(epoch=jnp.int32(config.epochs - epochs))
     count = _devices() * width * blocks
     members = [member._replace(state=state)] * count
     population.run(members, 0)

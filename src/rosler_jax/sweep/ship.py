@@ -29,18 +29,14 @@ AT_ONCE = 64
 
 
 def shipped(
-    configs: Sequence[TrainConfig],
-    outcomes: Sequence[Outcome],
-    members: Sequence[Member],
-    population: Population,
+    trainings: Sequence[tuple[TrainConfig, Outcome, Member]], population: Population
 ) -> list[dict[str, Any]]:
     """Packs trainings' best models as ``rosler train`` would, and scores what the files hold.
 
     Models of one shape are packed and scored by one compiled program, one after another within it.
 
     Args:
-      configs: of the members, with their bits.
-      outcomes, members: of the training of each: its best model, its split and moments.
+      trainings: a member's config with its bits, its best model, its split and moments.
       population: theirs.
 
     Returns:
@@ -49,21 +45,22 @@ def shipped(
     """
     examples = population.examples
     sizes = examples.in_features, examples.num_classes
-    models, file_bytes, alike = [], [], {}
-    for i, (config, out) in enumerate(zip(configs, outcomes, strict=True)):
+    models, file_bytes = [], []
+    alike: dict[tuple[str, int, int], list[int]] = {}
+    for i, (config, out, member) in enumerate(trainings):
         trained = trained_to_ship(
             config, network_specs(config, *sizes), *population.crop(out.params, out.buffers, config)
         )
         (first, *_) = network_specs(config, *sizes, *population.moments(config))
         models.append(trained)
         file_bytes.append(_file_bytes(trained, json.dumps(first), config.bits))
-        key = json.dumps(trained.specs), config.bits, len(members[i].validation)
+        key = json.dumps(trained.specs), config.bits, len(member.validation)
         alike.setdefault(key, []).append(i)
     scores: dict[int, tuple[float, float]] = {}
     for (specs, bits, _), found in alike.items():
         for k in range(0, len(found), AT_ONCE):
             some = found[k : k + AT_ONCE]
-            given = [(models[i].params, models[i].buffers, members[i]) for i in some]
+            given = [(models[i].params, models[i].buffers, trainings[i][2]) for i in some]
             scores |= zip(some, _scores(specs, bits, given, examples), strict=True)
     return [
         {
