@@ -225,20 +225,29 @@ def test_is_traced(case: str) -> None:
         assert {a.dtype for a in jax.tree.leaves(made)} <= allowed
 
 
-RUN = ("linear, ares", "conv, seeded", "rows_norm, xla", "ares_bp", "restrict_rank", "4 bits")
+COMPARED = ("linear, ares", "conv, seeded", "rows_norm, xla", "ares_bp", "restrict_rank", "4 bits")
+RUN = (
+    *COMPARED,
+    *("linear, chain", "linear, seeded", "conv, ares", "conv, groups, chain", "einsum, ares"),
+    *("general, seeded", "two factors", "linen dense, seeded", "linen conv, ares"),
+    *(f"{kind}, xla" for kind in rk.FAMILIES if kind != "rows_norm"),
+    *("chain, xla", "restrict_rank in apply_if_finite", "16 bits", "starts"),
+)
 
 
 @pytest.mark.parametrize("case", RUN)
 def test_makes_no_nan_on_the_way_and_the_same_numbers_under_all_settings(case: str) -> None:
     run = lambda: jax.jit(partial(CASES[case], jnp.float32))()
-    want = run()
+    want = run() if case in COMPARED else None
     with (
         jax.debug_nans(True),
         jax.numpy_dtype_promotion("strict"),
         jax.numpy_rank_promotion("raise"),
         jax.enable_x64(True),
     ):
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), run(), want)
+        got = run()
+    if want is not None:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, want)
 
 
 @pytest.mark.parametrize(("setting", "mode"), [(SETTINGS[0], "chain"), (SETTINGS[1], "seeded")])
