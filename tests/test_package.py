@@ -56,6 +56,7 @@ LEVELS = {
     "rosler_jax": 6,  # the public surface: gathers all but the command line
     "rosler_jax.cli": 7,
     "rosler_jax.__main__": 8,
+    "rosler_command": 8,
 }
 
 
@@ -196,7 +197,7 @@ def import_graph(deferred: bool) -> dict[str, set[str]]:
 def level_of(module: str) -> int:
     """The level of the longest prefix of `module` in the table."""
     prefix = module
-    while prefix not in LEVELS:
+    while prefix and prefix not in LEVELS:
         prefix = prefix.rpartition(".")[0]
     return LEVELS[prefix]
 
