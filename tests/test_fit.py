@@ -173,3 +173,15 @@ def test_batch_larger_than_the_data_is_refused() -> None:
     config = tiny(batch_size=1000)
     with pytest.raises(ValueError, match="batch_size 1000 exceeds the 256"):
         make_fit(config, network_specs(config, FEATURES, CLASSES), 256)
+
+
+def test_a_run_is_the_same_whatever_keys_jax_makes_by_default() -> None:
+    from rosler_jax.fit import run_key
+
+    config, arrays = tiny(method="chain", epochs=1), blobs()
+    specs = network_specs(config, FEATURES, CLASSES)
+    run = lambda: jax.jit(lambda key: fit(config, specs, arrays, key)[0].params)(run_key(0))
+    want = run()
+    with jax.default_prng_impl("rbg"):
+        jax.tree.map(np.testing.assert_array_equal, run(), want)
+        jax.eval_shape(lambda key: fit(config, specs, arrays, key), jax.random.key(0))

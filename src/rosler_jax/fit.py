@@ -28,6 +28,8 @@ from rosler_jax.quantization import fake_quantize_params
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key, PyTree
 
+KEYS = "threefry2x32"
+"""The kind of a run's random keys: its state is resumed under any default of JAX's."""
 EVALUATION_BATCH = 1000
 
 
@@ -217,7 +219,7 @@ def make_fit(
         _, params, buffers = split_state(build(key_model))
         return TrainState(
             epoch=jnp.zeros((), jnp.int32),
-            key=jax.random.key_data(key_run),
+            key=key_words(key_run),
             params=params,
             buffers=buffers,
             opt_state=tx.init(params),
@@ -248,7 +250,7 @@ def make_fit(
         return (params, buffers, opt_state), (loss, jnp.mean(out.argmax(-1) == y))
 
     def epoch(state: TrainState, arrays: Arrays) -> tuple[TrainState, Metrics]:
-        key = jax.random.wrap_key_data(state.key)
+        key = jax.random.wrap_key_data(state.key, impl=KEYS)
         _, key_order, key_steps = jax.random.split(key, 3)
         order = jax.random.permutation(key_order, num_examples)[: steps * config.batch_size]
         batches = (order.reshape(steps, config.batch_size), jax.random.split(key_steps, steps))
@@ -280,7 +282,18 @@ def make_fit(
 
 def next_key(key: Array) -> Array:
     """The key data of the epoch after the one that begins with ``key``."""
-    return jax.random.key_data(jax.random.split(jax.random.wrap_key_data(key), 3)[0])
+    return jax.random.key_data(jax.random.split(jax.random.wrap_key_data(key, impl=KEYS), 3)[0])
+
+
+def run_key(seed: int) -> Key[Array, ""]:
+    """The key of a run of that seed, whatever kind of key JAX makes by default."""
+    return jax.random.key(seed, impl=KEYS)
+
+
+def key_words(key: Key[Array, ""]) -> Array:
+    """A key as what a run's state holds: the two words of one of the kind :data:`KEYS`."""
+    plain = str(jax.random.key_impl(key)) == KEYS
+    return jax.random.key_data(key) if plain else jax.random.bits(key, (2,), jnp.uint32)
 
 
 def may_end_here(config: TrainConfig, epoch: Array, quantize_epoch: int, steps: int) -> Array:

@@ -38,6 +38,7 @@ from rosler_jax.fit import (
     is_hidden_kernel,
     make_fit,
     network_specs,
+    run_key,
 )
 from rosler_jax.optim.extract_factors import extract_factors
 
@@ -163,7 +164,7 @@ def train(
 
 
 def _trained(run: Prepared, folder: Path, resume: bool, report: Report | None) -> dict[str, Any]:
-    state = jax.jit(run.functions.init)(jax.random.key(run.config.seed))
+    state = jax.jit(run.functions.init)(run_key(run.config.seed))
     history: list[dict[str, float]] = []
     manager = checkpoint.open_manager(folder / "checkpoints")
     try:

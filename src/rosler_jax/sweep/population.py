@@ -21,7 +21,15 @@ from jax.sharding import PartitionSpec as P
 
 from rosler_jax.config import TrainConfig
 from rosler_jax.data._dataset import standardization
-from rosler_jax.fit import Arrays, Metrics, TrainState, make_fit, network_specs, next_key
+from rosler_jax.fit import (
+    Arrays,
+    Metrics,
+    TrainState,
+    make_fit,
+    network_specs,
+    next_key,
+    run_key,
+)
 from rosler_jax.run import filed_moments
 from rosler_jax.sweep import hosts
 from rosler_jax.sweep.examples import Examples
@@ -211,7 +219,7 @@ class Population:
           state: at the config's own rank, to go on from; its initial one by default.
         """
         split = self._split(config)
-        own = self._init(config)(jax.random.key(config.seed)) if state is None else state
+        own = self._init(config)(run_key(config.seed)) if state is None else state
         like = self.abstract(self.config)
         hyper = {name: getattr(config, name) for name in DYNAMIC if name != "seed"}
         hyper["learning_rate"] = config.peak_learning_rate
