@@ -206,6 +206,11 @@ def build_layer(spec: Spec, dtype: Any, rngs: nnx.Rngs) -> Any:
     kind = spec.get("kind")
     if not isinstance(kind, str) or kind not in LAYERS:
         raise ValueError(f"unknown layer kind {kind!r}; expected one of {', '.join(LAYERS)}")
+    if spec.get("mode") == "two-factor":
+        raise ValueError(
+            f"{kind} of mode 'two-factor' has no description; use kind 'two_factor' for a linear "
+            "layer, mode 'chain' for a convolution"
+        )
     try:
         plain = {name: _plain(value) for name, value in spec.items()}
         return LAYERS[kind](plain, dtype, rngs)
