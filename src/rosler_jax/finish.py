@@ -42,6 +42,7 @@ def finish(model: Any) -> Any:
         another layer's; naming its path.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from rosler_jax import SketchLinear
       >>> layer = SketchLinear(20, 30, rank=4, rngs=nnx.Rngs(0))
       >>> small = finish(layer)
