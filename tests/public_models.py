@@ -27,7 +27,7 @@ class VitBlock(nnx.Module):
 class Vit(nnx.Module):
     """Patches by a strided convolution, learnt positions and class token, blocks, head."""
 
-    def __init__(self, rngs: nnx.Rngs, *, width: int = 32, heads: int = 4, depth: int = 2):
+    def __init__(self, rngs: nnx.Rngs, *, width: int = 32, heads: int = 4, depth: int = 1):
         self.patch = nnx.Conv(3, width, (4, 4), strides=4, padding="VALID", rngs=rngs)
         self.position = nnx.Param(jax.random.normal(rngs.params(), (1, 5, width)) * 0.02)
         self.token = nnx.Param(jnp.zeros((1, 1, width)))
@@ -73,7 +73,7 @@ class GemmaBlock(nnx.Module):
 class Gemma(nnx.Module):
     """A decoder whose embedding is also its head."""
 
-    def __init__(self, rngs: nnx.Rngs, *, vocabulary: int = 24, width: int = 32, depth: int = 2):
+    def __init__(self, rngs: nnx.Rngs, *, vocabulary: int = 24, width: int = 32, depth: int = 1):
         self.embed = nnx.Embed(vocabulary, width, rngs=rngs)
         self.blocks = nnx.List([GemmaBlock(width, 4, 16, rngs) for _ in range(depth)])
         self.norm = nnx.RMSNorm(width, rngs=rngs)
