@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.experimental.pallas.tpu  # first: from JAX 0.12 its import has all traced again, once
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -303,6 +303,15 @@ def test_two_factors_are_the_dense_product(x64: None) -> None:
     close(grads["r"][...], c.T @ g)
 
 
+def test_two_factors_in_half_precision() -> None:
+    layer = TwoFactorLinear(M, N, RANK, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    wide = TwoFactorLinear(M, N, RANK, rngs=nnx.Rngs(0))
+    for half, full in ((layer.c, wide.c), (layer.r, wide.r)):
+        assert half.dtype == jnp.bfloat16
+        np.testing.assert_allclose(half[...].astype(jnp.float32), full[...], rtol=2.0**-6)
+    assert layer(jnp.ones((2, M), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_precision_reaches_every_product_and_its_derivative(mode: Any) -> None:
     x = normal(1, 4, M)

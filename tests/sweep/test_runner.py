@@ -20,7 +20,7 @@ from rosler_jax import checkpoint
 from rosler_jax import data as datasets
 from rosler_jax import run as runs
 from rosler_jax.config import TrainConfig
-from rosler_jax.sweep import SweepError, hosts, load_examples, parse, runner, schedule, sweep
+from rosler_jax.sweep import SweepError, hosts, load_examples, parse, runner, schedule, ship, sweep
 from rosler_jax.sweep import folder as folders
 from rosler_jax.sweep import table as tables
 from rosler_jax.sweep.examples import read_examples
@@ -113,9 +113,13 @@ def test_a_member_that_diverges_touches_no_other(data):
         np.testing.assert_array_equal(a[[0, 2]], b)
 
 
-def test_a_sweep_writes_a_row_a_member(spec, tmp_path):
-    seen = []
+def test_a_sweep_writes_a_row_a_member(spec, tmp_path, monkeypatch):
+    seen, programs, whole = [], [], ship._score
+    # Members of one shape are packed and scored by one call: four pairs of rank and bits.
+    score = lambda *given: programs.append(given[:2]) or whole(*given)
+    monkeypatch.setattr(ship, "_score", score)
     done = sweep(spec, out=tmp_path / "s", report=seen.append)
+    assert len(programs) == len(set(programs)) == 4
     assert done.failed == 0
     rows = tables.read_rows(tmp_path / "s" / "table.parquet")
     assert [row["member"] for row in rows] == list(range(8))

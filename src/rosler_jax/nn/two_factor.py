@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
+import rosler_kernels as rk
 from rosler_jax.factors import check_rank
 from rosler_jax.initializers import glorot_stddev
 from rosler_jax.nn._thin import thin_dot
@@ -59,8 +60,9 @@ class TwoFactorLinear(nnx.Module):
         # The leading singular values of a Glorot matrix: just under sqrt(m) + sqrt(n) deviations.
         sigma = glorot_stddev(in_features, out_features) * (in_features**0.5 + out_features**0.5)
         root = jnp.sqrt(jnp.asarray(sigma, param_dtype))
-        c = orthogonal(rngs.params(), (in_features, rank), param_dtype)
-        r = orthogonal(rngs.params(), (rank, out_features), param_dtype)
+        wide = rk.accumulator(param_dtype)  # no QR in half precision
+        c = orthogonal(rngs.params(), (in_features, rank), wide).astype(param_dtype)
+        r = orthogonal(rngs.params(), (rank, out_features), wide).astype(param_dtype)
         self.c, self.r = SketchParam(root * c), SketchParam(root * r)
         self.bias = (
             nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype)) if use_bias else None
