@@ -23,9 +23,6 @@ from rosler_jax.nn import (
     TwoFactorLinear,
 )
 
-SIGNED = ("rademacher",)
-"""Families of dense entries that differ in sign alone: no multiplications."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Operations:
@@ -106,12 +103,13 @@ def projection(kind: str, rows: int, cols: int, *, transpose: bool = False) -> O
       >>> projection("rademacher", 100, 10, transpose=True)
       Operations(multiplications=0, additions=900)
     """
-    structure = rk.family(kind).structure
+    family = rk.family(kind)
+    structure = family.structure
     if structure == "hadamard":
         k = (rows - 1).bit_length()
         return Operations(0, k << k)
     if structure == "rows":  # a gather, or adding the samples to where they came from
-        scales = cols if rk.family(kind).weighted else 0
+        scales = cols if family.weighted else 0
         return Operations(scales, cols if transpose else 0)
     if structure == "sparse":
         entries = rows * math.prod(
@@ -119,7 +117,7 @@ def projection(kind: str, rows: int, cols: int, *, transpose: bool = False) -> O
         )
         return Operations(0, max(0, entries - (rows if transpose else cols)))
     whole = product(cols, rows) if transpose else product(rows, cols)
-    return Operations(0, whole.additions) if kind in SIGNED else whole
+    return Operations(0, whole.additions) if family.magnitude else whole
 
 
 def _filters(kind: str, rows: int, cols: int) -> Operations:

@@ -261,3 +261,17 @@ def test_dtype_of_materialize():
 def test_bad_arguments_say_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("kind", rk.FAMILIES)
+@pytest.mark.parametrize("shape", [(37, 12), (64, 5), (3, 1)])
+def test_entries_of_one_magnitude_have_it(kind: str, shape: tuple[int, int]) -> None:
+    rows, cols = shape
+    w = {"w": jax.random.normal(jax.random.key(1), (rows, 2))} if rk.family(kind).weighted else {}
+    sketch = rk.make(kind, 5, rows, cols, **w)
+    entries = np.unique(np.abs(np.asarray(rk.materialize(sketch))))
+    magnitude = rk.family(kind).magnitude
+    if magnitude is not None:
+        assert set(entries.tolist()) <= {0.0, magnitude(sketch)}
+    elif rows > 3:
+        assert len(entries) > 2

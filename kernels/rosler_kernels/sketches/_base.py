@@ -61,6 +61,8 @@ class Family(NamedTuple):
       structure: how the XLA path multiplies by it: "dense", "sparse", "hadamard" or "rows".
       pattern: for "sparse", (sketch, row_start, n_rows) -> the nonzeros of those rows.
       weighted: whether the constructor needs the matrix that is sampled.
+      magnitude: of a sketch's entries, where these are 0 or +-1 times one number; None where they
+        are not. Products with such a sketch need no multiplications.
     """
 
     make: Callable[..., Sketch]
@@ -68,6 +70,7 @@ class Family(NamedTuple):
     structure: str
     pattern: Callable[..., Any] | None = None
     weighted: bool = False
+    magnitude: Callable[[Sketch], float] | None = None
 
 
 def new_sketch(

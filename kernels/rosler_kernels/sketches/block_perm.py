@@ -110,4 +110,7 @@ def tile(
     return dense_tile(pattern(sketch, row_start, n_rows), col_start, n_cols)
 
 
-FAMILY = Family(block_perm, tile, "sparse", pattern)
+FAMILY = Family(
+    block_perm, tile, "sparse", pattern,
+    magnitude=lambda sketch: float(inverse_sqrt(sketch.param("kappa") * sketch.param("nnz"))),
+)  # fmt: skip

@@ -43,4 +43,6 @@ def tile(
     return signs * inverse_sqrt(sketch.cols)
 
 
-FAMILY = Family(rademacher, tile, "dense")
+FAMILY = Family(
+    rademacher, tile, "dense", magnitude=lambda sketch: float(inverse_sqrt(sketch.cols))
+)

@@ -93,8 +93,13 @@ def samples(sketch: Sketch) -> tuple[Int32[Array, "cols"], Float[Array, "cols"]]
         return sketch.data["indices"], sketch.data["scales"]
     key = domain_key(sketch.seed, Tag.ROWS_UNIFORM)
     w0, _ = threefry_2x32(key, (0, jnp.arange(sketch.cols, dtype=jnp.uint32)))
-    scale = np.float32(np.sqrt(sketch.rows / sketch.cols))
-    return bounded(w0, sketch.rows).astype(jnp.int32), jnp.full((sketch.cols,), scale)
+    scales = jnp.full((sketch.cols,), _scale(sketch))
+    return bounded(w0, sketch.rows).astype(jnp.int32), scales
+
+
+def _scale(sketch: Sketch) -> np.float32:
+    """Of every sampled row, where all are as likely."""
+    return np.float32(np.sqrt(sketch.rows / sketch.cols))
 
 
 def tile(
@@ -126,6 +131,6 @@ def _weighted(kind: str, seed: object, weights: Float[Array, "rows"], cols: int)
     return new_sketch(kind, seed, weights.shape[0], cols, data)
 
 
-UNIFORM = Family(rows_uniform, tile, "rows")
+UNIFORM = Family(rows_uniform, tile, "rows", magnitude=lambda sketch: float(_scale(sketch)))
 NORM = Family(rows_norm, tile, "rows", weighted=True)
 LEVERAGE = Family(rows_leverage, tile, "rows", weighted=True)

@@ -61,4 +61,7 @@ def tile(
     return dense_tile(pattern(sketch, row_start, n_rows), col_start, n_cols)
 
 
-FAMILY = Family(sparse_sign, tile, "sparse", pattern)
+FAMILY = Family(
+    sparse_sign, tile, "sparse", pattern,
+    magnitude=lambda sketch: float(inverse_sqrt(sketch.param("nnz"))),
+)  # fmt: skip

@@ -76,4 +76,4 @@ def tile(
     return walsh * signs(sketch, row_start, n_rows)[:, None] * inverse_sqrt(sketch.cols)
 
 
-FAMILY = Family(srht, tile, "hadamard")
+FAMILY = Family(srht, tile, "hadamard", magnitude=lambda sketch: float(inverse_sqrt(sketch.cols)))

@@ -56,7 +56,7 @@ def matrix(b: Builder, sketch: rk.Sketch, scale: float) -> str:
 
 def _dense(b: Builder, sketch: rk.Sketch, scale: float) -> str:
     omega_t = entries(sketch).T * np.float32(scale)
-    if sketch.kind == "rademacher":
+    if rk.family(sketch.kind).magnitude:
         return signs(b, omega_t, float(abs(omega_t.flat[0])))
     return b.constant(omega_t)
 

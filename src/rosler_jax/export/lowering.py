@@ -63,8 +63,6 @@ if TYPE_CHECKING:
 
 WEIGHT_BITS = {"int16": 16, "int8": 8, "int4": 4}
 """Bits of the weights by the name of a dtype; activations have 16 throughout."""
-SIGNED = ("srht", "rademacher", "sparse_sign", "block_perm", "rows_uniform")
-"""Families whose entries are 0 or +-1 times one number."""
 MARGIN = 1.1  # what calibration saw, and a little more
 _LIMIT = 2.0**62
 
@@ -332,16 +330,20 @@ def _product(op: Dense | Conv, x: _Tensor, context: _Context) -> tuple[list[IntO
     ], out  # fmt: skip
 
 
-def _entry(op: Project | PatchProject) -> float:
-    """The magnitude of a sketch's entries times the scale of the projection."""
-    if op.sketch.kind not in SIGNED:
+def entry(op: Project | PatchProject) -> float:
+    """The magnitude of a sketch's entries times the scale of the projection.
+
+    Raises:
+      ExportError: for a sketch whose entries are more than signs.
+    """
+    magnitude = rk.family(op.sketch.kind).magnitude
+    if magnitude is None:
+        signed = [kind for kind, family in rk.FAMILIES.items() if family.magnitude]
         raise ExportError(
             f"{op.name}: a {op.sketch.kind} sketch has no integer form; export float32, or train "
-            f"with sketch one of {', '.join(SIGNED)}"
+            f"with sketch one of {', '.join(signed)}"
         )
-    tile = np.asarray(rk.tile(op.sketch, 0, 1))
-    found = np.abs(tile).max() or np.abs(np.asarray(rk.materialize(op.sketch))).max()
-    return float(found) * op.scale
+    return magnitude(op.sketch) * op.scale
 
 
 def _checked32(op: Op, bound: int) -> int:
@@ -354,7 +356,7 @@ def _checked32(op: Op, bound: int) -> int:
 
 
 def _signs(op: Project, x: _Tensor, context: _Context) -> tuple[list[IntOp], _Tensor]:
-    unit = np.asarray(x.scale * _entry(op))
+    unit = np.asarray(x.scale * entry(op))
     bias = _bias(op, unit)
     matrix = np.abs(sign_matrix(op.sketch).astype(np.int64))
     # Within a Walsh-Hadamard transform every partial sum is one of some of the inputs' magnitudes.
@@ -371,7 +373,7 @@ def _signs(op: Project, x: _Tensor, context: _Context) -> tuple[list[IntOp], _Te
 
 
 def _patch_signs(op: PatchProject, x: _Tensor, context: _Context) -> tuple[list[IntOp], _Tensor]:
-    unit = x.scale * _entry(op)
+    unit = x.scale * entry(op)
     reach = int(np.abs(sign_matrix(op.sketch).astype(np.int64)).sum(0).max())
     bound = _checked32(op, reach * x.bound)
     form, out = _finish(np.broadcast_to(unit, (op.out_shape[-1],)), bound, context)

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
 import rosler_kernels as rk
 from rosler_jax.export.c.unit import CTYPES, Numbers, Step, Unit
 from rosler_kernels.hashing import Tag, domain_key
@@ -195,5 +193,7 @@ def filled_bytes(sketch: rk.Sketch, numbers: Numbers) -> int:
 
 
 def entry_scale(sketch: rk.Sketch) -> float:
-    """The magnitude of a sketch's entries that are not zero."""
-    return float(np.abs(np.asarray(rk.materialize(sketch))).max())
+    """The magnitude of the entries of a sketch of signs."""
+    magnitude = rk.family(sketch.kind).magnitude
+    assert magnitude is not None  # of every family that has a kernel
+    return magnitude(sketch)

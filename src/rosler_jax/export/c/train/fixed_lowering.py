@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-import rosler_kernels as rk
 from rosler_jax.export import reference
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.train.fixed import (
@@ -28,7 +27,7 @@ from rosler_jax.export.c.train.parts import bias_name, names, trained_names
 from rosler_jax.export.graph import Activate, Affine, Dense, Flatten, Graph, Op, Project
 from rosler_jax.export.inputs import calibration_inputs, check_finite
 from rosler_jax.export.integer import HIGH, Shifted
-from rosler_jax.export.lowering import SIGNED, lower
+from rosler_jax.export.lowering import entry, lower
 
 ROOM = 2.0  # activations may grow so far beyond calibration, and weights twice as far
 SOFTMAX_FRACTION = (TABLE_STEPS + 1, 11)  # so that the table can be read and logits reach 16
@@ -187,14 +186,9 @@ def _product(op: Dense, context: _Context) -> FixedProduct:
 
 def _project(op: Project, context: _Context) -> FixedProject:
     rows, cols = op.sketch.rows, op.sketch.cols
-    if op.sketch.kind not in SIGNED:
-        raise ExportError(
-            f"{op.name}: a {op.sketch.kind} sketch has no integer form; export float32, or train "
-            f"with sketch one of {', '.join(SIGNED)}"
-        )
+    size = entry(op)
     if op.vectors != 1 or max(rows, cols) > _WIDEST:
         raise ExportError(f"{op.name}: expected one vector of at most {_WIDEST} numbers")
-    size = op.scale * float(np.abs(np.asarray(rk.materialize(op.sketch))).max())
     fraction = _fraction(ROOM * context.seen)
     factor = size * 2.0 ** (fraction - context.in_fraction)
     shift = 29 - math.frexp(factor)[1]
