@@ -28,6 +28,7 @@ LEVELS = {
     "rosler_jax._linalg": 1,
     "rosler_jax._paths": 1,
     "rosler_jax._table": 1,
+    "rosler_jax._verdict": 1,
     "rosler_jax.views": 1,
     "rosler_jax.factors": 1,
     "rosler_jax.initializers": 1,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rosler_kernels as rk
+from rosler_jax._verdict import one_or_nan
 from rosler_jax.factors import core_from_sketch
 from rosler_jax.nn._layouts import column_matrices
 
@@ -68,10 +69,9 @@ def _effective_core(u: Array, parallel: Array) -> Array:
     return jax.lax.cond(parallel > 0.5, solve, lambda slot: slot, u)
 
 
-def _unless(holds: Array) -> Array:
-    """1 where something holds, else NaN: as 0 / 0, so that ``jax_debug_nans`` stops here."""
-    one = holds.astype(jnp.float32)
-    return one / one
+def tear(dtype: Any) -> float:
+    """The distance at which factors of that dtype count as torn."""
+    return TEAR_HALF if jnp.finfo(dtype).bits < 32 else TEAR
 
 
 def _signs(n: int) -> np.ndarray:
@@ -83,14 +83,13 @@ def _are_sketches(
     c: Array, slot: Float[Array, "g s l"], r: Float[Array, "g l n"], psi: Any, omega: Any
 ) -> Array:
     """Whether ``Psi^T C = A = R Omega`` still holds, tried on one vector of signs for each side."""
-    tear = TEAR_HALF if jnp.finfo(slot.dtype).bits < 32 else TEAR
+    most = tear(slot.dtype) ** 2 * jnp.sum(slot.astype(jnp.float32) ** 2, (1, 2))
     slot, r, c = (a.astype(jnp.float32) for a in (slot, r, column_matrices(c, slot)))
     left, right = (jnp.asarray(_signs(n)) for n in (slot.shape[2], slot.shape[1]))
     from_r = rk.project(jnp.einsum("l,gln->gn", left, r), omega)
     from_c = rk.project(jnp.einsum("gms,s->gm", c, right), psi)
     apart_r = from_r - jnp.einsum("gsl,l->gs", slot, left)
     apart_c = from_c - jnp.einsum("gsl,s->gl", slot, right)
-    most = tear**2 * jnp.sum(slot * slot, (1, 2))
     return jnp.all((jnp.sum(apart_r**2, 1) <= most) & (jnp.sum(apart_c**2, 1) <= most))
 
 
@@ -138,7 +137,7 @@ def _ares_product(
 def _ares_forward(
     lift: Lift, x: Array, c: Array, u: Array, r: Array, parallel: Array, psi: Any, omega: Any
 ) -> tuple[Array, tuple[Any, ...]]:
-    a_stage = _unless((parallel == 0) | (parallel == 1))
+    a_stage = one_or_nan((parallel == 0) | (parallel == 1))
     core = _effective_core(u, parallel) * a_stage.astype(u.dtype)
     h = lift(x, c)
     y = _per_group(_per_group(h, core), r)
@@ -155,7 +154,7 @@ def _ares_backward(lift: Lift, residuals: tuple[Any, ...], delta: Array) -> tupl
         delta_omega = rk.project(delta, omega)
         x_psi = lift.sketch(x, psi)
         # Where both branches are computed (vmap), the factors of the other stage are no sketches.
-        whole = _unless(_are_sketches(c, u, r, psi, omega) | (parallel <= 0.5))
+        whole = one_or_nan(_are_sketches(c, u, r, psi, omega) | (parallel <= 0.5))
         d_u = jnp.swapaxes(_outer(x_psi, delta_omega), 1, 2)
         d_c, d_r = pull_c(delta_omega), _outer(x_psi, delta)
         return (

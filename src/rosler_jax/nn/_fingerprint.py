@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import rosler_kernels as rk
+from rosler_jax._verdict import verdict
 from rosler_kernels.hashing import threefry_2x32
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ AGREEMENT = 0.75
 """Least share of the fingerprint's sum that must be of one sign with the hash; by chance 2e-5."""
 FADED = 0.05
 """Mean magnitude below which a fingerprint says nothing any more."""
+
+_OTHER_SEEDS = (
+    "the core of a seeded layer was trained with other seeds than the layer has; restore "
+    "nnx.state(model, rosler_jax.SketchState) (in Linen the collection 'sketch'), not the "
+    "parameters alone. If the seeds are new on purpose, set its fingerprint to zeros"
+)
 
 
 def fingerprint(psi: rk.Sketch, omega: rk.Sketch) -> Float[Array, "32"]:
@@ -60,11 +67,4 @@ def checked(
     total = jnp.sum(jnp.abs(marks))
     agreement = jnp.abs(jnp.sum(marks * fingerprint(psi, omega)))
     fits = (agreement >= AGREEMENT * total) | (total < FADED * SIZE)
-    if not isinstance(fits, jax.core.Tracer) and not bool(fits):
-        raise ValueError(
-            "the core of a seeded layer was trained with other seeds than the layer has; restore "
-            "nnx.state(model, rosler_jax.SketchState) (in Linen the collection 'sketch'), not the "
-            "parameters alone. If the seeds are new on purpose, set its fingerprint to zeros"
-        )
-    one = fits.astype(u.dtype)
-    return u * (one / one)
+    return u * verdict([(_OTHER_SEEDS, fits)]).astype(u.dtype)

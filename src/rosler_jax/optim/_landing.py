@@ -6,7 +6,7 @@ few entries of each weight that has to land exactly, and looks again with the ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -59,24 +59,6 @@ def landed(
         arrived = ~jnp.any(jnp.abs(now - after) > slack)
         results.append(arrived | jnp.all(now == before) if or_dropped else arrived)
     return results
-
-
-def verdict(claims: Iterable[tuple[str, Bool[Array, ""]]]) -> Float[Array, ""]:
-    """Returns 1 if all claims hold; else raises, or under a trace returns NaN.
-
-    Args:
-      claims: pairs of the message for the case that it does not hold, and whether it does.
-
-    Raises:
-      ValueError: with the message of the first claim that is known not to hold.
-    """
-    good = jnp.asarray(True)
-    for message, holds in claims:
-        if not isinstance(holds, jax.core.Tracer) and not bool(holds):
-            raise ValueError(message)
-        good = good & holds
-    one = good.astype(jnp.float32)
-    return one / one  # 0 / 0 and not a constant, so that jax_debug_nans stops here
 
 
 def enforce(verdict: Float[Array, ""], updates: PyTree) -> PyTree:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rosler_jax._verdict import verdict as verdict_of
 from rosler_jax.factors import SketchFactors, balance, core_from_sketch
 from rosler_jax.nn._layouts import column_matrices, fold_columns
 from rosler_jax.optim import _landing
@@ -180,7 +181,7 @@ def ares_bp(
     ) -> tuple[PyTree, AresBpState]:
         if params is None:
             raise ValueError("ares_bp needs the parameters: call update(grads, state, params)")
-        verdict = _landing.verdict(_claims(params, state))
+        verdict = verdict_of(_claims(params, state))
 
         def parallel_stage() -> tuple[PyTree, optax.OptState, optax.OptState, _landing.Landing]:
             steps, inner = first.update(updates, state.parallel, params, **extra)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 import rosler_kernels as rk
-from rosler_jax.nn._ares import TEAR, TEAR_HALF
+from rosler_jax.nn._ares import tear
 from rosler_jax.nn._layouts import column_matrices
 from rosler_jax.nn._module import SketchModule
 
@@ -59,7 +59,7 @@ def check_sketches(model: nnx.Module) -> dict[str, float]:
         if np.all(flags == 0):
             continue
         found[name] = float(np.max(np.where(flags.ravel() == 1, _distances(layer), 0)))
-        most = _most(layer)
+        most = tear(layer.u[...].dtype)
         if not found[name] <= most:
             raise ValueError(
                 f"the sketches of layer {name!r} are torn: Psi^T C or R Omega is off the core by "
@@ -68,10 +68,6 @@ def check_sketches(model: nnx.Module) -> dict[str, float]:
                 "entries or units only inside its successive=, and float32 parameters"
             )
     return found
-
-
-def _most(layer: Any) -> float:
-    return TEAR_HALF if jnp.finfo(layer.u[...].dtype).bits < 32 else TEAR
 
 
 def _distances(layer: Any) -> Array:

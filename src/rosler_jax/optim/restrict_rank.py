@@ -12,6 +12,7 @@ import optax
 
 import rosler_kernels as rk
 from rosler_jax._linalg import low_rank_product
+from rosler_jax._verdict import verdict as verdict_of
 from rosler_jax.optim import _landing
 from rosler_jax.optim._checks import static_int
 from rosler_jax.optim._matrices import select_matrices, stacked_svd
@@ -244,7 +245,7 @@ def restrict_rank(
             return updates, new
         held, moves = [weights[i] for _, i, _ in picked], [leaves[i] for _, i, _ in picked]
         arrived = _landing.landed(held, state.landing, or_dropped=True)
-        verdict = _landing.verdict(
+        verdict = verdict_of(
             (_claim(name), here | ~(state.restricted & state.moved[k]))
             for k, ((name, _, _), here) in enumerate(zip(picked, arrived, strict=True))
         )
