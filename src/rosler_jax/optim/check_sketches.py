@@ -59,6 +59,7 @@ def check_sketches(model: nnx.Module) -> dict[str, float]:
         if np.all(flags == 0):
             continue
         found[name] = float(np.max(np.where(flags.ravel() == 1, _distances(layer), 0)))
+        assert layer.u is not None  # as of every layer that has a flag
         most = tear(layer.u[...].dtype)
         if not found[name] <= most:
             raise ValueError(
