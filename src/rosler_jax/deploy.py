@@ -126,9 +126,10 @@ def save_network(
         tensors = pack(trained, bits)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{path}: the network cannot be saved: {error}") from error
-    content = tensors, {"layers": trained.specs}, metadata or {}
-    _loaded(path, modelfile.decode(modelfile.encode(*content, name=str(path)), name=str(path)))
-    return modelfile.save(path, *content)
+    data = modelfile.encode(tensors, {"layers": trained.specs}, metadata or {}, name=str(path))
+    _loaded(path, modelfile.decode(data, name=str(path)))
+    modelfile.write_encoded(path, data)
+    return len(data)
 
 
 def load_network(path: str | os.PathLike[str]) -> LoadedNetwork:
@@ -194,8 +195,7 @@ def _as_json(specs: Sequence[Spec]) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _views(specs: str) -> Views:
-    layers = json.loads(specs)
-    return matrix_views(nnx.eval_shape(lambda: Network(layers, rngs=nnx.Rngs(0))))
+    return matrix_views(nnx.merge(*_abstract(specs)))
 
 
 @functools.lru_cache(maxsize=32)

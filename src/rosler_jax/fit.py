@@ -193,9 +193,9 @@ def make_fit(
     def build(key: Key[Array, ""]) -> Network:
         return Network(specs, dtype=dtype, rngs=nnx.Rngs(params=key))
 
-    graphdef = split_state(nnx.eval_shape(lambda: build(jax.random.key(0))))[0]
+    like = nnx.eval_shape(lambda: build(jax.random.key(0)))
+    graphdef, views = split_state(like)[0], matrix_views(like)
     deployed_graph = split_state(nnx.eval_shape(lambda: evaluating(build(jax.random.key(0)))))[0]
-    views = matrix_views(nnx.eval_shape(lambda: build(jax.random.key(0))))
     quantize_epoch = math.ceil(config.quantize_from * config.epochs)
 
     def quantized(params: PyTree, epoch: Array) -> PyTree:

@@ -165,8 +165,17 @@ def save(
         ...     load(f"{folder}/m.rosler").tensors["seed"].tolist()
         [1, 2]
     """
-    target = Path(path)
-    data = encode(tensors, spec, metadata, name=str(target))
+    data = encode(tensors, spec, metadata, name=str(path))
+    write_encoded(path, data)
+    return len(data)
+
+
+def write_encoded(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write the bytes that ``encode`` gave, as ``save`` does.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
 
     def write(temporary: Path) -> None:
         with temporary.open("xb") as file:
@@ -174,8 +183,7 @@ def save(
             file.flush()
             os.fsync(file.fileno())
 
-    replace_file(target, write)
-    return len(data)
+    replace_file(Path(path), write)
 
 
 def load(path: str | os.PathLike[str]) -> ModelFile:

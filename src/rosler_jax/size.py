@@ -139,6 +139,7 @@ class _Source(NamedTuple):
     tensors: Mapping[str, Any]
     file_bytes: int | None
     input_shape: Any
+    views: Views
     prefix: str = ""
 
 
@@ -195,7 +196,7 @@ def size_report(
     if inputs is None and shape is not None:
         inputs = (jax.ShapeDtypeStruct((1, *shape), jnp.float32),)
     done = None if inputs is None else _applied(found, inputs, kwargs, shape)
-    stacks = {row.name.rpartition("/")[0]: row.stack for row in matrix_views(found.model).rows}
+    stacks = {row.name.rpartition("/")[0]: row.stack for row in found.views.rows}
     modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(found.model)}
     layers = [
         _layer_size(name, tensors, modules.get(path), math.prod(stacks.get(path, ())), path, done)
@@ -257,20 +258,23 @@ def _from_file(file: ModelFile, name: str, bits: Any) -> _Source:
     if expected != actual:
         wrong = sorted(key for key, _ in expected.items() ^ actual.items())
         raise ModelFileError(f"{name}: tensors and layers do not fit: {', '.join(wrong)}")
-    return _Source(model, file.tensors, file.file_bytes, file.spec.get("input_shape"), _PREFIX)
+    shape = file.spec.get("input_shape")
+    return _Source(model, file.tensors, file.file_bytes, shape, whole.views, _PREFIX)
 
 
 def _from_model(model: Any, bits: Any, prefix: str) -> _Source:
     _, *states = nnx.split(model, nnx.Param, nnx.RngState, ...)
     params, _, buffers = map(nnx.to_pure_dict, states)
-    tensors = _stored(params, buffers, bits, matrix_views(model), prefix)
-    return _Source(model, tensors, None, None, prefix)
+    views = matrix_views(model)
+    tensors = _stored(params, buffers, bits, views, prefix)
+    return _Source(model, tensors, None, None, views, prefix)
 
 
 def _from_parts(specs: Any, params: Any, buffers: Any = None, *, bits: Any) -> _Source:
     model = _abstract(specs)
-    tensors = _stored(params, buffers or {}, bits, matrix_views(model), _PREFIX)
-    return _Source(model, tensors, None, None, _PREFIX)
+    views = matrix_views(model)
+    tensors = _stored(params, buffers or {}, bits, views, _PREFIX)
+    return _Source(model, tensors, None, None, views, _PREFIX)
 
 
 def _abstract(specs: Any) -> Any:
