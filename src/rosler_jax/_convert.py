@@ -14,10 +14,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 import rosler_kernels as rk
-from rosler_jax import initializers
 from rosler_jax._factor_metadata import lay_out
 from rosler_jax._layer_views import parts_of, stack_axes
-from rosler_jax.factors import SketchFactors, core_from_sketch, fold, reconstruct
 from rosler_jax.nn import SketchConv, SketchEinsum, SketchLinear, SketchLinearGeneral, _forward
 from rosler_jax.nn._variables import Mode, check_mode
 from rosler_jax.views import MatrixView
@@ -285,10 +283,7 @@ def _reseed(new: Any, like: Any, rngs: nnx.Rngs) -> None:
         values = new.plan.factors(rngs.params(), *new.sketches())
     else:
         values = new.plan.group_factors(rngs.params(), groups, *new.sketches())
-    if isinstance(new, SketchConv) and "c" in values:
-        values["c"] = _forward.fold_window(values["c"], new.kernel_size)
-    for name, value in values.items():
-        getattr(new, name)[...] = value.astype(new.param_dtype)
+    _set_factors(new, values)
 
 
 def _stacked(layers: list[Any], stack: tuple[int, ...]) -> Any:
@@ -310,33 +305,22 @@ def take_weights(
       ``||W - C U R||_F^2`` and ``||W||_F^2``, over all matrices.
     """
     keys = jax.random.split(key, matrices.shape[0])
-    factors = [_factors(w, new, k, method) for w, k in zip(matrices, keys, strict=True)]
-    names = tuple(new.plan.shapes())
-    stack = {name: jnp.stack([getattr(f, name) for f in factors]) for name in names}
+    plan, sketches = new.plan, new.sketches()
+    factors = [
+        plan.approximation(w, k, *sketches, method) for w, k in zip(matrices, keys, strict=True)
+    ]
+    stack = {name: jnp.stack([f[name] for f in factors]) for name in plan.shapes()}
     if isinstance(new, SketchLinear):
         stack = {name: value[0] for name, value in stack.items()}
-    elif isinstance(new, SketchConv) and "c" in stack:
-        stack["c"] = _forward.fold_window(stack["c"], new.kernel_size)
-    for name, value in stack.items():
-        getattr(new, name)[...] = value.astype(new.param_dtype)
+    _set_factors(new, stack)
     wide = matrices.astype(rk.accumulator(matrices.dtype))
-    approx = jnp.stack([_represented(f, new.mode) for f in factors])
+    approx = jnp.stack([plan.represented(f, *sketches) for f in factors])
     return jnp.stack([jnp.sum((wide - approx) ** 2), jnp.sum(wide**2)])
 
 
-def _factors(w: Float[Array, "m n"], layer: Any, key: Key[Array, ""], method: Method) -> Any:
-    """Factors of one matrix, in the form that the layer's parameters take."""
-    psi, omega = layer.sketches()
-    if layer.mode == "seeded":
-        return initializers.seeded_from_dense(w, psi, omega)
-    if layer.mode == "ares":
-        return initializers.ares_from_dense(w, psi, omega, key)
-    f = initializers.from_dense(w, layer.rank, key, method=method)
-    return fold(f) if layer.mode == "two-factor" else f
-
-
-def _represented(f: Any, mode: str) -> Float[Array, "m n"]:
-    """The matrix that such parameters stand for; in the parallel stage ``u`` holds ``A^T``."""
-    if mode == "ares":
-        f = SketchFactors(c=f.c, u=core_from_sketch(f.u.T), r=f.r)
-    return reconstruct(f)
+def _set_factors(new: Any, values: dict[str, Array]) -> None:
+    """Sets factors ``(g, ...)``, of a linear layer without the axis of groups, in its layout."""
+    if isinstance(new, SketchConv) and "c" in values:
+        values = values | {"c": _forward.fold_window(values["c"], new.kernel_size)}
+    for name, value in values.items():
+        getattr(new, name)[...] = value.astype(new.param_dtype)

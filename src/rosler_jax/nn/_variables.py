@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -12,7 +12,15 @@ from flax import nnx
 
 import rosler_kernels as rk
 from rosler_jax import initializers
-from rosler_jax.factors import check_rank, fold
+from rosler_jax.factors import (
+    SeededFactors,
+    SketchFactors,
+    TwoFactors,
+    check_rank,
+    core_from_sketch,
+    fold,
+    reconstruct,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key
@@ -141,14 +149,15 @@ class WeightPlan:
         f = initializers.ares_sketches(key, psi, omega, init=self.init, gain=self.gain)
         return {"c": f.c, "u": f.u, "r": f.r}
 
-    def nearest(
+    def approximation(
         self,
         w: Float[Array, "m n"],
         key: Key[Array, ""],
         psi: rk.Sketch | None,
         omega: rk.Sketch | None,
+        method: Literal["svd", "nystrom", "cur"] = "svd",
     ) -> dict[str, Array]:
-        """Factors of the best approximation of a matrix, by parameter name, float32 or wider."""
+        """Factors of an approximation of a matrix, by parameter name, float32 or wider."""
         if self.sketched:
             assert psi is not None
             assert omega is not None
@@ -156,15 +165,41 @@ class WeightPlan:
                 return {"u": initializers.seeded_from_dense(w, psi, omega).u}
             f = initializers.ares_from_dense(w, psi, omega, key)
             return {"c": f.c, "u": f.u, "r": f.r}
+        f = initializers.from_dense(w, self.rank, key, method=method)
+        if self.mode == "two-factor":
+            two = fold(f)
+            return {"c": two.c, "r": two.r}
+        return {"c": f.c, "u": f.u, "r": f.r}
+
+    def represented(
+        self, factors: Mapping[str, Array], psi: rk.Sketch | None, omega: rk.Sketch | None
+    ) -> Float[Array, "m n"]:
+        """The matrix that such factors stand for; of an ares layer in its parallel stage."""
+        if self.mode == "seeded":
+            assert psi is not None
+            assert omega is not None
+            return reconstruct(SeededFactors(u=factors["u"], psi=psi, omega=omega))
+        if self.mode == "two-factor":
+            return reconstruct(TwoFactors(c=factors["c"], r=factors["r"]))
+        core = core_from_sketch(factors["u"].T) if self.mode == "ares" else factors["u"]
+        return reconstruct(SketchFactors(c=factors["c"], u=core, r=factors["r"]))
+
+    def nearest(
+        self,
+        w: Float[Array, "m n"],
+        key: Key[Array, ""],
+        psi: rk.Sketch | None,
+        omega: rk.Sketch | None,
+    ) -> dict[str, Array]:
+        """Factors to start from of the best approximation of a matrix, by parameter name."""
+        found = self.approximation(w, key, psi, omega)
+        if self.sketched:
+            return found
         # No gradient passes where all factors are zero: a layer that is to start from zero has one
         # of them zero, the others as any other layer.
         drawn, zero = self.factors(key, None, None), ~jnp.any(w != 0)
-        f = initializers.from_dense(w, self.rank, key)
-        if self.mode == "two-factor":
-            two = fold(f)
-            return {"c": jnp.where(zero, drawn["c"], two.c), "r": two.r}
-        c, r = (jnp.where(zero, drawn[k], v) for k, v in (("c", f.c), ("r", f.r)))
-        return {"c": c, "u": f.u, "r": r}
+        mended = ("c",) if self.mode == "two-factor" else ("c", "r")
+        return found | {name: jnp.where(zero, drawn[name], found[name]) for name in mended}
 
     def group_factors(
         self,
