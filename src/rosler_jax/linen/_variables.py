@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rosler_jax.initializers import RANGE_FINDER_GAIN
 from rosler_jax.nn._fingerprint import fingerprint
-from rosler_jax.nn._variables import WeightPlan, seed_words
+from rosler_jax.nn._variables import Mode, WeightPlan, plan_weight, seed_words
 
 if TYPE_CHECKING:
     from jaxtyping import Array
 
 SEEDS = ("psi_seed", "omega_seed")
+
+
+class SketchedWeight(nn.Module):
+    """A Linen layer with one sketched weight: the fields that say how it is held, by keyword.
+
+    Attributes:
+      rank, mode, in_sketch, oversampling, sketch, weight_init, gain: as in :class:`SketchDense`.
+    """
+
+    _: dataclasses.KW_ONLY
+    rank: int
+    mode: Mode = "chain"
+    in_sketch: int | None = None
+    oversampling: int | None = None
+    sketch: str | None = None
+    weight_init: Literal["glorot", "he"] | None = None
+    gain: float = RANGE_FINDER_GAIN
+
+    def _plan(self, m: int, n: int) -> WeightPlan:
+        """The plan of an ``(m, n)`` weight."""
+        return plan_weight(
+            m, n, self.rank, mode=self.mode, in_sketch=self.in_sketch,
+            oversampling=self.oversampling, sketch=self.sketch, init=self.weight_init,
+            gain=self.gain,
+        )  # fmt: skip
 
 
 def refuse_given(module: nn.Module, names: Sequence[str]) -> None:

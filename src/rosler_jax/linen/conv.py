@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rosler_jax.initializers import RANGE_FINDER_GAIN
-from rosler_jax.linen._variables import layer_params, layer_sketches, refuse_given
+from rosler_jax.linen._variables import (
+    SketchedWeight,
+    layer_params,
+    layer_sketches,
+    refuse_given,
+)
 from rosler_jax.nn import _forward
-from rosler_jax.nn._variables import Mode, WeightPlan, plan_weight
+from rosler_jax.nn._variables import WeightPlan
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 REFUSED = ("mask", "promote_dtype", "conv_general_dilated", "conv_general_dilated_cls")
 
 
-class SketchConv(nn.Module):
+class SketchConv(SketchedWeight):
     r"""A convolution whose kernel, unfolded to a matrix, is sketched; stands for ``linen.Conv``.
 
     The twin of :class:`rosler_jax.SketchConv`, with the same modes and the same parameters; with
@@ -71,14 +74,6 @@ class SketchConv(nn.Module):
     promote_dtype: None = None
     conv_general_dilated: None = None
     conv_general_dilated_cls: None = None
-    _: dataclasses.KW_ONLY
-    rank: int
-    mode: Mode = "chain"
-    in_sketch: int | None = None
-    oversampling: int | None = None
-    sketch: str | None = None
-    weight_init: Literal["glorot", "he"] | None = None
-    gain: float = RANGE_FINDER_GAIN
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "*batch cin"]) -> Float[Array, "*batch cout"]:
@@ -86,11 +81,7 @@ class SketchConv(nn.Module):
         refuse_given(self, REFUSED)
         window, groups = self._window(), self.feature_group_count
         m, n = _forward.conv_matrix_shape(window, inputs.shape[-1], self.features, groups)
-        plan = plan_weight(
-            m, n, self.rank, mode=self.mode, in_sketch=self.in_sketch,
-            oversampling=self.oversampling, sketch=self.sketch, init=self.weight_init,
-            gain=self.gain,
-        )  # fmt: skip
+        plan = self._plan(m, n)
         lift, pad_mode = _forward.layer_lift(
             window, self.padding, strides=self.strides, input_dilation=self.input_dilation,
             kernel_dilation=self.kernel_dilation, groups=groups, precision=self.precision,

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rosler_jax.initializers import RANGE_FINDER_GAIN
-from rosler_jax.linen._variables import layer_params, layer_sketches, refuse_given
+from rosler_jax.linen._variables import (
+    SketchedWeight,
+    layer_params,
+    layer_sketches,
+    refuse_given,
+)
 from rosler_jax.nn import _forward
-from rosler_jax.nn._variables import Mode, drawn_kernel, plan_weight
+from rosler_jax.nn._variables import drawn_kernel
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-class SketchDense(nn.Module):
+class SketchDense(SketchedWeight):
     r"""A linear layer ``y = x W + b`` whose ``W (m, n)`` is sketched; stands for ``linen.Dense``.
 
     The twin of :class:`rosler_jax.SketchLinear`, with the same modes and the same parameters; with
@@ -60,24 +63,12 @@ class SketchDense(nn.Module):
     promote_dtype: None = None
     dot_general: None = None
     dot_general_cls: None = None
-    _: dataclasses.KW_ONLY
-    rank: int
-    mode: Mode = "chain"
-    in_sketch: int | None = None
-    oversampling: int | None = None
-    sketch: str | None = None
-    weight_init: Literal["glorot", "he"] | None = None
-    gain: float = RANGE_FINDER_GAIN
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
         """Computes ``x W + b`` through the thin side."""
         refuse_given(self, ("promote_dtype", "dot_general", "dot_general_cls"))
-        plan = plan_weight(
-            inputs.shape[-1], self.features, self.rank, mode=self.mode, in_sketch=self.in_sketch,
-            oversampling=self.oversampling, sketch=self.sketch, init=self.weight_init,
-            gain=self.gain,
-        )  # fmt: skip
+        plan = self._plan(inputs.shape[-1], self.features)
         sketches = layer_sketches(self, plan)
         kernel = drawn_kernel(self.kernel_init, (plan.m, plan.n), self.param_dtype)
         params = layer_params(
