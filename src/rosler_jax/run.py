@@ -378,15 +378,15 @@ def _wanted(network: Any) -> str:
 
 
 def load_run_data(model: Path, data: str | None = None) -> Any:
-    """The data of a run's model file, or other data that the model takes; None if none is known.
+    """The data of a run's model file, or other data; None if none is known.
 
     Args:
       model: a model file; its folder's config says how the run's data was split.
       data: name or path; None for what the run was trained on.
 
     Raises:
-      RunError: if the run's data has changed since, or the data does not go with the model.
-      ModelFileError, ValueError, OSError: if model or data cannot be read.
+      RunError: if the run's data has changed since.
+      ValueError, OSError: if the data cannot be read.
     """
     stored = model.parent / CONFIG
     if not stored.exists() and data is None:
@@ -397,7 +397,6 @@ def load_run_data(model: Path, data: str | None = None) -> Any:
     dataset = load_data(config if data is None else dataclasses.replace(config, data=data))
     if data is None and (model.parent / DATA).exists():
         check_data(model.parent, dataset.digest, RunError, f"name it: --data {config.data}")
-    check_fit(load_network(model).network, dataset)
     return dataset
 
 
@@ -422,6 +421,7 @@ def evaluate_folder(path: str | os.PathLike[str], data: str | None = None) -> di
     if not model.exists():
         raise RunError(f"{model}: no such file; finish the run first, or resume it")
     shipped, dataset = load_network(model), load_run_data(model, data)
+    check_fit(shipped.network, dataset)
     loss, accuracy = score(shipped.network, dataset.test_x, dataset.test_y)
     if not math.isfinite(loss):
         raise RunError(f"{model}: its loss on {dataset.name} is {loss}; the model cannot be scored")

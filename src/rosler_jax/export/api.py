@@ -372,10 +372,12 @@ def calibration_and_others(
     run: str | os.PathLike[str], data: str | None = None, count: int = 512, seed: int = 0
 ) -> tuple[Any, Any]:
     """What :func:`calibration_of` draws, and the rest of the validation inputs."""
-    from rosler_jax.run import load_run_data
+    from rosler_jax.run import check_fit, load_run_data
 
-    dataset = load_run_data(_model_path(run), data)
+    model = _model_path(run)
+    dataset = load_run_data(model, data)
     if dataset is None:
         return None, None
+    check_fit(load_network(model).network, dataset)
     chosen = _calibration.draw(dataset.validation_y, count, seed)
     return dataset.validation_x[chosen], np.delete(dataset.validation_x, chosen, axis=0)
