@@ -41,6 +41,7 @@ LEVELS = {
     "rosler_jax.finish": 2,
     "rosler_jax.sketchify": 2,
     "rosler_jax.data": 2,
+    "rosler_jax.graph": 3,
     "rosler_jax._bitpack": 3,
     "rosler_jax._quantized": 3,
     "rosler_jax.quantization": 3,

@@ -1,0 +1,109 @@
+"""A model as a graph of plain operations: what a file holds and every target starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from rosler_jax.graph.kinds import Op, Scan
+from rosler_jax.graph.weight import Shape, Weight
+
+
+class Value(NamedTuple):
+    """An input or an output of a graph.
+
+    Attributes:
+      id: of the value.
+      name: where it is in the arguments, or in what the model returns: ``"0"``, ``"1/h"``.
+      shape: of one example.
+      dtype: ``"float32"``, ``"int32"`` or ``"bool"``.
+    """
+
+    id: int
+    name: str
+    shape: Shape
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """Operations, each after those whose results it reads.
+
+    Attributes:
+      inputs: in the order of the arguments' leaves.
+      ops: the operations.
+      outputs: what the model returns; a value may be an input or a constant.
+      constants: stored arrays that operations read as values, by value.
+      structure: of what the model returns: None for one array, else nested lists and dicts whose
+        leaves count the outputs.
+    """
+
+    inputs: tuple[Value, ...]
+    ops: tuple[Op, ...]
+    outputs: tuple[Value, ...]
+    constants: Mapping[int, Weight] = dataclasses.field(default_factory=dict)
+    structure: Any = None
+
+    @property
+    def in_shape(self) -> Shape:
+        """Shape of the first input."""
+        return self.inputs[0].shape
+
+    @property
+    def out_shape(self) -> Shape:
+        """Shape of the first output."""
+        return self.outputs[0].shape
+
+    def weights(self) -> list[Weight]:
+        """All stored arrays, in order, those of bodies among them."""
+        return [*self.constants.values(), *(w for op in self.ops for w in op_weights(op))]
+
+    def consumers(self) -> dict[int, list[Op]]:
+        """Which operations read each value."""
+        found: dict[int, list[Op]] = {}
+        for op in self.ops:
+            for value in op.inputs:
+                found.setdefault(value, []).append(op)
+        return found
+
+    def producers(self) -> dict[int, Op]:
+        """Which operation makes each value."""
+        return {value: op for op in self.ops for value in op.outputs}
+
+    def dtypes(self) -> dict[int, str]:
+        """The dtype of each value."""
+        found = {value.id: value.dtype for value in self.inputs}
+        found |= {k: weight.values.dtype.name for k, weight in self.constants.items()}
+        return found | {k: d for op in self.ops for k, d in zip(op.outputs, op.dtypes, strict=True)}
+
+
+def op_weights(op: Op) -> Iterator[Weight]:
+    """The stored arrays of one operation."""
+    if isinstance(op, Scan):
+        yield from op.body.weights()
+    for field in dataclasses.fields(op):
+        value = getattr(op, field.name)
+        if isinstance(value, Weight):
+            yield value
+
+
+def with_weights(op: Op, change: Any) -> Op:
+    """An operation with every stored array changed by a function of the array."""
+    new: dict[str, Any] = {
+        field.name: change(value)
+        for field in dataclasses.fields(op)
+        if isinstance(value := getattr(op, field.name), Weight)
+    }
+    if isinstance(op, Scan):
+        new["body"] = map_weights(op.body, change)
+    return dataclasses.replace(op, **new) if new else op
+
+
+def map_weights(graph: Graph, change: Any) -> Graph:
+    """A graph with every stored array changed by a function of the array."""
+    return dataclasses.replace(
+        graph,
+        ops=tuple(with_weights(op, change) for op in graph.ops),
+        constants={k: change(weight) for k, weight in graph.constants.items()},
+    )

@@ -1,0 +1,294 @@
+"""The kinds of operations of a graph: coarse, and plain data.
+
+A value is numbers in row-major order; every operation says in which shape it reads and writes them,
+so that reshapes are no operations. Shapes are those of one example, without a batch axis; images
+and signals are channels-last. An operation has no code: what it computes is one line of
+:mod:`rosler_jax.graph.compute`, and what a target makes of it one line of that target's table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import rosler_kernels as rk
+from rosler_jax.graph.weight import Shape, Weight
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float32
+
+    from rosler_jax.graph.graph import Graph
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Op:
+    """What all operations have.
+
+    Attributes:
+      name: unique in its graph: where it came from.
+      inputs: the values that it reads; results of operations, inputs or constants of the graph.
+      outputs: the values that it makes.
+      in_shapes, out_shapes: in which shape it reads and writes each.
+      dtypes: of the outputs: ``"float32"``, ``"int32"`` or ``"bool"``.
+    """
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    in_shapes: tuple[Shape, ...]
+    out_shapes: tuple[Shape, ...]
+    dtypes: tuple[str, ...] = ("float32",)
+
+    @property
+    def in_shape(self) -> Shape:
+        """Shape of the first input."""
+        return self.in_shapes[0]
+
+    @property
+    def out_shape(self) -> Shape:
+        """Shape of the first output."""
+        return self.out_shapes[0]
+
+    @property
+    def output(self) -> int:
+        """The first output."""
+        return self.outputs[0]
+
+
+def _kind(cls: Any) -> Any:
+    return dataclasses.dataclass(frozen=True, eq=False, kw_only=True)(cls)
+
+
+@_kind
+class Dense(Op):
+    """``y = x W + b`` on every row of ``x (rows, m)``."""
+
+    weight: Weight
+    bias: Weight | None = None
+
+
+@_kind
+class Window:
+    """How a window slides: one entry per spatial axis; padding is with zeros (-inf for a max)."""
+
+    size: Shape
+    strides: Shape
+    padding: tuple[tuple[int, int], ...]
+    dilation: Shape
+    input_dilation: Shape
+    groups: int = 1
+
+    def padded(self, spatial: Shape) -> Shape:
+        """Spatial sizes of the input with its gaps and its padding."""
+        sizes = zip(spatial, self.input_dilation, self.padding, strict=True)
+        return tuple((n - 1) * d + 1 + low + high for n, d, (low, high) in sizes)
+
+    def outputs(self, spatial: Shape) -> Shape:
+        """Spatial sizes of the output."""
+        sizes = zip(self.padded(spatial), self.size, self.dilation, self.strides, strict=True)
+        return tuple((n - (k - 1) * d - 1) // s + 1 for n, k, d, s in sizes)
+
+
+@_kind
+class Conv(Op):
+    """A convolution of ``x (*spatial, c)`` with a kernel ``(*window, c / groups, n)``."""
+
+    weight: Weight
+    window: Window
+    bias: Weight | None = None
+
+
+@_kind
+class Project(Op):
+    """``y = a x Omega`` on every row of ``x (vectors, inner)``; ``a x Omega^T + b`` if transposed.
+
+    A bias of several rows goes with the vectors in turn (groups of a convolution).
+    """
+
+    sketch: rk.Sketch
+    scale: float
+    transpose: bool
+    bias: Weight | None = None
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors are projected."""
+        return self.in_shape[0]
+
+
+@_kind
+class PatchProject(Op):
+    """``y_p = a patch_p Psi``, the same sketch in every group: ``(*spatial, groups * inner)``."""
+
+    sketch: rk.Sketch
+    scale: float
+    window: Window
+
+
+@_kind
+class MatMul(Op):
+    """``z_i = x_i y_i``: ``x (b, m, k)`` with ``y (b, k, n)``, or ``(b, n, k)`` if transposed."""
+
+    transpose: bool
+
+
+@_kind
+class Affine(Op):
+    """``y = (x - center) * factor``, one number each or one per channel (the last axis)."""
+
+    center: Float32[np.ndarray, "..."]
+    factor: Float32[np.ndarray, "..."]
+
+
+@_kind
+class Map(Op):
+    """An elementwise function of one to three values, broadcast against each other.
+
+    Attributes:
+      function: a key of :data:`rosler_jax.graph.functions.FUNCTIONS`.
+      numbers: constants of the function, as the ends of a clamp.
+    """
+
+    function: str
+    numbers: tuple[float, ...] = ()
+
+
+@_kind
+class Reduce(Op):
+    """``scale`` times the sum, or the max, min, prod, all, any, argmax or argmin over axes."""
+
+    function: str
+    axes: tuple[int, ...]
+    scale: float = 1.0
+
+
+@_kind
+class Pool(Op):
+    """The max, or ``scale`` times the sum, under a window that slides over ``(*spatial, c)``."""
+
+    function: str
+    window: Window
+    scale: float = 1.0
+
+
+Run = tuple[int, int, int]
+
+
+@_kind
+class Take(Op):
+    """Picks positions along axes: slices, strides, reverses, pads, repeats.
+
+    Attributes:
+      index: for each axis None (all of it) or runs ``(start, step, count)`` one after the other;
+        a start of -1 is a run of ``fill``.
+      fill: what padding holds.
+    """
+
+    index: tuple[tuple[Run, ...] | None, ...]
+    fill: float = 0.0
+
+
+@_kind
+class Transpose(Op):
+    """Axes in another order: axis ``i`` of the output is axis ``axes[i]`` of the input."""
+
+    axes: tuple[int, ...]
+
+
+@_kind
+class Concat(Op):
+    """Values one behind the other along an axis."""
+
+    axis: int
+
+
+@_kind
+class Softmax(Op):
+    """Softmax of every row of ``x (rows, n)``, or its logarithm."""
+
+    log: bool = False
+
+
+@_kind
+class Norm(Op):
+    """``(x - mean) / sqrt(var + epsilon)`` of every row of ``x (rows, n)``, times scale, plus bias.
+
+    Without ``center`` it is the root mean square that divides (RMS norm).
+    """
+
+    center: bool
+    epsilon: float
+    scale: Weight | None = None
+    bias: Weight | None = None
+
+
+@_kind
+class Gather(Op):
+    """Rows of a table ``(v, d)`` by whole numbers ``(n,)``; those beyond it give NaN."""
+
+
+@_kind
+class Cumulative(Op):
+    """Running sum, product, max or min along an axis of ``(outer, n, inner)``."""
+
+    function: str
+    reverse: bool
+
+
+@_kind
+class Slice(Op):
+    """``size`` positions from a start that is a value, the middle axis of ``(outer, n, inner)``."""
+
+    size: int
+
+
+@_kind
+class Scan(Op):
+    """A body that runs once for each position of the sequences, with a state.
+
+    Inputs are what every run sees, the first state, and the sequences (first axis: positions);
+    outputs are the last state and the sequences that the runs give. The body's inputs and outputs
+    are in the same order.
+
+    Attributes:
+      body: of one position.
+      shared: how many of the inputs every run sees.
+      carries: how many are state.
+      length: number of positions.
+      reverse: from the last position to the first.
+    """
+
+    body: Graph
+    shared: int
+    carries: int
+    length: int
+    reverse: bool
+
+
+KINDS: dict[str, type[Op]] = {
+    cls.__name__: cls
+    for cls in (
+        Dense, Conv, Project, PatchProject, MatMul, Affine, Map, Reduce, Pool, Take, Transpose,
+        Concat, Softmax, Norm, Gather, Cumulative, Slice, Scan,
+    )
+}  # fmt: skip
+"""Every kind of operation by name: a new one is one line here, in ``compute``, in each target."""
+
+
+def elements(runs: tuple[Run, ...] | None, size: int) -> list[int]:
+    """The positions that runs pick along an axis; -1 for what is filled in.
+
+    Example:
+      >>> elements(((-1, 0, 2), (3, -2, 2)), 5)
+      [-1, -1, 3, 1]
+    """
+    if runs is None:
+        return list(range(size))
+    return [-1 if a < 0 else a + i * step for a, step, n in runs for i in range(n)]
+
+
+def count(shape: Shape) -> int:
+    """Numbers in an array of that shape."""
+    return math.prod(shape)
