@@ -5,6 +5,18 @@ from __future__ import annotations
 from rosler_jax.graph.compute import run, run_all
 from rosler_jax.graph.graph import Graph, Value, map_weights
 from rosler_jax.graph.kinds import KINDS, Op, Window
+from rosler_jax.graph.trace import trace
 from rosler_jax.graph.weight import Weight
 
-__all__ = ["KINDS", "Graph", "Op", "Value", "Weight", "Window", "map_weights", "run", "run_all"]
+__all__ = [
+    "KINDS",
+    "Graph",
+    "Op",
+    "Value",
+    "Weight",
+    "Window",
+    "map_weights",
+    "run",
+    "run_all",
+    "trace",
+]

@@ -55,6 +55,7 @@ FUNCTIONS: dict[str, Function] = {
     "sin": Function(1, jnp.sin),
     "cos": Function(1, jnp.cos),
     "erf": Function(1, jax.lax.erf),
+    "erfc": Function(1, jax.lax.erfc),
     "power": Function(1, lambda x, exponent: jax.lax.integer_pow(x, int(exponent))),
     "not": Function(1, jnp.logical_not, "bool"),
     "isfinite": _bool(1, jnp.isfinite),

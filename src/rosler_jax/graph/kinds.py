@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar, dataclass_transform
 
 import rosler_kernels as rk
 from rosler_jax.graph.weight import Shape, Weight
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float32
 
     from rosler_jax.graph.graph import Graph
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,7 +59,8 @@ class Op:
         return self.outputs[0]
 
 
-def _kind(cls: Any) -> Any:
+@dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=False)
+def _kind(cls: type[_T]) -> type[_T]:
     return dataclasses.dataclass(frozen=True, eq=False, kw_only=True)(cls)
 
 

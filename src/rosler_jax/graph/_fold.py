@@ -1,0 +1,345 @@
+"""Passes that make a traced graph small: what folds into what."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from rosler_jax._quantized import QuantizedTensor
+from rosler_jax.graph._recognise import recognised
+from rosler_jax.graph._rewrite import Known, each, renumbered, trailing
+from rosler_jax.graph.graph import Graph
+from rosler_jax.graph.kinds import (
+    Affine,
+    Concat,
+    Conv,
+    Dense,
+    Map,
+    Norm,
+    Op,
+    PatchProject,
+    Pool,
+    Project,
+    Reduce,
+    Run,
+    Scan,
+    Take,
+    elements,
+)
+from rosler_jax.graph.weight import Weight
+
+
+def simplified(graph: Graph) -> Graph:
+    """A graph with everything folded that folds."""
+    ops = tuple(
+        dataclasses.replace(op, body=simplified(op.body)) if isinstance(op, Scan) else op
+        for op in graph.ops
+    )
+    graph = each(limits)(dataclasses.replace(graph, ops=ops))
+    graph = recognised(graph)
+    return renumbered(each(_joined, _composed, _scaled, _affine, _affine_alone, _padding)(graph))
+
+
+def _operands(known: Known, op: Map) -> tuple[int, int] | None:
+    """Of a function of two: the place of the value and of the constant; None if not one of each."""
+    if len(op.inputs) != 2:
+        return None
+    constant = [v in known.constants for v in op.inputs]
+    if constant.count(True) != 1 or op.dtypes[0] != "float32":
+        return None
+    return (0, 1) if constant[1] else (1, 0)
+
+
+def limits(known: Known, op: Op) -> None:
+    """Max and min with a number are one clamp; from zero on it is a relu."""
+    if not isinstance(op, Map) or op.function not in ("max", "min", "clamp"):
+        return
+    if op.function == "clamp":
+        at, (low, high) = 0, op.numbers
+    else:
+        places = _operands(known, op)
+        bound = None if places is None else known.scalar(op.inputs[places[1]])
+        if places is None or bound is None or op.in_shapes[places[0]] != op.out_shape:
+            return
+        at = places[0]
+        low, high = (bound, math.inf) if op.function == "max" else (-math.inf, bound)
+    source, shape = op.inputs[at], op.in_shapes[at]
+    before = known.only(source, Map)
+    if isinstance(before, Map) and before.function in ("clamp", "relu"):
+        first = before.numbers or (0.0, math.inf)
+        low, high = (min(max(v, low), high) for v in first)
+        source, shape = before.inputs[0], before.in_shape
+    relu = (low, high) == (0.0, math.inf)
+    known.put(op, dataclasses.replace(
+        op, inputs=(source,), in_shapes=(shape,), function="relu" if relu else "clamp",
+        numbers=() if relu else (low, high),
+    ))  # fmt: skip
+
+
+def _scaled(known: Known, op: Op) -> None:
+    """A sum times a number: a mean."""
+    if not isinstance(op, Map) or op.function not in ("mul", "div"):
+        return
+    places = _operands(known, op)
+    if places is None or (op.function == "div" and places != (0, 1)):
+        return
+    factor = known.scalar(op.inputs[places[1]])
+    before = known.only(op.inputs[places[0]], (Reduce, Pool, Project, PatchProject))
+    if factor is None or before is None or getattr(before, "bias", None) is not None:
+        return
+    if isinstance(before, Reduce | Pool) and before.function != "sum":
+        return
+    scale = before.scale / factor if op.function == "div" else before.scale * factor  # type: ignore[attr-defined]
+    known.put(op, _moved(before, op, scale=scale))
+
+
+def _moved(before: Op, op: Op, **changes: Any) -> Op:
+    """The operation before, with another's output."""
+    return dataclasses.replace(before, outputs=op.outputs, **changes)
+
+
+def _map_affine(known: Known, op: Op) -> tuple[int, np.ndarray, np.ndarray] | None:
+    """``(value, f, s)`` of a map ``x f + s`` by numbers of the last axes."""
+    if not isinstance(op, Map) or op.function not in ("add", "sub", "mul", "div"):
+        return None
+    places = _operands(known, op)
+    if places is None or op.in_shapes[places[0]] != op.out_shape:
+        return None
+    at, other = places
+    c = trailing(known.constants[op.inputs[other]], op.in_shapes[other], op.out_shape)
+    if c is None or (op.function == "div" and other == 0):
+        return None
+    with np.errstate(divide="ignore", over="ignore"):
+        c = c.astype(np.float64)
+        one, none = np.ones_like(c), np.zeros_like(c)
+        f, s = {
+            "add": (one, c),
+            "sub": (one, -c) if other == 1 else (-one, c),
+            "mul": (c, none),
+            "div": (1.0 / c if op.function == "div" else c, none),
+        }[op.function]
+    return (op.inputs[at], f, s) if np.isfinite(f).all() and np.isfinite(s).all() else None
+
+
+def _affine(known: Known, op: Op) -> None:
+    """An affine map of channels goes into the product before it."""
+    found = _map_affine(known, op)
+    if found is None:
+        return
+    value, f, s = found
+    before = known.only(value, (Dense, Conv, Project, Norm))
+    if before is None:
+        return
+    new = fold_affine(before, f, s)
+    if new is not None:
+        known.put(op, _moved(new, op))
+
+
+def fold_affine(op: Op, f: np.ndarray, s: np.ndarray) -> Op | None:
+    """An operation with ``x f + s`` on its last axis folded in; None where that does not go."""
+    n = op.out_shape[-1]
+    if isinstance(op, Project):
+        if not op.transpose or (f != 1).any() or s.size % n:
+            return None
+        old = 0.0 if op.bias is None else op.bias.values
+        return dataclasses.replace(op, bias=_stored(op, "bias", s + old))
+    if n % f.size:
+        return None
+    f, s = (np.tile(v, n // v.size) for v in (f, s))
+    if isinstance(op, Norm):
+        return _fold_norm(op, f, s)
+    assert isinstance(op, Dense | Conv)
+    bias = s if op.bias is None else op.bias.values * f + s
+    changed = {} if (f == 1).all() else {"weight": _times(op.weight, f)}
+    kept = None if not bias.any() else _stored(op, "bias", bias)
+    return dataclasses.replace(op, bias=kept, **changed)
+
+
+def _fold_norm(op: Norm, f: np.ndarray, s: np.ndarray) -> Op | None:
+    if op.bias is not None and (f != 1).any():
+        return None
+    scale = op.scale
+    if (f != 1).any():
+        scale = _stored(op, "scale", f if scale is None else scale.values * f)
+    old = 0.0 if op.bias is None else op.bias.values
+    return dataclasses.replace(
+        op, scale=scale, bias=_stored(op, "bias", s + old) if s.any() else op.bias
+    )
+
+
+def _stored(op: Op, role: str, values: Any) -> Weight:
+    weight = getattr(op, "weight", None)
+    base = op.name if weight is None else weight.name
+    stem = base.rsplit("/", 1)[0] + "/" if "/" in base else ""
+    return Weight(
+        f"{stem}{role}" if weight is not None else f"{base}/{role}", np.asarray(values, np.float32)
+    )
+
+
+def _times(weight: Weight, f: np.ndarray) -> Weight:
+    """A weight whose output channels are multiplied; integers stay, their scales take it."""
+    if weight.integers is not None and weight.axis != -2:
+        scale = (np.broadcast_to(weight.scale, f.shape) * f).astype(np.float32)
+        signs = np.where(scale < 0, -1, 1)  # a scale stays positive: the integers take the sign
+        integers = (weight.integers * signs).astype(weight.integers.dtype)
+        axis = integers.ndim - 1
+        return Weight(weight.name, QuantizedTensor(integers, np.abs(scale), weight.bits, axis))
+    return Weight(weight.name, (weight.values * f).astype(np.float32))
+
+
+def _affine_alone(known: Known, op: Op) -> None:
+    """Two affine maps of channels, one after the other, are one."""
+    second = _map_affine(known, op)
+    if second is None:
+        return
+    before = known.only(second[0], (Map, Affine))
+    if isinstance(before, Affine):
+        source, factor, center = before.inputs[0], *map(np.float64, (before.factor, before.center))
+        f, s = factor, -center * factor
+    else:
+        first = None if before is None else _map_affine(known, before)
+        if first is None or before is None:
+            return
+        source, f, s = first
+    f2, s2 = second[1:]
+    channels = op.out_shape[-1] if op.out_shape else 1
+    if any(v.size not in (1, channels) for v in (f, s, f2, s2)) or not (f * f2).all():
+        return
+    factor, shift = f * f2, s * f2 + s2
+    exact = not s2.any() and (f == 1).all()
+    center = -s if exact else -shift / factor
+    if not np.isfinite(center).all():
+        return
+    center, factor = (_shrunk(v.astype(np.float32)) for v in (center, factor))
+    known.put(op, Affine(
+        name=op.name, inputs=(source,), outputs=op.outputs, in_shapes=(op.out_shape,),
+        out_shapes=op.out_shapes, center=center, factor=factor,
+    ))  # fmt: skip
+
+
+def _shrunk(v: np.ndarray) -> np.ndarray:
+    return v.reshape(-1)[0] if v.size == 1 else v
+
+
+# Moving numbers about
+
+
+def _take_of(known: Known, value: int) -> Take | None:
+    return known.only(value, Take)  # type: ignore[return-value]
+
+
+def _composed(known: Known, op: Op) -> None:
+    """Two picks, one after the other, are one."""
+    if not isinstance(op, Take):
+        return
+    before = _take_of(known, op.inputs[0])
+    if before is None or before.out_shape != op.in_shape or before.fill != op.fill:
+        return
+    index = tuple(
+        b if a is None else a if b is None else _through(a, b, n)
+        for a, b, n in zip(before.index, op.index, before.in_shape, strict=True)
+    )
+    known.put(
+        op, dataclasses.replace(op, inputs=before.inputs, in_shapes=before.in_shapes, index=index)
+    )
+
+
+def _through(first: tuple[Run, ...], second: tuple[Run, ...], n: int) -> tuple[Run, ...]:
+    from rosler_jax.graph._rules import runs_of
+
+    places = elements(first, n)
+    return runs_of([-1 if k < 0 else places[k] for k in elements(second, len(places))])
+
+
+def _joined(known: Known, op: Op) -> None:
+    """Pieces of one value put one behind the other are one pick: padding by wrap and reflection."""
+    if not isinstance(op, Concat):
+        return
+    takes = [known.ops.get(v) for v in op.inputs]
+    pattern = next((t for t in takes if isinstance(t, Take)), None)
+    axes = (
+        [] if pattern is None else [k for k, runs in enumerate(pattern.index) if runs is not None]
+    )
+    if pattern is None or len(axes) != 1:
+        return
+    (axis,), source, shape = axes, pattern.inputs[0], pattern.in_shape
+    inner = math.prod(shape[axis + 1 :])
+    if inner != math.prod(op.out_shape[op.axis + 1 :]):
+        return
+    runs: list[Run] = []
+    for value, take in zip(op.inputs, takes, strict=True):
+        if value == source:
+            runs.append((0, 1, shape[axis]))
+        elif (
+            isinstance(take, Take) and take.inputs[0] == source and take.in_shape == shape
+            and all((r is not None) == (k == axis) for k, r in enumerate(take.index))
+        ):  # fmt: skip
+            runs += take.index[axis] or ()
+        else:
+            return
+    out = (*shape[:axis], sum(run[2] for run in runs), *shape[axis + 1 :])
+    index = tuple(tuple(runs) if k == axis else None for k in range(len(shape)))
+    known.put(op, dataclasses.replace(
+        pattern, name=op.name, outputs=op.outputs, out_shapes=(out,), index=index
+    ))  # fmt: skip
+
+
+def _padding(known: Known, op: Op) -> None:
+    """Padding with zeros before a convolution is the window's own (-inf, before a max)."""
+    if not isinstance(op, Conv | PatchProject | Pool):
+        return
+    take = _take_of(known, op.inputs[0])
+    wanted = -math.inf if isinstance(op, Pool) and op.function == "max" else 0.0
+    if take is None or take.fill != wanted or any(d != 1 for d in op.window.input_dilation):
+        return
+    index = _aligned(take, op.in_shape)
+    if index is None or index[-1] is not None:
+        return
+    pads, shape = [], []
+    for runs, n in zip(index[:-1], op.in_shape[:-1], strict=True):
+        places = elements(runs, n)
+        inside = [k for k in places if k >= 0]
+        low = next((i for i, k in enumerate(places) if k >= 0), 0)
+        if inside != list(range(len(inside))) or places[low : low + len(inside)] != inside:
+            return
+        if (
+            runs is not None
+            and len(inside) != take.in_shape[_axis_of(take, op.in_shape, len(shape))]
+        ):
+            return
+        pads.append((low, n - low - len(inside)))
+        shape.append(len(inside))
+    padding = tuple((a + c, b + d) for (a, b), (c, d) in zip(op.window.padding, pads, strict=True))
+    known.put(op, dataclasses.replace(
+        op, inputs=take.inputs, in_shapes=((*shape, op.in_shape[-1]),),
+        window=dataclasses.replace(op.window, padding=padding),
+    ))  # fmt: skip
+
+
+def _aligned(take: Take, shape: tuple[int, ...]) -> list[Any] | None:
+    """A pick's runs along the axes of a shape that has more axes of 1."""
+    index: list[Any] = []
+    given = iter(zip(take.index, take.out_shape, strict=True))
+    runs, n = next(given, (None, None))
+    for size in shape:
+        if size == n:
+            index.append(runs)
+            runs, n = next(given, (None, None))
+        elif size == 1:
+            index.append(None)
+        else:
+            return None
+    return index if n is None else None
+
+
+def _axis_of(take: Take, shape: tuple[int, ...], axis: int) -> int:
+    """Which axis of a pick an axis of a shape with more axes of 1 is."""
+    kept, at = 0, iter(take.out_shape)
+    n = next(at, None)
+    for size in shape[:axis]:
+        if size == n:
+            kept, n = kept + 1, next(at, None)
+    return kept

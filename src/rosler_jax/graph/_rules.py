@@ -1,0 +1,486 @@
+"""What each primitive of JAX becomes in a graph: one line of a table each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import rosler_kernels as rk
+from rosler_jax.graph._builder import Builder, Held, dtype_name
+from rosler_jax.graph._source import refuse
+from rosler_jax.graph.functions import FUNCTIONS
+from rosler_jax.graph.kinds import (
+    Concat,
+    Conv,
+    Cumulative,
+    Dense,
+    Gather,
+    PatchProject,
+    Pool,
+    Project,
+    Run,
+    Slice,
+    Window,
+)
+
+Rule = Callable[..., Held | list[Held]]
+
+
+def _shape(eqn: Any) -> tuple[int, ...]:
+    return tuple(eqn.outvars[0].aval.shape)
+
+
+def _dtype(eqn: Any) -> str:
+    return dtype_name(eqn.outvars[0].aval.dtype)
+
+
+def _function(name: str) -> Rule:
+    return lambda b, eqn, *xs: b.map(name, xs, _shape(eqn))
+
+
+def _same(b: Builder, eqn: Any, x: Held, *_: Held) -> Held:
+    return x
+
+
+def _convert(b: Builder, eqn: Any, x: Held) -> Held:
+    dtype = _dtype(eqn)
+    if dtype == x.dtype:
+        return x
+    if dtype not in FUNCTIONS:
+        raise refuse(eqn, f"a conversion to {dtype} has no operation; use float32, int32 or bool")
+    return b.map(dtype, [x], _shape(eqn))
+
+
+def _integer_pow(b: Builder, eqn: Any, x: Held) -> Held:
+    y = int(eqn.params["y"])
+    if y == 2:
+        return b.map("mul", [x, x], _shape(eqn))
+    return b.map("power", [x], _shape(eqn), (y,))
+
+
+def _clamp(b: Builder, eqn: Any, low: Held, x: Held, high: Held) -> Held:
+    if low.scalar is not None and high.scalar is not None and x.dtype == "float32":
+        return b.map("clamp", [x], _shape(eqn), (low.scalar, high.scalar))
+    return b.map("min", [b.map("max", [x, low], _shape(eqn)), high], _shape(eqn))
+
+
+def _select(b: Builder, eqn: Any, which: Held, *cases: Held) -> Held:
+    if len(cases) != 2 or which.dtype != "bool":
+        raise refuse(eqn, f"a choice among {len(cases)} has no operation; use nested jnp.where")
+    if which.scalar is not None:
+        return cases[int(which.scalar)]
+    return b.map("select", [which, cases[1], cases[0]], _shape(eqn))
+
+
+# Shapes
+
+
+def _reshape(b: Builder, eqn: Any, x: Held, *_: Held) -> Held:
+    return b.reshape(x, _shape(eqn))
+
+
+def _broadcast(b: Builder, eqn: Any, x: Held, *_: Held) -> Held:
+    out, place = _shape(eqn), eqn.params["broadcast_dimensions"]
+    view = [1] * len(out)
+    for axis, k in enumerate(place):
+        view[k] = x.view[axis]
+    return Held(x.source, tuple(view), out, x.dtype)
+
+
+def _transpose(b: Builder, eqn: Any, x: Held) -> Held:
+    return b.transpose(x, eqn.params["permutation"])
+
+
+def _slice(b: Builder, eqn: Any, x: Held) -> Held:
+    starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
+    strides = eqn.params["strides"] or (1,) * len(starts)
+    if x.known and isinstance(x.source, rk.Sketch) is False and all(s == 1 for s in strides):
+        for axis, (low, high) in enumerate(zip(starts, limits, strict=True)):
+            if (low, high) != (0, x.shape[axis]):
+                x = x.laid("slice", axis, low, high)
+        return x
+    return b.take(x, [((a, s, n),) for a, s, n in zip(starts, strides, _shape(eqn), strict=True)])
+
+
+def _reverse(b: Builder, eqn: Any, x: Held) -> Held:
+    axes = eqn.params["dimensions"]
+    if x.known:
+        return x.laid("reverse", tuple(axes))
+    return b.take(x, [((n - 1, -1, n),) if k in axes else None for k, n in enumerate(x.shape)])
+
+
+def _pad(b: Builder, eqn: Any, x: Held, value: Held) -> Held:
+    if value.scalar is None:
+        raise refuse(eqn, "padding with a value that the model computes; pad with a constant")
+    runs = [
+        _padded(n, *widths) for n, widths in zip(x.shape, eqn.params["padding_config"], strict=True)
+    ]
+    return b.take(x, runs, value.scalar)
+
+
+def _padded(n: int, low: int, high: int, interior: int) -> tuple[Run, ...]:
+    """Runs of an axis with padding (negative: cut off) and gaps."""
+    places: list[int] = []
+    for i in range(n):
+        places += [i] + [-1] * (interior if i < n - 1 else 0)
+    places = [-1] * low + places if low >= 0 else places[-low:]
+    places = places + [-1] * high if high >= 0 else places[: len(places) + high]
+    return runs_of(places)
+
+
+def runs_of(places: Sequence[int]) -> tuple[Run, ...]:
+    """Positions as runs, each as long as it can be.
+
+    Example:
+      >>> runs_of([-1, -1, 0, 2, 4, 3])
+      ((-1, 0, 2), (0, 2, 3), (3, 1, 1))
+    """
+    runs: list[Run] = []
+    i = 0
+    while i < len(places):
+        step = 1 if i + 1 == len(places) else places[i + 1] - places[i]
+        step = 0 if places[i] < 0 else 1 if i + 1 < len(places) and places[i + 1] < 0 else step
+        n = 1
+        while i + n < len(places) and places[i + n] == (
+            places[i] + n * step if step or places[i] >= 0 else -1
+        ):
+            n += 1
+        runs.append((places[i], 1 if n == 1 and places[i] >= 0 else step, n))
+        i += n
+    return tuple(runs)
+
+
+def _concatenate(b: Builder, eqn: Any, *xs: Held) -> Held:
+    out, axis = _shape(eqn), int(eqn.params["dimension"])
+    whole = [b.whole(x) for x in xs if x.shape[axis]]
+    if len(whole) == 1:
+        return whole[0]
+    outer, inner = math.prod(out[:axis]), math.prod(out[axis + 1 :])
+    shapes = [(outer, x.shape[axis], inner) for x in whole]
+    kept = [k for k, n in enumerate((outer, 2, inner)) if n != 1]
+    cut = [tuple(s[k] for k in kept) for s in (*shapes, (outer, out[axis], inner))]
+    y = b.emit(Concat, whole, cut[:-1], cut[-1], axis=kept.index(1))
+    return Held(y.source, out, out, y.dtype)
+
+
+# Products
+
+
+def _dot_general(b: Builder, eqn: Any, x: Held, y: Held) -> Held:
+    (xc, yc), (xb, yb) = eqn.params["dimension_numbers"]
+    if "float32" not in (x.dtype, y.dtype):
+        raise refuse(eqn, "a product of whole numbers has no operation; convert to float32 first")
+    batch = math.prod(x.shape[k] for k in xb)
+    xf, yf = ([k for k in range(len(h.shape)) if k not in (*c, *bt)]
+              for h, c, bt in ((x, xc, xb), (y, yc, yb)))  # fmt: skip
+    out = (*(x.shape[k] for k in (*xb, *xf)), *(y.shape[k] for k in yf))
+    if batch == 1 and (x.known or y.known):
+        if y.known:
+            return _dense(b, x, y, ((*xb, *xf), xc), (yc, (*yb, *yf)), out)
+        made = _dense(b, y, x, ((*yb, *yf), yc), (xc, (*xb, *xf)), ())
+        swapped = b.reshape(made, tuple(h.shape[k] for h, f in ((y, yf), (x, xf)) for k in f))
+        turned = b.transpose(swapped, (*range(len(yf), len(yf) + len(xf)), *range(len(yf))))
+        return b.reshape(turned, out)
+    m, n = math.prod(x.shape[k] for k in xf), math.prod(y.shape[k] for k in yf)
+    k = math.prod(x.shape[k] for k in xc)
+    first = b.transpose(x, (*xb, *xf, *xc))
+    flat = not _moves(y, (*yb, *yf, *yc))
+    second = b.transpose(y, (*yb, *yf, *yc) if flat else (*yb, *yc, *yf))
+    first, second = b.whole(first), b.whole(second)
+    return b.reshape(b.matmul(first, second, (batch, m, k, n), flat), out)
+
+
+def _moves(x: Held, axes: Sequence[int]) -> bool:
+    """Whether a transpose moves numbers."""
+    kept = [k for k in axes if x.shape[k] != 1]
+    return kept != sorted(kept)
+
+
+def _dense(b: Builder, x: Held, w: Held, xa: Any, wa: Any, out: tuple[int, ...]) -> Held:
+    """A product with a known matrix: ``xa`` are free and contracted axes, ``wa`` the other way."""
+    x = b.whole(b.transpose(x, (*xa[0], *xa[1])))
+    w = b.transpose(b.whole(w), (*wa[0], *wa[1]))
+    cut = len(xa[0])
+    rows, m = math.prod(x.shape[:cut]), math.prod(x.shape[cut:])
+    n = math.prod(w.shape) // max(m, 1)
+    weight = b.reshape(w, (m, n)).weight
+    y = b.emit(Dense, [x], [(rows, m)], (rows, n), name=weight.name, weight=weight)
+    return b.reshape(y, out) if out else y
+
+
+def _conv(b: Builder, eqn: Any, x: Held, kernel: Held) -> Held:
+    p = eqn.params
+    if not kernel.known:
+        raise refuse(eqn, "a convolution with a kernel that the model computes has no operation")
+    if p["batch_group_count"] != 1:
+        raise refuse(eqn, "batch groups have no operation")
+    numbers = p["dimension_numbers"]
+    lhs, rhs, result = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+    x = b.whole(b.transpose(x, (lhs[0], *lhs[2:], lhs[1])))
+    w = b.transpose(b.whole(kernel), (*rhs[2:], rhs[1], rhs[0]))
+    pads = [tuple(map(int, pair)) for pair in p["padding"]]
+    if any(min(pair) < 0 for pair in pads):
+        cut = [
+            _padded(n, min(low, 0), min(high, 0), 0)
+            for n, (low, high) in zip(x.shape[1:-1], pads, strict=True)
+        ]
+        x = b.take(x, [None, *cut, None])
+        pads = [(max(low, 0), max(high, 0)) for low, high in pads]
+    window = Window(
+        size=w.shape[:-2], strides=tuple(p["window_strides"]), padding=tuple(pads),
+        dilation=tuple(p["rhs_dilation"]), input_dilation=tuple(p["lhs_dilation"]),
+        groups=int(p["feature_group_count"]),
+    )  # fmt: skip
+    window, shape = _with_batch(window, x.shape)
+    weight = w if len(window.size) == len(w.shape) - 2 else b.reshape(w, (1, *w.shape))
+    out = (*window.outputs(shape[:-1]), w.shape[-1])
+    y = b.emit(
+        Conv, [x], [shape], out, name=kernel.weight.name, weight=weight.weight, window=window
+    )
+    whole = b.reshape(y, (x.shape[0], *out[len(out) + 1 - len(x.shape) :]))
+    back = [0] * len(result)
+    for i, k in enumerate((result[0], *result[2:], result[1])):
+        back[k] = i
+    return b.transpose(whole, back)
+
+
+def _with_batch(window: Window, shape: tuple[int, ...]) -> tuple[Window, tuple[int, ...]]:
+    """A window on ``(batch, *spatial, c)``: without the batch of one, or with it as an axis."""
+    if shape[0] == 1:
+        return window, shape[1:]
+    wider = Window(
+        size=(1, *window.size), strides=(1, *window.strides), padding=((0, 0), *window.padding),
+        dilation=(1, *window.dilation), input_dilation=(1, *window.input_dilation),
+        groups=window.groups,
+    )  # fmt: skip
+    return wider, shape
+
+
+def _pool(function: str) -> Rule:
+    def rule(b: Builder, eqn: Any, x: Held) -> Held:
+        p = eqn.params
+        rank = len(x.shape)
+        ones = (1,) * rank
+        strides = p["window_strides"]
+        dilation, base = p.get("window_dilation") or ones, p.get("base_dilation") or ones
+        pads = tuple(tuple(map(int, pair)) for pair in p["padding"])
+        sizes = zip(p["window_dimensions"], strides, pads, base, strict=True)
+        idle = [w == 1 and s == 1 and pad == (0, 0) and g == 1 for w, s, pad, g in sizes]
+        channels = rank if not idle[-1] else rank - 1
+        first = 1 if rank > 1 and idle[0] and x.shape[0] == 1 else 0
+        x = b.whole(x)
+        at = slice(first, channels)
+        window = Window(
+            size=tuple(p["window_dimensions"][at]), strides=tuple(strides[at]), padding=pads[at],
+            dilation=tuple(dilation[at]), input_dilation=tuple(base[at]),
+        )  # fmt: skip
+        if any(min(pair) < 0 for pair in pads):
+            raise refuse(eqn, "a pool with negative padding has no operation; cut the input first")
+        shape = (*x.shape[at], *(x.shape[channels:] or (1,)))
+        out = (*window.outputs(shape[:-1]), shape[-1])
+        y = b.emit(Pool, [x], [shape], out, function=function, window=window)
+        return b.reshape(y, _shape(eqn))
+
+    return rule
+
+
+def _any_pool(b: Builder, eqn: Any, x: Held, start: Held) -> Held:
+    inner = eqn.params["jaxpr"]
+    names = [e.primitive.name for e in getattr(inner, "jaxpr", inner).eqns]
+    wanted = {"max": -math.inf, "add": 0.0}
+    if len(names) != 1 or names[0] not in wanted or start.scalar != wanted[names[0]]:
+        raise refuse(eqn, f"a pool by {names}; only max and sum (mean) have an operation")
+    return _pool("max" if names[0] == "max" else "sum")(b, eqn, x)  # type: ignore[return-value]
+
+
+# Reductions, indexing
+
+
+def _reduce(function: str) -> Rule:
+    return lambda b, eqn, x: b.reduce(function, x, eqn.params["axes"], _dtype(eqn))
+
+
+def _cumulative(function: str) -> Rule:
+    def rule(b: Builder, eqn: Any, x: Held) -> Held:
+        axis, x = int(eqn.params["axis"]), b.whole(x)
+        shape = (math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :]))
+        y = b.emit(
+            Cumulative, [x], [shape], shape, function=function, reverse=eqn.params["reverse"]
+        )
+        return b.reshape(y, x.shape)
+
+    return rule
+
+
+def _gather(b: Builder, eqn: Any, table: Held, ids: Held) -> Held:
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    axes, collapsed = numbers.start_index_map, numbers.collapsed_slice_dims
+    offsets, out = numbers.offset_dims, _shape(eqn)
+    ids = b.whole(ids)
+    if ids.known and ids.array.size == len(axes) and not numbers.operand_batching_dims:
+        starts = [0] * len(sizes)
+        for axis, at in zip(axes, np.ravel(ids.array).tolist(), strict=True):
+            starts[axis] = min(max(at, 0), table.shape[axis] - sizes[axis])
+        return b.reshape(
+            b.take(table, [((a, 1, n),) for a, n in zip(starts, sizes, strict=True)]), out
+        )
+    simple = (
+        len(axes) == 1 and tuple(collapsed) == tuple(axes) and not numbers.operand_batching_dims
+    )
+    axis = axes[0] if simple else 0
+    if not simple or any(
+        n != s for k, (n, s) in enumerate(zip(sizes, table.shape, strict=True)) if k != axis
+    ):
+        raise refuse(
+            eqn, "this indexing has no operation; index one axis by whole numbers (jnp.take)"
+        )
+    rest = [k for k in range(len(table.shape)) if k != axis]
+    table = b.whole(b.transpose(table, (axis, *rest)))
+    v, d, n = table.shape[0], math.prod(table.shape[1:]), math.prod(ids.shape)
+    if ids.known:
+        places = np.clip(np.ravel(ids.array), 0, v - 1).tolist()
+        picked = b.take(table, [runs_of(places), *[None] * len(rest)])
+    else:
+        picked = b.emit(Gather, [table, ids], [(v, d), (n,)], (n, d), dtype=table.dtype,
+                        name=table.weight.name if table.known else "gather")  # fmt: skip
+    batch = ids.shape[:-1]
+    picked = b.reshape(picked, (*batch, *table.shape[1:]))
+    order, left, right = [], 0, len(batch)
+    for k in range(len(out)):
+        order.append(right if k in offsets else left)
+        left, right = (left, right + 1) if k in offsets else (left + 1, right)
+    return b.transpose(picked, order)
+
+
+def _dynamic_slice(b: Builder, eqn: Any, x: Held, *starts: Held) -> Held:
+    sizes = eqn.params["slice_sizes"]
+    x = b.whole(x)
+    fixed: list[Any] = []
+    free = -1
+    for axis, (start, n) in enumerate(zip(starts, sizes, strict=True)):
+        at = 0 if x.shape[axis] == n else start.scalar
+        fixed.append(None if at is None else ((int(min(max(at, 0), x.shape[axis] - n)), 1, n),))
+        if at is None:
+            if free >= 0:
+                raise refuse(eqn, "a slice whose starts are computed along several axes")
+            free = axis
+    x = b.take(x, fixed)
+    if free < 0:
+        return x
+    shape = (math.prod(x.shape[:free]), x.shape[free], math.prod(x.shape[free + 1 :]))
+    n = sizes[free]
+    y = b.emit(Slice, [x, starts[free]], [shape, ()], (shape[0], n, shape[2]), size=n)
+    return b.reshape(y, _shape(eqn))
+
+
+# Sketches
+
+
+def sketch_of(eqn: Any, leaves: Sequence[Held]) -> rk.Sketch:
+    """The sketch of an equation, its seed (and data) known."""
+    if not all(leaf.known for leaf in leaves):
+        raise refuse(eqn, "the seed of a sketch depends on the inputs; pass it as a parameter")
+    static = eqn.params["sketch"]
+    seed = np.asarray(leaves[0].array, np.uint32)
+    names = getattr(static, "data", None) or ()
+    data = {k: np.asarray(leaf.array) for k, leaf in zip(names, leaves[1:], strict=True)} or None
+    return rk.Sketch(static.kind, static.rows, static.cols, seed, static.params, data)  # type: ignore[arg-type]
+
+
+def _project(b: Builder, eqn: Any, x: Held, *leaves: Held) -> Held:
+    sketch, transpose = sketch_of(eqn, leaves), bool(eqn.params["transpose"])
+    x = b.whole(x)
+    inner, outer = (sketch.cols, sketch.rows) if transpose else (sketch.rows, sketch.cols)
+    vectors = math.prod(x.shape) // inner
+    y = b.emit(
+        Project, [x], [(vectors, inner)], (vectors, outer), sketch=sketch, scale=1.0,
+        transpose=transpose,
+    )  # fmt: skip
+    return b.reshape(y, _shape(eqn))
+
+
+def _project_patches(b: Builder, eqn: Any, x: Held, *leaves: Held) -> Held:
+    sketch, g = sketch_of(eqn, leaves), eqn.params["window"]
+    x = b.whole(x)
+    window = Window(
+        size=tuple(g.size), strides=tuple(g.strides), padding=tuple(map(tuple, g.padding)),
+        dilation=tuple(g.dilation), input_dilation=tuple(g.input_dilation), groups=int(g.groups),
+    )  # fmt: skip
+    window, shape = _with_batch(window, x.shape)
+    out = (*window.outputs(shape[:-1]), window.groups * sketch.cols)
+    y = b.emit(PatchProject, [x], [shape], out, sketch=sketch, scale=1.0, window=window)
+    return b.reshape(y, _shape(eqn))
+
+
+_SAME_NAME = (
+    "tanh", "neg", "abs", "sign", "floor", "ceil", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt",
+    "cbrt", "sin", "cos", "erf", "erfc", "not", "add", "sub", "mul", "div", "rem", "pow", "max",
+    "min", "atan2", "and", "or", "xor", "eq", "ne", "lt", "le", "gt", "ge",
+)  # fmt: skip
+
+RULES: dict[str, Rule] = {
+    **{name: _function(name) for name in _SAME_NAME},
+    "logistic": _function("sigmoid"),
+    "is_finite": _function("isfinite"),
+    "round": _function("round"),
+    "square": lambda b, eqn, x: b.map("mul", [x, x], _shape(eqn)),
+    "integer_pow": _integer_pow,
+    "clamp": _clamp,
+    "select_n": _select,
+    "convert_element_type": _convert,
+    **dict.fromkeys(
+        (
+            "copy",
+            "copy_p",
+            "stop_gradient",
+            "optimization_barrier",
+            "reduce_precision",
+            "sharding_constraint",
+            "mesh_cast",
+            "pvary",
+            "reshard",
+        ),
+        _same,
+    ),
+    **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _reshape),
+    "broadcast_in_dim": _broadcast,
+    "transpose": _transpose,
+    "slice": _slice,
+    "rev": _reverse,
+    "pad": _pad,
+    "concatenate": _concatenate,
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv,
+    "reduce_window_max": _pool("max"),
+    "reduce_window_sum": _pool("sum"),
+    "reduce_window": _any_pool,
+    **{f"reduce_{name}": _reduce(name) for name in ("sum", "max", "min", "prod")},
+    "reduce_and": _reduce("all"),
+    "reduce_or": _reduce("any"),
+    "argmax": _reduce("argmax"),
+    "argmin": _reduce("argmin"),
+    **{f"cum{name}": _cumulative(name) for name in ("sum", "prod", "max", "min")},
+    "gather": _gather,
+    "dynamic_slice": _dynamic_slice,
+    "rosler_project": _project,
+    "rosler_project_patches": _project_patches,
+}
+"""Every primitive that a graph can have: a new one is one line here."""
+
+
+def evaluate(eqn: Any, xs: Sequence[Held]) -> list[Any]:
+    """An equation of known numbers, computed."""
+    given = [_as_array(x, var.aval) for x, var in zip(xs, eqn.invars, strict=True)]
+    with jax.ensure_compile_time_eval():
+        out = eqn.primitive.bind(*given, **eqn.params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _as_array(x: Held, aval: Any) -> Any:
+    return (
+        x.array if x.dtype == "key" else jax.numpy.asarray(x.array, aval.dtype).reshape(aval.shape)
+    )

@@ -1,0 +1,157 @@
+"""``trace``: from a model and examples of its inputs to its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rosler_jax._paths import path_name
+from rosler_jax.graph._builder import Builder, Held, dtype_name, known
+from rosler_jax.graph._fold import simplified
+from rosler_jax.graph._jaxpr import walk
+from rosler_jax.graph._source import TraceError
+from rosler_jax.graph.graph import Graph, Value
+
+
+def trace(
+    model: Any, *examples: Any, batch_axes: Any = 0, out_axes: Any = 0, **kwargs: Any
+) -> Graph:
+    """A model as a graph of plain operations, with its weights.
+
+    The model is traced once, on inputs of one example; nothing of it is computed but what does not
+    depend on the inputs, which becomes constants (batch normalisation at inference among it). All
+    floats are float32 in the graph.
+
+    Args:
+      model: an NNX module (traced as it evaluates: without dropout, by running statistics), a
+        Linen ``(module, variables)``, ``(function, params)``, or a function.
+      *examples: arguments of the model: arrays, or ``jax.ShapeDtypeStruct``, in any nesting.
+      batch_axes: which axis of each example is the batch's, as ``in_axes`` of ``jax.vmap``; None
+        where there is none.
+      out_axes: the same of what the model returns.
+      **kwargs: of the call, as they are.
+
+    Returns:
+      The graph, of one example.
+
+    Raises:
+      TraceError: for what a graph does not have; names it, and the line of the program.
+
+    Example:
+      >>> graph = trace(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), jnp.ones((8, 4)))
+      >>> [(type(op).__name__, op.weight.name) for op in graph.ops], graph.out_shape
+      ([('Dense', 'kernel')], (2,))
+    """
+    call, state = _callable(model, kwargs)
+    named, tree = jax.tree_util.tree_flatten_with_path(state)
+    leaves, in_tree = jax.tree_util.tree_flatten_with_path(examples)
+    axes = _axes(batch_axes, examples)
+    avals = [_one(x, axis, path_name(path)) for (path, x), axis in zip(leaves, axes, strict=True)]
+    struct: list[Any] = []
+
+    def flat(*given: Any) -> list[Any]:
+        params = jax.tree.unflatten(tree, given[: len(named)])
+        args = jax.tree.unflatten(in_tree, given[len(named) :])
+        out = call(params, *args)
+        found, treedef = jax.tree_util.tree_flatten_with_path(out)
+        struct.append((treedef, [path_name(path) for path, _ in found], out))
+        return [jnp.asarray(x) for _, x in found]
+
+    closed = jax.make_jaxpr(flat)(*(leaf for _, leaf in named), *avals)
+    b = Builder()
+    held = [known(leaf, path_name(path)) for path, leaf in named]
+    inputs, args = [], []
+    for (path, _), aval, axis in zip(leaves, avals, axes, strict=True):
+        x = b.input(tuple(aval.shape), dtype_name(aval.dtype))
+        args.append(x)
+        inputs.append(Value(int(x.source), path_name(path), _without(x.shape, axis), x.dtype))
+    results = walk(b, closed.jaxpr, closed.consts, [*held, *args])
+    treedef, names, out = struct[-1]
+    outputs = [
+        _output(b, x, name, axis)
+        for x, name, axis in zip(results, names, _axes(out_axes, out), strict=True)
+    ]
+    structure = _structure(jax.tree.unflatten(treedef, range(len(outputs))))
+    return simplified(b.graph(inputs, outputs, structure))
+
+
+def _callable(model: Any, kwargs: dict[str, Any]) -> tuple[Callable[..., Any], Any]:
+    """A function of state and arguments, and the state."""
+    if isinstance(model, nnx.Module):
+        graphdef, state = nnx.split(model)
+        merged = nnx.merge(graphdef, state)
+        merged.eval()
+        graphdef, state = nnx.split(merged)
+
+        def call(state: Any, *args: Any) -> Any:
+            return nnx.merge(graphdef, state)(*args, **kwargs)
+
+        return call, state
+    if isinstance(model, tuple) and len(model) == 2:
+        function, params = model
+        if hasattr(function, "apply"):
+            return lambda variables, *args: function.apply(variables, *args, **kwargs), params
+        if callable(function):
+            return lambda params, *args: function(params, *args, **kwargs), params
+    if callable(model):
+        return lambda _, *args: model(*args, **kwargs), ()
+    raise TraceError(
+        f"a model of type {type(model).__name__}; expected an NNX module, a Linen (module, "
+        "variables), (function, params), or a function"
+    )
+
+
+def _axes(prefix: Any, tree: Any) -> list[int | None]:
+    """The batch axis of every leaf."""
+    spread = jax.tree.map(
+        lambda axis, part: jax.tree.map(lambda _: axis, part), prefix, tree,
+        is_leaf=lambda x: x is None,
+    ) if not isinstance(prefix, int | None) else jax.tree.map(lambda _: prefix, tree)  # fmt: skip
+    return jax.tree.leaves(spread, is_leaf=lambda x: x is None)
+
+
+def _one(x: Any, axis: int | None, name: str) -> jax.ShapeDtypeStruct:
+    shape = list(np.shape(x) if not hasattr(x, "shape") else x.shape)
+    if axis is not None:
+        if len(shape) <= axis:
+            raise TraceError(
+                f"input {name} has the shape {tuple(shape)} and no axis {axis}; pass examples with "
+                "a batch axis, or batch_axes=None where there is none"
+            )
+        shape[axis] = 1
+    dtype = x.dtype if hasattr(x, "dtype") else np.result_type(x)
+    return jax.ShapeDtypeStruct(tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
+
+
+def _without(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    return shape if axis is None else shape[:axis] + shape[axis + 1 :]
+
+
+def _output(b: Builder, x: Held, name: str, axis: int | None) -> Value:
+    if axis is not None and x.shape and x.shape[axis] != 1:
+        raise TraceError(
+            f"output {name or '0'} has the shape {x.shape} for a batch of one; expected 1 at axis "
+            f"{axis}: pass out_axes where the batch is, or None where there is none"
+        )
+    x = b.whole(x)
+    return Value(b.read(x), name, _without(x.shape, axis) if x.shape else (), x.dtype)
+
+
+def _structure(tree: Any) -> Any:
+    """Nested lists and dicts of a tree's leaves; None for one array."""
+    if isinstance(tree, int):
+        return None if tree == 0 else tree
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {str(k): plain(v) for k, v in node.items()}
+        if isinstance(node, list | tuple):
+            return [plain(v) for v in node]
+        return node
+
+    return plain(tree)
