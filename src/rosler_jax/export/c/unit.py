@@ -68,7 +68,10 @@ INTEGER = Numbers("i16", "int16_t", "int32_t", "i32", "uint32_t", 2)
 BYTES = Numbers("u8", "int16_t", "int32_t", "i32", "uint32_t", 2, "uint8_t", "copy_bytes")
 FLOAT = Numbers("f32", "float", "float", "f32", "float", 4)
 
-CTYPES = {"uint32_t": 4, "int32_t": 4, "int64_t": 8, "int16_t": 2, "uint16_t": 2, "float": 4}
+CTYPES = {
+    "uint32_t": 4, "int32_t": 4, "int64_t": 8, "int16_t": 2, "uint16_t": 2, "float": 4,
+    "uint8_t": 1,
+}  # fmt: skip
 """Bytes of the types that constant data has."""
 
 
@@ -187,13 +190,24 @@ class Step:
     """One call of the generated predict function.
 
     Attributes:
-      call: C statement, given expressions for input, output and scratch memory.
-      out_bytes: of its output.
-      scratch_bytes: it needs beside input and output.
-      in_place: whether output and input may be the same.
+      call: C statement, given expressions for all inputs, all outputs and scratch memory, in this
+        order.
+      out_bytes: of its output; of the first of several.
+      scratch_bytes: it needs beside inputs and outputs.
+      in_place: whether the first output may lie where any input of as many bytes does.
+      alias: if the output is a part of the first input as it is: bytes from its start. ``call``
+        copies it where it has to lie elsewhere.
+      more_out_bytes: of further outputs.
     """
 
-    call: Callable[[str, str, str], str]
+    call: Callable[..., str]
     out_bytes: int
     scratch_bytes: int = 0
     in_place: bool = False
+    alias: int | None = None
+    more_out_bytes: tuple[int, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of each output."""
+        return self.out_bytes, *self.more_out_bytes
