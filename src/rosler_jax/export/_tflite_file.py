@@ -13,9 +13,28 @@ VERSION = 3  # of the schema
 ALIGNMENT = 16  # of stored arrays: interpreters read them where they lie
 TYPES = {
     "float32": "FLOAT32", "int4": "INT4", "int8": "INT8", "int16": "INT16", "int32": "INT32",
-    "int64": "INT64",
+    "int64": "INT64", "bool": "BOOL",
 }  # fmt: skip
 NONE = -1  # an input that is left out
+
+_SINCE = {
+    "ADD MEAN SOFTMAX RELU RELU6 TANH LOGISTIC CONCATENATION PACK BATCH_MATMUL RSQRT ABS LESS "
+    "GREATER_EQUAL PAD PADV2 REDUCE_MAX REDUCE_MIN MAX_POOL_2D AVERAGE_POOL_2D": (2, 3, 1),
+    "MUL MAXIMUM MINIMUM SLICE EQUAL": (2, 4, 1),
+    "UNPACK": (2, 4, 3),
+    "SUB": (2, 5, 1),
+    "TRANSPOSE": (2, 5, 3),
+    "SUM LOG_SOFTMAX GREATER LESS_EQUAL NOT_EQUAL SQUARED_DIFFERENCE EXP LOG": (2, 1, 1),
+    "ARG_MAX ARG_MIN STRIDED_SLICE": (2, 1, 3),
+    "GATHER": (2, 4, 3),
+    "CAST": (3, 1, 1),
+    "DEQUANTIZE": (2, 3, 1),
+    "CONV_2D": (3, 4, 1),
+    "FULLY_CONNECTED": (4, 7, 1),
+    "DEPTHWISE_CONV_2D": (3, 5, 1),
+}
+VERSIONS = {kind: since for kinds, since in _SINCE.items() for kind in kinds.split()}
+"""Version of an operator with int8, int16 and bool; with floats and int32 it is 1."""
 
 
 @dataclasses.dataclass
@@ -28,13 +47,15 @@ class Tensor:
       data: what is stored, None for what is computed.
       scale: of integers, one or one per index of ``axis``; None for none.
       axis: that carries the scales.
+      zero: the integer that stands for 0.
     """
 
     shape: tuple[int, ...]
     dtype: str
     data: np.ndarray | None = None
-    scale: np.ndarray | None = None
+    scale: Any = None
     axis: int = 0
+    zero: int = 0
 
 
 @dataclasses.dataclass
@@ -71,41 +92,76 @@ class Model:
         if tensor.data is None:
             self.tensors.append(tensor)
             return len(self.tensors) - 1
-        scale = None if tensor.scale is None else tensor.scale.tobytes()
-        key = (tensor.dtype, tensor.shape, tensor.data.tobytes(), scale, tensor.axis)
+        scale = None if tensor.scale is None else np.asarray(tensor.scale).tobytes()
+        key = (tensor.dtype, tensor.shape, tensor.data.tobytes(), scale, tensor.axis, tensor.zero)
         if key not in self.known:
             self.tensors.append(tensor)
             self.known[key] = len(self.tensors) - 1
         return self.known[key]
 
 
-def serialize(model: Model, inputs: int, outputs: int) -> bytes:
-    """The file of a model with one input, ``"input"``, and one output, ``"output"``."""
+Named = Sequence[tuple[str, int]]
+"""Inputs or outputs: a name and a tensor each."""
+
+
+def serialize(model: Model, inputs: Named, outputs: Named) -> bytes:
+    """The file of a model."""
     import flatbuffers
 
     f = flatbuffers.Builder(1024)
-    names = {inputs: "input", outputs: "output"}
+    names = {index: name for name, index in (*inputs, *outputs)}
     buffers = [_table(f, "Buffer")]  # the first one is empty, for tensors that are computed
+    written: dict[bytes, int] = {}
     tensors = []
     for i, tensor in enumerate(model.tensors):
-        buffer = 0
-        if tensor.data is not None:
-            buffers.append(_table(f, "Buffer", Data=_bytes(f, _stored(tensor))))
-            buffer = len(buffers) - 1
-        tensors.append(_tensor(f, tensor, names.get(i, f"t{i}"), buffer))
-    kinds = sorted({operator.kind for operator in model.operators})
-    operators = [_operator(f, operator, kinds.index(operator.kind)) for operator in model.operators]
+        data = b"" if tensor.data is None else _stored(tensor)
+        if data and data not in written:  # one buffer, whatever shapes and scales it is read with
+            written[data] = len(buffers)
+            buffers.append(_table(f, "Buffer", Data=_bytes(f, data)))
+        tensors.append(_tensor(f, tensor, names.get(i, f"t{i}"), written.get(data, 0)))
+    versions = [_version(model, operator) for operator in model.operators]
+    kinds = sorted({(op.kind, v) for op, v in zip(model.operators, versions, strict=True)})
+    operators = [
+        _operator(f, operator, kinds.index((operator.kind, version)))
+        for operator, version in zip(model.operators, versions, strict=True)
+    ]
     graph = _table(
-        f, "SubGraph", Tensors=_offsets(f, tensors), Inputs=_ints(f, [inputs]),
-        Outputs=_ints(f, [outputs]), Operators=_offsets(f, operators),
+        f, "SubGraph", Tensors=_offsets(f, tensors), Inputs=_ints(f, [i for _, i in inputs]),
+        Outputs=_ints(f, [i for _, i in outputs]), Operators=_offsets(f, operators),
     )  # fmt: skip
     root = _table(
-        f, "Model", Version=VERSION, OperatorCodes=_offsets(f, [_code(f, kind) for kind in kinds]),
+        f, "Model", Version=VERSION, OperatorCodes=_offsets(f, [_code(f, *kind) for kind in kinds]),
         Subgraphs=_offsets(f, [graph]), Description=f.CreateString("rosler_jax"),
         Buffers=_offsets(f, buffers), SignatureDefs=_signature(f, inputs, outputs),
     )  # fmt: skip
     f.Finish(root, file_identifier=b"TFL3")
     return bytes(f.Output())
+
+
+def _version(model: Model, operator: Operator) -> int:
+    """The version of an operator that knows its types and options: the oldest runtime that can."""
+    tensors = [model.tensors[i] for i in operator.inputs if i != NONE]
+    dtype, kind = tensors[0].dtype, operator.kind
+    options = {} if operator.options is None else operator.options[1]
+    if kind == "QUANTIZE":
+        return 2 if model.tensors[operator.outputs[0]].dtype == "int16" else 1
+    if kind == "DEQUANTIZE" and dtype == "int4":
+        return 6
+    if kind == "CONV_2D" and tensors[0].shape[-1] != tensors[1].shape[-1]:
+        return 6  # groups
+    if kind == "GATHER" and options.get("BatchDims"):
+        return 5
+    if kind == "TRANSPOSE" and len(tensors[0].shape) > 4:
+        return 4 if len(tensors[0].shape) == 5 else 6
+    if kind == "DEPTHWISE_CONV_2D" and dtype == "float32":
+        return 2 if max(options["DilationWFactor"], options["DilationHFactor"]) > 1 else 1
+    if kind == "MUL" and dtype == "int8":
+        y = model.tensors[operator.outputs[0]]
+        return 3 if tensors[0].scale * tensors[1].scale >= y.scale else 2
+    if kind in ("MAXIMUM", "MINIMUM", "SUB", "DIV") and max(len(t.shape) for t in tensors) > 4:
+        return {"DIV": 2, "SUB": 5 if dtype == "int16" else 3}.get(kind, 3)
+    since = VERSIONS.get(kind, (1, 1, 1))
+    return dict(zip(("int8", "int16", "bool"), since, strict=True)).get(dtype, 1)
 
 
 def _table(f: Any, name: str, **fields: Any) -> int:
@@ -139,7 +195,7 @@ def _bytes(f: Any, data: bytes) -> int:
 def _stored(tensor: Tensor) -> bytes:
     assert tensor.data is not None
     if tensor.dtype != "int4":
-        return np.ascontiguousarray(tensor.data).astype(tensor.dtype).tobytes()
+        return tensor.data.astype(tensor.dtype).tobytes()
     flat = np.append(tensor.data.ravel(), np.zeros(tensor.data.size % 2, np.int8)).astype(np.uint8)
     return ((flat[0::2] & 15) | (flat[1::2] << 4)).astype(np.uint8).tobytes()
 
@@ -162,7 +218,7 @@ def _quantization(f: Any, tensor: Tensor) -> int | None:
     scale = np.atleast_1d(np.asarray(tensor.scale, np.float32))
     return _table(
         f, "QuantizationParameters", Scale=int(f.CreateNumpyVector(scale)),
-        ZeroPoint=int(f.CreateNumpyVector(np.zeros(scale.size, np.int64))),
+        ZeroPoint=int(f.CreateNumpyVector(np.full(scale.size, tensor.zero, np.int64))),
         QuantizedDimension=tensor.axis,
     )  # fmt: skip
 
@@ -180,18 +236,21 @@ def _operator(f: Any, operator: Operator, code: int) -> int:
     )  # fmt: skip
 
 
-def _code(f: Any, kind: str) -> int:
+def _code(f: Any, kind: str, version: int) -> int:
     import tflite
 
     number = getattr(tflite.BuiltinOperator, kind)
     old = min(number, int(tflite.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES))
-    return _table(f, "OperatorCode", DeprecatedBuiltinCode=old, BuiltinCode=number, Version=1)
+    return _table(f, "OperatorCode", DeprecatedBuiltinCode=old, BuiltinCode=number, Version=version)
 
 
-def _signature(f: Any, inputs: int, outputs: int) -> int:
+def _signature(f: Any, inputs: Named, outputs: Named) -> int:
     maps = [
-        _offsets(f, [_table(f, "TensorMap", Name=f.CreateString(name), TensorIndex=index)])
-        for name, index in (("input", inputs), ("output", outputs))
+        _offsets(
+            f,
+            [_table(f, "TensorMap", Name=f.CreateString(name), TensorIndex=i) for name, i in named],
+        )
+        for named in (inputs, outputs)
     ]
     key = f.CreateString("serving_default")
     signature = _table(

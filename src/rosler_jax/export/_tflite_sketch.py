@@ -16,20 +16,22 @@ from rosler_jax.export._stored import (
     walsh_steps,
 )
 from rosler_jax.export._tflite_builder import (
-    RELU,
+    ACTIVATIONS,
     Builder,
+    Product,
     Value,
     apply,
     cut,
     gather,
+    like,
     moved,
     pad,
     product,
     quantized,
     reshape,
+    sampled,
     stored,
     with_numbers,
-    with_stored,
 )
 
 
@@ -81,16 +83,17 @@ def dense(
     x: Value,
     weight: Integers | np.ndarray,
     bias: np.ndarray | None,
-    relu: bool = False,
+    act: str | None = None,
 ) -> Value:
     """``x W^T + b`` of ``x (vectors, length)``."""
     n = (weight if isinstance(weight, np.ndarray) else weight.values).shape[0]
 
-    def operator(inputs: Sequence[int], out: Value, relu: bool) -> Value:
-        options = ("FullyConnectedOptions", {"FusedActivationFunction": RELU} if relu else {})
-        return apply(b, "FULLY_CONNECTED", inputs, out, options)
+    def operator(inputs: Sequence[int], out: Value, act: str | None) -> Value:
+        fields = {"FusedActivationFunction": ACTIVATIONS[act][0]} if act else {}
+        return apply(b, "FULLY_CONNECTED", inputs, out, ("FullyConnectedOptions", fields))
 
-    return product(b, x, weight, bias, (x.shape[0], n), lambda s, w: s @ w.T, operator, relu)
+    how = Product(lambda s, w: s @ w.T, operator)
+    return product(b, x, weight, bias, (x.shape[0], n), how, act)
 
 
 def _kept(b: Builder, x: Value, sketch: rk.Sketch, scale: float) -> Value:
@@ -111,9 +114,10 @@ def _spread(b: Builder, x: Value, sketch: rk.Sketch, scale: float) -> Value:
 
 def _signed(b: Builder, x: Value, signs: np.ndarray, entry: float) -> Value:
     real = signs * np.float32(entry)
-    if x.scale is not None:
+    if x.steps is not None:
         return with_numbers(b, "MUL", x, real)
-    return with_stored(b, "MUL", x, stored(b, signs, entry, False), real)
+    out = like(b, x, x.shape, sampled(lambda s: s * real, x))
+    return apply(b, "MUL", [x.tensor, stored(b, signs, entry, False)], out, ("MulOptions", {}))
 
 
 def _walsh(b: Builder, x: Value, bits: int) -> Value:
