@@ -48,6 +48,31 @@ def lay_out(array: Any, layout: Layout) -> Any:
     return array
 
 
+def simplified(weight: Weight) -> Layout:
+    """The layout of a weight in fewer steps: two of a kind are one, and those to no effect none.
+
+    Example:
+      >>> table = Weight("embed", np.zeros((3, 2), np.float32))
+      >>> simplified(table.then("transpose", (1, 0)).then("transpose", (1, 0)))
+      ()
+    """
+    shape: Shape = tuple(weight.stored.shape)
+    found: list[tuple[tuple[Any, ...], Shape]] = []  # steps, and the shapes before them
+    for kind, *rest in weight.layout:
+        if found and found[-1][0][0] == kind in ("reshape", "transpose"):
+            (_, before), shape = found.pop()
+            rest = [tuple(before[k] for k in rest[0])] if kind == "transpose" else rest
+        after = lay_out(np.broadcast_to(np.int8(0), shape), ((kind, *rest),)).shape
+        if kind == "transpose":
+            idle = tuple(rest[0]) == tuple(range(len(shape)))
+        else:
+            idle = kind != "reverse" and after == shape
+        if not idle:
+            found.append(((kind, *rest), shape))
+        shape = after
+    return tuple(step for step, _ in found)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weight:
     """A stored array as an operation takes it: of a matrix the last axis is the output's.
@@ -66,7 +91,7 @@ class Weight:
     def values(self) -> np.ndarray:
         """What a float export computes with: float32 (or the integers of an array of integers)."""
         whole = to_numpy(self.stored) if isinstance(self.stored, QuantizedTensor) else self.stored
-        return np.ascontiguousarray(lay_out(whole, self.layout))
+        return np.asarray(lay_out(whole, self.layout), order="C")
 
     @property
     def shape(self) -> Shape:
@@ -83,24 +108,30 @@ class Weight:
         """With ``scale`` the same numbers as the file holds them; None if it has floats."""
         if not isinstance(self.stored, QuantizedTensor) or self.bits == FLOAT_BITS:
             return None
-        return np.ascontiguousarray(lay_out(np.asarray(self.stored.values), self.layout))
+        return np.asarray(lay_out(np.asarray(self.stored.values), self.layout), order="C")
 
     @functools.cached_property
-    def _scales(self) -> tuple[np.ndarray, int | None]:
-        if self.integers is None:
-            return np.ones((), np.float32), None
+    def factors(self) -> np.ndarray:
+        """The scales, to be multiplied with ``integers``: axes that carry none have size 1."""
         stored = self.stored
-        assert isinstance(stored, QuantizedTensor)
+        if self.integers is None or not isinstance(stored, QuantizedTensor):
+            return np.ones((), np.float32)
         others = tuple(k for k in range(len(stored.shape)) if k not in carrying(stored.axis))
         scale = np.expand_dims(np.asarray(stored.scale, np.float32), others)
         laid = lay_out(np.broadcast_to(scale, stored.shape), self.layout)
-        varying = [k for k in range(laid.ndim) if (laid != laid.take([0], k)).any()]
-        if not varying:
-            return laid.ravel()[:1].reshape(()).copy(), None
+        for k in range(laid.ndim):
+            one = laid.take([0], k)
+            laid = laid if (laid != one).any() else one
+        return np.asarray(laid, order="C")
+
+    @functools.cached_property
+    def _scales(self) -> tuple[np.ndarray, int | None]:
+        varying = [k for k, n in enumerate(self.factors.shape) if n > 1]
         if len(varying) > 1:
             raise ValueError(f"{self.name}: scales vary along the axes {varying}; expected one")
-        index = tuple(slice(None) if k == varying[0] else 0 for k in range(laid.ndim))
-        return np.ascontiguousarray(laid[index]), varying[0] - laid.ndim
+        if not varying:
+            return self.factors.reshape(()).copy(), None
+        return self.factors.ravel(), varying[0] - self.factors.ndim
 
     @property
     def scale(self) -> Float32[np.ndarray, "..."]:
