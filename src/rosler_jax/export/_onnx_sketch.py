@@ -51,7 +51,7 @@ def project(
 
 def matrix(b: Builder, sketch: rk.Sketch, scale: float) -> str:
     """``scale Omega^T (cols, rows)``, made in the graph from what is stored."""
-    return MATRICES[rk.family(sketch.kind).structure](b, sketch, scale)
+    return MATRICES[rk.family(sketch.kind).structure](b.root, sketch, scale)
 
 
 def _dense(b: Builder, sketch: rk.Sketch, scale: float) -> str:
@@ -155,13 +155,11 @@ def _walsh(b: Builder, x: str, bits: int, trailing: int) -> str:
     H of order 2^(a+b) is the Kronecker product of those of order 2^a and 2^b: on a tensor of
     ``2^a x 2^b`` each acts on its axis alone.
     """
-    from onnx import TensorProto
-
     left = bits
     for step in walsh_steps(bits):
         left -= step
         inner = 2**left * trailing
-        small = b.add("Cast", b.constant(walsh_matrix(step)), to=int(TensorProto.FLOAT))
+        small = b.cast(b.constant(walsh_matrix(step)), "float32")
         if inner == 1:
             x = b.add("MatMul", reshape(b, x, 2**step), small)
         else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ import numpy as np
 
 import rosler_kernels as rk
 from rosler_jax._files import replace_file
-from rosler_jax.export.graph import Pad, Weight
+from rosler_jax.graph import Weight
+from rosler_jax.graph.weight import simplified
 from rosler_jax.quantization import channel_axis, quantize
 from rosler_kernels.sketches.rows import samples as row_samples
 from rosler_kernels.sketches.srht import columns, order_bits, signs
@@ -27,7 +30,7 @@ class Integers(NamedTuple):
     Attributes:
       values: int8 or int16, the weight's shape.
       scale: float32, one per index of ``axis``, or one number.
-      axis: -1, -2 or None.
+      axis: counted from the end, or None.
     """
 
     values: Integer[np.ndarray, "*window m n"]
@@ -36,32 +39,51 @@ class Integers(NamedTuple):
 
 
 def integers_of(weight: Weight, bits: int, axis: int | None = None) -> Integers:
+    """What :func:`in_integers` gives, where the scales lie along one axis.
+
+    Example:
+      >>> floats = np.array([[1.0, 0.5]], np.float32)
+      >>> integers_of(Weight("0/kernel", floats), 8).values.tolist()
+      [[126, 126]]
+    """
+    new = in_integers(weight, bits, axis)
+    assert new.integers is not None
+    return Integers(new.integers, new.scale, new.axis)
+
+
+def in_integers(weight: Weight, bits: int, axis: int | None = None) -> Weight:
     """A weight in integers of at most so many bits: those of the model file where they fit.
 
     Args:
       weight: the matrix or kernel.
       bits: of the integers.
       axis: where a weight is quantised anew, the axis that carries the scales; by default the
-        rank's (see :func:`rosler_jax.quantization.channel_axis`).
-
-    Example:
-      >>> floats = np.array([[1.0, 0.5]], np.float32)
-      >>> w = Weight("0/kernel", floats, None, np.ones((), np.float32), None, 32)
-      >>> integers_of(w, 8).values.tolist()
-      [[126, 126]]
+        rank's (see :func:`rosler_jax.quantization.channel_axis`). Integers of the file with scales
+        along another axis are not kept.
     """
-    shape = weight.values.shape
-    fits = weight.integers is not None and weight.bits <= bits
-    if weight.integers is not None and fits and axis in (None, weight.axis):
-        # Groups of a convolution share the scales of their inputs: the first group's serve.
-        scale = weight.scale[: shape[-2]] if weight.axis == -2 else weight.scale
-        return Integers(weight.integers, np.asarray(scale, np.float32), weight.axis)
+    shape = weight.shape
+    if weight.integers is not None and weight.bits <= bits and axis in (None, weight.axis):
+        return weight
     if axis is None:
-        ranked = channel_axis(weight.name, shape)
-        axis = -1 if ranked is None else ranked - len(shape)
+        axis = channel_axis(weight.name, shape)
     with jax.ensure_compile_time_eval():
         new = quantize(jnp.asarray(weight.values), bits, axis)
-    return Integers(np.asarray(new.values), np.asarray(new.scale, np.float32), axis)
+    return Weight(weight.name, jax.tree.map(np.asarray, new))
+
+
+def read_whole(weights: Iterable[Weight]) -> frozenset[int]:
+    """Which stored tensors (by id) are smaller than all the arrays together that they are read as.
+
+    Such a tensor, as an embedding that is also a head, is best stored once, and laid out where it
+    is read; another, as a stack of which every layer reads its part, best as it is read.
+    """
+    sizes: dict[int, dict[Any, int]] = {}
+    whole: dict[int, int] = {}
+    for weight in weights:
+        key, layout = id(weight.stored), simplified(weight)
+        sizes.setdefault(key, {})[layout] = math.prod(weight.shape)
+        whole[key] = math.prod(weight.stored.shape)
+    return frozenset(key for key, found in sizes.items() if sum(found.values()) > whole[key])
 
 
 def entries(sketch: rk.Sketch) -> Float32[np.ndarray, "rows cols"]:
@@ -149,16 +171,10 @@ def rows_of(
         return np.asarray(index, np.int64), np.asarray(scale, np.float32)
 
 
-def pad_indices(op: Pad) -> list[tuple[int, Integer[np.ndarray, "n"]]]:
-    """Padding that copies, as which index of an axis comes where: ``(spatial axis, indices)``.
-
-    Example:
-      >>> op = Pad(name="0/pad", in_shape=(3, 1), out_shape=(5, 1), mode="wrap", widths=((1, 1),))
-      >>> [(axis, index.tolist()) for axis, index in pad_indices(op)]
-      [(0, [2, 0, 1, 2, 0])]
-    """
+def pad_indices(op: Any) -> list[tuple[int, Integer[np.ndarray, "n"]]]:
+    """Padding that copies, as which index of an axis comes where: ``(spatial axis, indices)``."""
     return [
-        (axis, np.pad(np.arange(op.in_shape[axis]), widths, mode=op.mode))  # type: ignore[call-overload]
+        (axis, np.pad(np.arange(op.in_shape[axis]), widths, mode=op.mode))
         for axis, widths in enumerate(op.widths)
         if widths != (0, 0)
     ]

@@ -1,50 +1,54 @@
 """ONNX, written straight from the graph: learnt factors stay factors, sketches stay small.
 
-Float files and files of 8-bit weights take opset 13; files of 16-bit and 4-bit weights take opset
+Values have a batch axis in front. Float files and files of 8-bit weights take opset 18, in which
+reductions and layer norms have their present form; files of 16-bit and 4-bit weights take opset
 21, the first whose ``DequantizeLinear`` reads them.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from rosler_jax._version import __version__
-from rosler_jax.export import _onnx_sketch as sketches
+from rosler_jax.export import _onnx_ops as ops
+from rosler_jax.export import _onnx_windows as windows
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export._onnx_builder import (
     Builder,
-    Value,
-    add_bias,
-    channels_first,
-    channels_last,
-    indices,
-    per_channel,
-    reshape,
-    weight,
+    Tensor,
+    as_type,
+    expanded,
+    read,
+    stored,
+    type_of,
 )
-from rosler_jax.export._stored import pad_indices, replace_bytes
-from rosler_jax.export.graph import (
-    Activate,
+from rosler_jax.export._stored import read_whole, replace_bytes
+from rosler_jax.graph import Graph, Op, Value
+from rosler_jax.graph.kinds import (
     Affine,
+    Concat,
     Conv,
+    Cumulative,
     Dense,
-    Flatten,
-    Graph,
-    Op,
-    Pad,
+    Gather,
+    Map,
+    MatMul,
+    Norm,
     PatchProject,
     Pool,
     Project,
-    Window,
+    Reduce,
+    Scan,
+    Slice,
+    Softmax,
+    Take,
+    Transpose,
 )
 
-OPSETS = {32: 13, 16: 21, 8: 13, 4: 21}
-"""The lowest opset for weights of so many bits."""
+OPSETS = {32: 18, 16: 21, 8: 18, 4: 21}
+"""The opset for weights of so many bits."""
 INPUT, OUTPUT = "input", "output"
 LARGEST = 2**31 - 1  # bytes of one protocol buffer
 
@@ -52,11 +56,12 @@ LARGEST = 2**31 - 1  # bytes of one protocol buffer
 def to_onnx(graph: Graph, path: str | os.PathLike[str], *, bits: int = 32) -> int:
     """Writes a graph as an ONNX file with a batch of any size.
 
-    Input ``"input"`` is float32 ``(batch, *in_shape)``, channels last as in JAX; output
-    ``"output"`` is float32 ``(batch, *out_shape)``.
+    Input ``"input"`` is ``(batch, *in_shape)``, channels last as in JAX; output ``"output"`` is
+    ``(batch, *out_shape)``. Where there are several they have their places behind: ``"input/0"``,
+    ``"output/1/h"``.
 
     Args:
-      graph: the network.
+      graph: the model.
       path: file to write.
       bits: of the stored weights: 32 (floats), 16, 8 or 4. Integers of the model file are kept
         where they have no more bits; arithmetic is in float32 throughout.
@@ -72,9 +77,9 @@ def to_onnx(graph: Graph, path: str | os.PathLike[str], *, bits: int = 32) -> in
     Example:
       >>> import tempfile
       >>> from pathlib import Path
-      >>> from rosler_jax.export.build import build_graph
-      >>> specs = [{"kind": "linear", "in_features": 2, "out_features": 1}]
-      >>> graph = build_graph(specs, {"0/kernel": np.ones((2, 1))})
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(lambda x: jnp.tanh(x).sum(-1), jnp.ones((1, 3)))
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     to_onnx(graph, f"{folder}/m.onnx") == Path(f"{folder}/m.onnx").stat().st_size
       True
@@ -101,18 +106,9 @@ def onnx_model(graph: Graph, bits: int = 32) -> Any:
         known = ", ".join(map(str, OPSETS))
         raise ExportError(f"bits {bits!r} cannot be written to ONNX; use one of {known}")
     helper = _helper()
-    b = Builder(bits)
-    x = Value(INPUT, graph.in_shape)
-    for op in graph.ops:
-        x = EMIT[type(op)](b, op, x)
-    b.nodes.append(helper.make_node("Identity", [channels_last(b, x).name], [OUTPUT]))
-    body = helper.make_graph(
-        b.nodes,
-        "rosler",
-        [_signature(INPUT, graph.in_shape)],
-        [_signature(OUTPUT, graph.out_shape)],
-        b.initializers,
-    )
+    body, uses = _written(graph, bits, frozenset())
+    if whole := read_whole(uses):
+        body, _ = _written(graph, bits, whole)
     opsets = [helper.make_opsetid("", OPSETS[bits])]
     return helper.make_model(
         body,
@@ -133,143 +129,144 @@ def _helper() -> Any:
     return helper
 
 
-def _signature(name: str, shape: tuple[int, ...]) -> Any:
-    from onnx import TensorProto
-
-    return _helper().make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
-
-
-def _affine(b: Builder, op: Affine, x: Value) -> Value:
-    name = x.name
-    if op.center.any():
-        name = b.add("Sub", name, per_channel(b, x, op.center))
-    return x._replace(name=b.add("Mul", name, per_channel(b, x, op.factor)))
-
-
-def _dense(b: Builder, op: Dense, x: Value) -> Value:
-    # The matrix lies transposed: onnxruntime rounds activations to 8 bits where a matrix of small
-    # integers stands behind a plain product.
-    inputs = [x.name, weight(b, op.weight, (1, 0))]
-    y = Value("", op.out_shape)
-    if op.bias is not None:
-        inputs.append(per_channel(b, y, op.bias))
-    return y._replace(name=b.add("Gemm", *inputs, transB=1))
-
-
-def _conv(b: Builder, op: Conv, x: Value) -> Value:
-    n = len(op.window.size)
-    kernel = weight(b, op.weight, (n + 1, n, *range(n)))
-    return _convolved(b, op, op.window, x, kernel, op.bias)
-
-
-def _patches(b: Builder, op: PatchProject, x: Value) -> Value:
-    window = op.window
-    kernel = sketches.filters(b, op.sketch, op.scale, window.size, window.groups)
-    return _convolved(b, op, window, x, kernel, None)
-
-
-def _convolved(
-    b: Builder, op: Op, window: Window, x: Value, kernel: str, bias: np.ndarray | None
-) -> Value:
-    x = channels_first(b, x)
-    name, padding = _dilated(b, x, window)
-    inputs = [name, kernel]
-    if bias is not None:
-        inputs.append(per_channel(b, Value("", op.out_shape), bias))
-    y = b.add(
-        "Conv",
-        *inputs,
-        strides=list(window.strides),
-        pads=[low for low, _ in padding] + [high for _, high in padding],
-        dilations=list(window.dilation),
-        group=window.groups,
-    )
-    return Value(y, op.out_shape, True)
-
-
-def _dilated(b: Builder, x: Value, window: Window) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The input with its gaps, and the padding that is left for the convolution to do."""
-    if all(d == 1 for d in window.input_dilation):
-        return x.name, window.padding
-    *spatial, c = x.shape
-    n = len(spatial)
-    wide = reshape(b, x.name, c, *(k for size in spatial for k in (size, 1)))
-    gaps = [k for d in window.input_dilation for k in (0, d - 1)]
-    wide = b.add("Pad", wide, b.ints(*(0,) * (2 * n + 2), 0, 0, *gaps))
-    sizes = [size * d for size, d in zip(spatial, window.input_dilation, strict=True)]
-    # No gap follows the last number: that part of the padding is there already, or cut off.
-    low = [pair[0] for pair in window.padding]
-    high = [
-        pair[1] - (d - 1) for pair, d in zip(window.padding, window.input_dilation, strict=True)
+def _written(graph: Graph, bits: int, whole: frozenset[int]) -> tuple[Any, list[Any]]:
+    """The graph in ONNX, and the stored arrays that it reads."""
+    inputs, outputs = _names(graph.inputs, INPUT), _names(graph.outputs, OUTPUT)
+    b = Builder(bits, inputs[0], whole, names={*inputs, *outputs})
+    given = [
+        Tensor(name, value.shape, dtype=value.dtype)
+        for name, value in zip(inputs, graph.inputs, strict=True)
     ]
-    name = b.add("Pad", reshape(b, wide, c, *sizes), b.ints(0, 0, *low, 0, 0, *high))
-    return name, ((0, 0),) * n
+    batched = [True] * len(outputs)
+    _run(b, graph, given, outputs, batched)
+    signatures = (
+        [_signature(*each) for each in zip(names, values, (True,) * len(values), strict=True)]
+        for names, values in ((inputs, graph.inputs), (outputs, graph.outputs))
+    )
+    return _helper().make_graph(b.nodes, "rosler", *signatures, b.initializers), b.uses
 
 
-def _project(b: Builder, op: Project, x: Value) -> Value:
-    rows, cols = op.sketch.rows, op.sketch.cols
-    inner, outer = (cols, rows) if op.transpose else (rows, cols)
-    trailing = math.prod(x.trailing)
-    name = x.name
-    if x.shape != (inner,):
-        name = reshape(b, name, inner, *((trailing,) if trailing > 1 else ()))
-    name = sketches.project(b, name, op.sketch, op.scale, op.transpose, trailing)
-    y = Value(name, op.out_shape, x.first)
-    if op.out_shape != (outer,):
-        shape = (op.out_shape[-1], *x.trailing) if x.first else op.out_shape
-        y = y._replace(name=reshape(b, name, *shape))
-    return add_bias(b, y, op.bias)
+def _names(values: Sequence[Value], kind: str) -> list[str]:
+    if len(values) == 1:
+        return [kind]
+    names: list[str] = []
+    for value in values:
+        name = f"{kind}/{value.name}"
+        names.append(name if name not in names else f"{name}:{len(names)}")
+    return names
 
 
-def _activate(b: Builder, op: Activate, x: Value) -> Value:
-    return x._replace(name=ACTIVATIONS[op.kind](b, x.name))
+def _signature(name: str, value: Value, batched: bool) -> Any:
+    shape = ["batch" if batched else 1, *value.shape]
+    return _helper().make_tensor_value_info(name, type_of(value.dtype), shape)
 
 
-def _gelu(b: Builder, x: str) -> str:
-    """``x sigmoid(2 z)``, ``z = sqrt(2 / pi) (x + 0.044715 x^3)``: the tanh form in fewer nodes."""
-    factor = 2.0 * math.sqrt(2.0 / math.pi)
-    square = b.add("Mul", b.add("Mul", x, x), b.number(0.044715 * factor))
-    inside = b.add("Mul", x, b.add("Add", square, b.number(factor)))
-    return b.add("Mul", x, b.add("Sigmoid", inside))
+def _run(
+    b: Builder, graph: Graph, given: Sequence[Tensor], names: Sequence[str], batched: Sequence[bool]
+) -> None:
+    """Adds the nodes of a graph, from its inputs to outputs of these names."""
+    values = {k: stored(weight) for k, weight in graph.constants.items()}
+    values |= {value.id: x for value, x in zip(graph.inputs, given, strict=True)}
+    for op in graph.ops:
+        made = EMIT[type(op)](b, op, *(values[k] for k in op.inputs))
+        values |= zip(op.outputs, made if isinstance(op, Scan) else [made], strict=True)
+    for name, value, many in zip(names, graph.outputs, batched, strict=True):
+        y = _whole(b, values[value.id], value, many)
+        b.nodes.append(_helper().make_node("Identity", [y.name], [name]))
 
 
-ACTIVATIONS: dict[str, Callable[[Builder, str], str]] = {
-    "relu": lambda b, x: b.add("Relu", x),
-    "gelu": _gelu,
-    "tanh": lambda b, x: b.add("Tanh", x),
-}
-"""Elementwise functions by name."""
+def _whole(b: Builder, x: Tensor, value: Value, batched: bool) -> Tensor:
+    """A value as the graph has it, one for each example where there is to be a batch."""
+    x = read(b, as_type(b, x, value.dtype), value.shape)
+    return expanded(b, x) if batched else x
 
 
-def _pool(b: Builder, op: Pool, x: Value) -> Value:
-    kind = "MaxPool" if op.kind == "max" else "AveragePool"
-    size = list(op.window)
-    name = b.add(kind, channels_first(b, x).name, kernel_shape=size, strides=size)
-    return Value(name, op.out_shape, True)
+def _scan(b: Builder, op: Scan, *xs: Tensor) -> list[Tensor]:
+    """A loop: positions lie behind the batch."""
+    shared, rest, inputs = xs[: op.shared], xs[op.shared :], op.body.inputs[op.shared :]
+    inner = b.body()
+    flags = _scanned(op, [x.batched for x in xs])
+    held = [*flags[: op.carries], *(x.batched for x in rest[op.carries :])]
+    outer, names, given = [], [], []
+    for k, (x, value, many) in enumerate(zip(rest, inputs, held, strict=True)):
+        stack = (op.length,) * (k >= op.carries)
+        outer.append(_whole(b, x, value._replace(shape=(*stack, *value.shape)), many).name)
+        names.append(b.fresh(f"t{len(b.root.names)}"))
+        given.append(Tensor(names[-1], value.shape, batched=many, dtype=value.dtype))
+    outputs = [b.fresh(f"t{len(b.root.names)}") for _ in op.body.outputs]
+    _run(inner, op.body, [*shared, *given], outputs, flags)
+    infos = [_signature(*each) for each in zip(names, inputs, held, strict=True)]
+    if len(rest) == op.carries:  # ONNX counts positions by what it scans
+        import numpy as np
+
+        outer.append(b.constant(np.zeros((1, op.length), bool)))
+        names.append(b.fresh(f"t{len(b.root.names)}"))
+        infos.append(_signature(names[-1], Value(0, "", (), "bool"), False))
+    results = [b.fresh(f"t{len(b.root.names)}") for _ in outputs]
+    scanned, stacked = len(outer) - op.carries, len(outputs) - op.carries
+    body = _helper().make_graph(
+        inner.nodes,
+        results[0],
+        infos,
+        [_signature(*each) for each in zip(outputs, op.body.outputs, flags, strict=True)],
+    )
+    node = _helper().make_node(
+        "Scan",
+        outer,
+        results,
+        body=body,
+        num_scan_inputs=scanned,
+        scan_input_axes=[1] * scanned,
+        scan_input_directions=[int(op.reverse)] * scanned,
+        scan_output_axes=[1] * stacked,
+        scan_output_directions=[int(op.reverse)] * stacked,
+    )
+    b.nodes.append(node)
+    return [
+        Tensor(name, (*(op.length,) * (k >= op.carries), *value.shape), False, many, value.dtype)
+        for k, (name, value, many) in enumerate(zip(results, op.body.outputs, flags, strict=True))
+    ]
 
 
-def _pad(b: Builder, op: Pad, x: Value) -> Value:
-    name = x.name
-    for axis, index in pad_indices(op):
-        name = b.add("Gather", name, indices(b, index), axis=axis + (2 if x.first else 1))
-    return Value(name, op.out_shape, x.first)
+def _scanned(op: Scan, given: Sequence[bool]) -> list[bool]:
+    """Which outputs of a loop have a batch axis; a state has one if any run gives it one."""
+    shared, rest = list(given[: op.shared]), list(given[op.shared :])
+    while True:
+        out = _batched(op.body, [*shared, *rest])
+        state = [a or b for a, b in zip(rest, out[: op.carries], strict=False)][: op.carries]
+        if state == rest[: op.carries]:
+            return [*state, *out[op.carries :]]
+        rest[: op.carries] = state
 
 
-def _flatten(b: Builder, op: Flatten, x: Value) -> Value:
-    if x.shape == op.out_shape:
-        return x
-    return Value(reshape(b, channels_last(b, x).name, *op.out_shape), op.out_shape)
+def _batched(graph: Graph, given: Sequence[bool]) -> list[bool]:
+    known = dict.fromkeys(graph.constants, False)
+    known |= {value.id: flag for value, flag in zip(graph.inputs, given, strict=True)}
+    for op in graph.ops:
+        flags = [known[k] for k in op.inputs]
+        made = _scanned(op, flags) if isinstance(op, Scan) else [any(flags)]
+        known |= zip(op.outputs, made, strict=True)
+    return [known[value.id] for value in graph.outputs]
 
 
-EMIT: dict[type[Op], Callable[[Builder, Any, Value], Value]] = {
-    Affine: _affine,
-    Dense: _dense,
-    Conv: _conv,
-    Project: _project,
-    PatchProject: _patches,
-    Activate: _activate,
-    Pool: _pool,
-    Pad: _pad,
-    Flatten: _flatten,
+EMIT: dict[type[Op], Callable[..., Any]] = {
+    Dense: ops.dense,
+    Conv: windows.conv,
+    Project: ops.project,
+    PatchProject: windows.patches,
+    MatMul: ops.matmul,
+    Affine: ops.affine,
+    Map: ops.elementwise,
+    Reduce: ops.reduce,
+    Pool: windows.pool,
+    Take: ops.take,
+    Transpose: ops.transpose,
+    Concat: ops.concat,
+    Softmax: ops.softmax,
+    Norm: ops.norm,
+    Gather: ops.gather,
+    Cumulative: ops.cumulative,
+    Slice: ops.dynamic_slice,
+    Scan: _scan,
 }
 """How each operation becomes ONNX nodes: a new one is one line here."""
