@@ -33,7 +33,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -532,12 +532,16 @@ def tflm(kind: str) -> Engine:
     return build
 
 
-def write_tflm(folder: Path, data: bytes, ops: Sequence[str]) -> None:
-    """Writes the model as an array and the adapter that interprets it."""
+def write_tflm(
+    folder: Path, data: bytes, ops: Sequence[str], kernels: Mapping[str, str] | None = None
+) -> None:
+    """Writes the model as an array and the adapter that interprets it; all kernels by default."""
     numbers = ",".join(map(str, data))
     text = f"_Alignas(16) const unsigned char model_data[{len(data)}] = {{{numbers}}};\n"
     (folder / "model_data.c").write_text(text)
-    add = " ".join(f"operations.Add{TFLM_OPERATIONS[op]}();" for op in ops)
+    add = " ".join(
+        f"operations.Add{TFLM_OPERATIONS[op]}({(kernels or {}).get(op, '')});" for op in ops
+    )
     text = TFLM_ADAPTER.replace("@ADD@", add).replace("@COUNT@", str(len(ops)))
     (folder / "adapter.cc").write_text(text)
 

@@ -15,6 +15,7 @@ import ai_edge_litert.schema_py_generated as schema
 import flatbuffers
 import numpy as np
 import onnx
+import onnxruntime
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from flax import nnx
 from onnx import TensorProto, helper, numpy_helper
@@ -122,8 +123,10 @@ def macs(layer: Layer) -> int:
     return places * layer.weight.size
 
 
-def write_onnx(layers: Sequence[Layer], shape: tuple[int, ...], path: Path) -> None:
-    """Writes float32 ONNX, images as (1, channels, height, width)."""
+def write_onnx(
+    layers: Sequence[Layer], shape: tuple[int, ...], path: Path, *, gemm: bool = True
+) -> None:
+    """Writes float32 ONNX, images as (1, channels, height, width); else MatMul and Add for Gemm."""
     shapes = [shape, *(layer.shape for layer in layers)]
     nodes, constants = [], []
     for i, layer in enumerate(layers):
@@ -145,9 +148,12 @@ def write_onnx(layers: Sequence[Layer], shape: tuple[int, ...], path: Path) -> N
         elif layer.kind == "pool":
             window = list(_window(at))
             fields = {"kernel_shape": window, "strides": window}
+        if layer.kind == "dense" and not gemm:
+            nodes.append(helper.make_node("MatMul", names[:2], [f"m{i}"]))
+            names = [f"m{i}", names[2]]
         target = f"r{i}" if layer.relu else f"v{i + 1}"
         kinds = {
-            "conv": "Conv", "depthwise": "Conv", "dense": "Gemm", "add": "Add",
+            "conv": "Conv", "depthwise": "Conv", "dense": "Gemm" if gemm else "Add", "add": "Add",
             "pool": "AveragePool", "flatten": "Flatten",
         }  # fmt: skip
         nodes.append(helper.make_node(kinds[layer.kind], names, [target], **fields))
@@ -284,6 +290,12 @@ def run_tflite(path: Path, inputs: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
+def run_onnx(path: Path, inputs: np.ndarray) -> np.ndarray:
+    """A float ONNX file's outputs on this machine, one a row."""
+    session = onnxruntime.InferenceSession(path)
+    return np.concatenate([session.run(None, {"v0": x[None]})[0] for x in inputs])
+
+
 def input_scale(path: Path) -> tuple[float, int]:
     """The scale and zero point of an integer TFLite file's input."""
     scale, zero = Interpreter(str(path)).get_input_details()[0]["quantization"]
@@ -304,3 +316,28 @@ def put_inline(path: Path) -> None:
     builder = flatbuffers.Builder(0)
     builder.Finish(model.Pack(builder), b"TFL3")
     path.write_bytes(bytes(builder.Output()))
+
+
+def quantize_onnx(path: Path, calibration: np.ndarray) -> None:
+    """Makes a float ONNX file int8 by onnxruntime, in place, as far as onnx2c reads it.
+
+    One scale for each tensor; pooling stays float, and so do input and output.
+    """
+    from onnxruntime import quantization
+
+    class Rows(quantization.CalibrationDataReader):
+        rows = iter(calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            row = next(self.rows, None)
+            return None if row is None else {"v0": row[None]}
+
+    quantization.quantize_static(
+        path,
+        path,
+        Rows(),
+        quant_format=quantization.QuantFormat.QOperator,
+        activation_type=quantization.QuantType.QInt8,
+        weight_type=quantization.QuantType.QInt8,
+        op_types_to_quantize=["Conv", "Add", "MatMul", "Relu"],
+    )

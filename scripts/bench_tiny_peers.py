@@ -55,6 +55,8 @@ from bench_tiny_files import (
     layers_of,
     macs,
     put_inline,
+    quantize_onnx,
+    run_onnx,
     run_tflite,
     write_onnx,
     write_tflite,
@@ -74,6 +76,14 @@ REFERENCES = {
     "autoencoder": "ad01_int8",
 }
 """MLCommons's int8 file of each network."""
+INTEGER_KERNELS = {
+    op: f"tflite::Register_{op}_INT8()"
+    for op in (
+        *("ADD", "AVERAGE_POOL_2D", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"),
+        "SOFTMAX",
+    )
+}
+"""Kernels of TFLM without those of other types, which would only take flash."""
 ARENA = 1024 * 1024
 
 
@@ -148,29 +158,40 @@ def check_outputs(what: str, outputs: np.ndarray, expected: np.ndarray) -> None:
         raise ValueError(f"{what} is off by {error:.2g}, where outputs reach {largest:.2g}")
 
 
-def onnx2c(case: Tiny, folder: Path, peers: Peers) -> tuple[Build, np.ndarray]:
-    """C code that onnx2c makes of a float32 ONNX file."""
-    program = peers.tools.onnx2c
-    if program is None:
-        raise Skip("onnx2c not found: pass --onnx2c PATH")
-    import onnxruntime
+def onnx2c(dtype: str) -> Engine:
+    """C code that onnx2c makes of an ONNX file, float32 or int8."""
 
-    write_onnx(case.layers, case.inputs.shape[1:], folder / "net.onnx")
-    inputs = case.inputs
-    if inputs.ndim == 4:
-        inputs = np.ascontiguousarray(inputs.transpose(0, 3, 1, 2))
-    session = onnxruntime.InferenceSession(folder / "net.onnx")
-    outputs = np.concatenate([session.run(None, {"v0": x[None]})[0] for x in inputs])
-    check_outputs("the ONNX file", outputs, case.expected)
-    done = subprocess.run([program, str(folder / "net.onnx")], capture_output=True, text=True)
-    if done.returncode:
-        raise Skip(f"onnx2c refuses: {done.stderr.strip().splitlines()[-1]}")
-    peers.tools.versions["onnx2c"] = commit(Path(program))
-    (folder / "net.c").write_text(done.stdout)
-    include = "void entry(const float *x, float *y);"
-    sources = [folder / "net.c", adapter(folder, include, "entry(x, y);")]
-    size = 4 * case.expected.shape[1]
-    return Build(sources, inputs, floats, size, [folder], remark="float32"), case.expected
+    def build(case: Tiny, folder: Path, peers: Peers) -> tuple[Build, np.ndarray]:
+        program, path = peers.tools.onnx2c, folder / "net.onnx"
+        if program is None:
+            raise Skip("onnx2c not found: pass --onnx2c PATH")
+        inputs, calibration = map(images_first, (case.inputs, case.calibration))
+        write_onnx(case.layers, case.inputs.shape[1:], path, gemm=dtype == "float32")
+        check_outputs("the ONNX file", run_onnx(path, inputs), case.expected)
+        if dtype == "int8":
+            quantize_onnx(path, calibration)
+        done = subprocess.run([program, str(path)], capture_output=True, text=True)
+        if done.returncode:
+            raise Skip(f"onnx2c refuses: {done.stderr.strip().splitlines()[-1]}")
+        peers.tools.versions["onnx2c"] = commit(Path(program))
+        (folder / "net.c").write_text(done.stdout)
+        include = "void entry(const float *x, float *y);"
+        sources = [folder / "net.c", adapter(folder, include, "entry(x, y);")]
+        size = 4 * case.expected.shape[1]
+        remarks = {
+            "float32": "float32",
+            "int8": "int8, float32 in and out, a scale for each tensor; by onnxruntime",
+        }
+        return Build(
+            sources, inputs, floats, size, [folder], remark=remarks[dtype]
+        ), case.expected  # fmt: skip
+
+    return build
+
+
+def images_first(x: np.ndarray) -> np.ndarray:
+    """Channels before height and width, as ONNX has them."""
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x
 
 
 def tflm(kind: str) -> Engine:
@@ -192,25 +213,29 @@ def tflm(kind: str) -> Engine:
             "int8": "int8, in and out; by ai-edge-quantizer",
             "reference": "int8, in and out; MLCommons's file; difference from LiteRT's int8",
         }
-        return interpreted(path, inputs, folder, peers, remarks[kind]), expected
+        kernels = {} if kind == "float32" else INTEGER_KERNELS
+        built = interpreted(path, inputs, folder, peers, kernels)
+        return built._replace(remark=remarks[kind]), expected
 
     return build
 
 
-def interpreted(path: Path, inputs: np.ndarray, folder: Path, peers: Peers, remark: str) -> Build:
+def interpreted(
+    path: Path, inputs: np.ndarray, folder: Path, peers: Peers, kernels: dict[str, str]
+) -> Build:
     """A TFLite file with the interpreter."""
     tree = peers.tools.tflm
     if tree is None or peers.library is None:
         raise Skip("tflite-micro not found: pass --tflm TREE --tflm-library FILE")
     peers.tools.versions["tflite-micro"] = commit(tree / "tensorflow")
     ops, encode, decode, size = described(path.read_bytes())
-    write_tflm(folder, path.read_bytes(), ops)
+    write_tflm(folder, path.read_bytes(), ops, kernels)
     includes = [folder, *(tree / name for name in TFLM_INCLUDES)]
     sources = [folder / "adapter.cc", folder / "model_data.c"]
     flags = CXX_FLAGS + TFLM_MACROS
     libraries = (str(peers.library.resolve()),)
     return Build(
-        sources, encode(inputs), decode, size, includes, flags, libraries, ARENA, remark
+        sources, encode(inputs), decode, size, includes, flags, libraries, ARENA
     )  # fmt: skip
 
 
@@ -227,7 +252,8 @@ def reference(case: Tiny, peers: Peers) -> tuple[Path, np.ndarray, np.ndarray]:
 
 
 ENGINES: dict[str, Engine] = {
-    "onnx2c, float32": onnx2c,
+    "onnx2c, float32": onnx2c("float32"),
+    "onnx2c, int8": onnx2c("int8"),
     "TFLM + CMSIS-NN, float32": tflm("float32"),
     "TFLM + CMSIS-NN, int8": tflm("int8"),
     "TFLM + CMSIS-NN, int8, MLCommons's file": tflm("reference"),
