@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -50,3 +53,37 @@ def outer(x: Float[Array, "*examples a"], y: Float[Array, "*examples b"]) -> Flo
     if a.shape[1] <= b.shape[1]:
         return jnp.dot(a.T, b)
     return jax.lax.optimization_barrier(jnp.dot(b.T, a)).T
+
+
+def dot(x: Float[Array, "*examples a"], w: Float[Array, "a b"]) -> Float[Array, "*examples b"]:
+    """x w, whose gradient in w comes in the order of ``outer``.
+
+    Args:
+      x: array (..., a).
+      w: array (a, b).
+
+    Returns:
+      array (..., b).
+
+    >>> jax.grad(lambda w: dot(jnp.ones((2, 3, 4)), w).sum())(jnp.ones((4, 5))).shape
+    (4, 5)
+    """
+    return _dot(x.reshape(math.prod(x.shape[:-1]), w.shape[0]), w).reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_jvp
+def _dot(x: Array, w: Array) -> Array:
+    return jnp.dot(x, w)
+
+
+@functools.partial(_dot.defjvp, symbolic_zeros=True)
+def _dot_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
+    (x, w), (dx, dw) = primals, tangents
+    terms = []
+    if not isinstance(dx, SymbolicZero):
+        terms.append(jnp.dot(dx, w))
+    if not isinstance(dw, SymbolicZero):
+        # The transpose of a barrier is one on the gradient.
+        thin = w.shape[0] > w.shape[1]
+        terms.append(jnp.dot(x, jax.lax.optimization_barrier(dw.T).T if thin else dw))
+    return _dot(x, w), sum(terms[1:], terms[0])

@@ -9,9 +9,12 @@ chosen of itself only on a kind of device for which measured block sizes are in 
 ``rosler_kernels.tuning``, and only near shapes where it was measured to win; a kernel that nobody
 timed on a device does not run there unasked.
 
-The choice is made when a function is traced. ``use_implementation`` and ``assume_device`` belong to
-JAX's trace context: a jitted function that was traced under another choice is traced again. The
-environment variable does not: it is read at every trace, and what is traced already stays.
+What is asked for is read, and refused, when a function is traced. ``use_implementation`` and
+``assume_device`` belong to JAX's trace context: a jitted function that was traced under another
+choice is traced again. The environment variable does not: it is read at every trace, and what is
+traced already stays. The choice by device is made when a program is lowered, for each platform by
+itself; where that is for several platforms at once, or for one that is not here, the kinds of their
+devices are not known, and XLA runs all that was not asked for or assumed.
 """
 
 from __future__ import annotations
@@ -131,28 +134,43 @@ def assume_device(platform: str, kind: str) -> Iterator[None]:
         yield
 
 
+def assumed() -> Device | None:
+    """The device of ``assume_device``, if there is one."""
+    return _assumed.value
+
+
 def device() -> Device:
-    """The device that operations are compiled for."""
-    if _assumed.value is not None:
-        return _assumed.value
-    platform = jax.default_backend()
-    return Device("gpu" if platform in ("cuda", "rocm") else platform, jax.devices()[0].device_kind)
+    """The device that operations are compiled for, unless told otherwise."""
+    return assumed() or Device(
+        _kind_of_platform(jax.default_backend()), jax.devices()[0].device_kind
+    )
 
 
-def choose(
-    problem: Problem,
-    implementation: str | None,
-    unsupported: Callable[[str], str | None],
-) -> Choice:
-    """The implementation for a problem.
+def targets(platforms: tuple[str, ...], assumed: Device | None) -> dict[str, Device]:
+    """The devices that a program is lowered for, by JAX's name of the platform.
+
+    The kind is known where one was assumed, or for one platform alone, if it is the one here.
+    """
+    known = [assumed] if assumed else []
+    if len(platforms) == 1:
+        known.append(device())
+    unknown = {p: Device(_kind_of_platform(p), "a device of unknown kind") for p in platforms}
+    return {p: next((d for d in known if d.platform == u.platform), u) for p, u in unknown.items()}
+
+
+def _kind_of_platform(platform: str) -> str:
+    return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def ask(
+    problem: Problem, unsupported: Callable[[str], str | None], implementation: str | None
+) -> Choice | None:
+    """The implementation that was asked for a problem; None: each platform has its own.
 
     Args:
-      problem: what is asked for.
-      implementation: an explicit choice, or None.
+      problem: what is to be run.
       unsupported: from the name of a back end's file, why it cannot run the problem, or None.
-
-    Returns:
-      Choice.
+      implementation: an explicit choice, or None.
 
     Raises:
       ValueError: an explicit, forced or environment's choice is unknown or cannot run.
@@ -163,7 +181,7 @@ def choose(
         (os.environ.get(VARIABLE) or None, f"set by {VARIABLE}"),
     ):
         if name is not None:
-            missing = _missing(_known(name, source))
+            missing = _missing(_known(name, source), device())
             why = missing or _symbolic(name, problem) or unsupported(IMPLEMENTATIONS[name].module)
             if why and (missing or implementation is not None):
                 raise ValueError(
@@ -172,16 +190,28 @@ def choose(
                 )
             if why:
                 return Choice("xla", f"{name} was {source}, but {why}")
-            return Choice(name, source, tuning.lookup(device().kind, name, problem).blocks)
-    return _by_device(problem, unsupported)
+            return Choice(name, source)
+    return None
 
 
-def _by_device(problem: Problem, unsupported: Callable[[str], str | None]) -> Choice:
-    here = device()
+def choose(
+    problem: Problem, unsupported: Callable[[str], str | None], asked: str | None, here: Device
+) -> Choice:
+    """The implementation for a problem on a device.
+
+    Args:
+      problem: what is to be run.
+      unsupported: as of ``ask``.
+      asked: the name of the implementation that was asked for, or None.
+      here: the device.
+    """
+    if asked is not None:
+        return Choice(asked, "asked for", tuning.lookup(here.kind, asked, problem).blocks)
     name = {"gpu": "mosaic_gpu", "tpu": "mosaic_tpu"}.get(here.platform)
     if name is None:
         return Choice("xla", f"there is no kernel for {here.platform}; XLA is its implementation")
-    why = _missing(name) or _symbolic(name, problem) or unsupported(IMPLEMENTATIONS[name].module)
+    why = _missing(name, here) or _symbolic(name, problem)
+    why = why or unsupported(IMPLEMENTATIONS[name].module)
     if why:
         return Choice("xla", why)
     found = tuning.lookup(here.kind, name, problem)
@@ -190,9 +220,9 @@ def _by_device(problem: Problem, unsupported: Callable[[str], str | None]) -> Ch
     return Choice("xla", found.reason)
 
 
-def _missing(name: str) -> str | None:
-    """Why this device does not have an implementation; None where it does."""
-    backend, here = IMPLEMENTATIONS[name], device()
+def _missing(name: str, here: Device) -> str | None:
+    """Why a device does not have an implementation; None where it does."""
+    backend = IMPLEMENTATIONS[name]
     if backend.platform is not None and backend.platform != here.platform:
         return f"it needs a {backend.platform}, and this is a {here.platform} ({here.kind})"
     if name == "mosaic_gpu" and not tuning.is_hopper(here.kind):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 from jax.sharding import AxisType
@@ -18,13 +18,15 @@ from jax.sharding import PartitionSpec as P
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
+T = TypeVar("T")
+
 
 def by_example(
-    function: Callable[..., Array],
+    function: Callable[..., T],
     x: Float[Array, "*examples m"],
     *operands: Any,
     axes: int | None = None,
-) -> Array:
+) -> T:
     """function(x, *operands), in explicit mode on each device for the examples that it holds.
 
     Where other axes of x are sharded, or an operand at all, the compiler divides the work in place
@@ -59,7 +61,7 @@ def by_example(
     axes = x.ndim - 1 if axes is None else axes
     out = P(*specs[0][:axes])
 
-    def call(*leaves: Array) -> Array:
+    def call(*leaves: Array) -> T:
         return function(*jax.tree.unflatten(tree, leaves))
 
     held = (*specs[0][axes:], *(name for spec in specs[1:] for name in spec))

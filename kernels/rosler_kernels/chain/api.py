@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from .. import _operation as operation
+from .. import tuning
 from ..products import outer
-from ..projection import explain, project
-from ..selection import IMPLEMENTATIONS, Choice, Problem, backend_options, choose
+from ..projection import project
+from ..selection import Problem
 from ..sharding import by_example
 from ..sketches import Sketch
+from . import xla
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from jaxtyping import Array, Float
 
+    from ..sketches._base import Static
+
     Factor = Array | Sketch
-    Chosen = tuple[Choice, str | None]
 
 
 class Parallel(NamedTuple):
@@ -84,9 +87,10 @@ def sketch_matmul(
     """
     x = jnp.asarray(x)
     _check(x, c, u, r, parallel)
-    choice = _choose(x, c, u, r, implementation)
-    run = functools.partial(_chain, (choice, implementation))
-    return by_example(run, x, c, u, r, parallel)
+    how = _how(x, c, u, r, implementation)
+    if parallel is None and not how.kernel:
+        return by_example(lambda *operands: _products(how, *operands)[0], x, c, u, r)
+    return by_example(functools.partial(_chain, how), x, c, u, r, parallel)
 
 
 def _sizes(factor: Factor, transposed: bool) -> tuple[int, int]:
@@ -121,73 +125,99 @@ def _check(x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None) 
         )
 
 
-def _choose(x: Array, c: Factor, u: Array, r: Factor, implementation: str | None) -> Choice:
-    kinds = [f.kind if isinstance(f, Sketch) else "stored" for f in (c, r)]
-    m, n = _sizes(c, False)[0], _sizes(r, True)[1]
-    shape = (math.prod(x.shape[:-1]), m, n)
-    problem = Problem("sketch_matmul", "/".join(kinds), x.dtype.name, shape)
-
-    def unsupported(module: str) -> str | None:
-        check = getattr(_module(module), "unsupported", None)
-        return None if check is None else check(c, u.shape, r, x.dtype)
-
-    return choose(problem, implementation, unsupported)
+def _operands(
+    x: Array, left: Factor, core: Array, right: Factor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The operands and static parameters of the operation."""
+    split = lambda f: (f.static(), f.arrays()) if isinstance(f, Sketch) else (None, (f,))  # noqa: E731
+    (first, a), (last, b) = split(left), split(right)
+    return (x, *a, core, *b), {"left": first, "right": last}
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.{name}")
+def _factors(
+    others: tuple[Any, ...], left: Static | None, right: Static | None
+) -> tuple[Any, Any, Any]:
+    """The left factor, the core and the right factor of an operation's operands."""
+    count = 1 if left is None else 1 + len(left.data)
+    first, (core, *last) = others[:count], others[count:]
+    made = lambda static, arrays: arrays[0] if static is None else static.sketch(*arrays)  # noqa: E731
+    return made(left, first), core, made(right, last)
 
 
-def _run(chosen: Chosen, x: Array, c: Factor, u: Array, r: Factor) -> tuple[Array, Array, Array]:
-    choice, implementation = chosen
-    # Which projections an XLA chain uses is settled here: inside, a cached trace would keep it.
-    rows = math.prod(x.shape[:-1])
-    projections = tuple(
-        explain(f, (rows, size), x.dtype, transpose=transpose, implementation=implementation).name
-        if choice.name == "xla" and isinstance(f, Sketch)
-        else "xla"
-        for f, size, transpose in ((c, x.shape[-1], False), (r, u.shape[1], True))
-    )
-    return _compiled(choice, projections, x, c, u, r)
+def _describe(
+    examples: int, x: Any, *others: Any, left: Static | None, right: Static | None
+) -> tuple[Problem, tuple[Any, ...]]:
+    _, core, last = _factors(others, left, right)
+    kinds = "/".join("stored" if static is None else static.kind for static in (left, right))
+    shape = (examples, x.shape[-1], _sizes(last, True)[1])
+    return Problem("sketch_matmul", kinds, x.dtype.name, shape), (left, core.shape, right, x.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled(
-    choice: Choice, projections: tuple[str, ...], x: Array, c: Factor, u: Array, r: Factor
+def _shapes(x: Any, *others: Any, **params: Any) -> tuple[tuple[int, ...], ...]:
+    _, core, last = _factors(others, **params)
+    return (_sizes(last, True)[1],), *((size,) for size in core.shape)
+
+
+def _run(
+    module: ModuleType, x: Array, *others: Array, left: Any, right: Any, **options: Any
 ) -> tuple[Array, Array, Array]:
-    module = _module(IMPLEMENTATIONS[choice.name].module)
-    options = backend_options(choice, getattr(module, "Blocks", None))
-    if choice.name == "xla":
-        options["projections"] = projections
+    return module.chain(x, *_factors(others, left, right), **options)
+
+
+CHAIN = operation.define("chain", __package__, describe=_describe, shapes=_shapes, run=_run)
+
+
+class _How(NamedTuple):
+    """Whether one kernel may run the chain, what it was asked to be, what the argument was."""
+
+    kernel: bool
+    asked: str | None
+    implementation: str | None
+
+
+def _how(x: Array, c: Factor, u: Array, r: Factor, implementation: str | None) -> _How:
+    operands, params = _operands(x, c, u, r)
+    problem, asked = operation.ask(CHAIN, *operands, implementation=implementation, **params)
+    if asked is None:
+        return _How(tuning.may_win(problem), None, implementation)
+    return _How(asked.name != "xla", asked.name, implementation)
+
+
+def _products(how: _How, x: Array, c: Factor, u: Array, r: Factor) -> tuple[Array, Array, Array]:
+    """(y, h, z): of one kernel where there may be one, else of three operations."""
+    if how.kernel:
+        operands, params = _operands(x, c, u, r)
+        y, h, z = operation.apply(CHAIN, *operands, implementation=how.asked, **params)
+        return y, h, z
     flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y, h, z = module.chain(flat, c, u, r, **options)
+    y, h, z = xla.chain(flat, c, u, r, implementation=how.implementation)
     y, h, z = (a.reshape(*x.shape[:-1], a.shape[-1]) for a in (y, h, z))
     return y, h, z
 
 
+# Not what transposes of the products would make: the parallel stage chooses its own cotangents, and
+# a kernel's intermediates, of which dC and dU are made, would be computed a second time.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chain(
-    chosen: Chosen, x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None
-) -> Array:
-    return _run(chosen, x, c, u, r)[0]
+def _chain(how: _How, x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None) -> Array:
+    return _products(how, x, c, u, r)[0]
 
 
 def _forward(
-    chosen: Chosen, x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None
+    how: _How, x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None
 ) -> tuple[Array, tuple[Any, ...]]:
-    y, h, z = _run(chosen, x, c, u, r)
+    y, h, z = _products(how, x, c, u, r)
     return y, (x, c, u, r, parallel, h, z)
 
 
-def _backward(chosen: Chosen, residuals: tuple[Any, ...], delta: Array) -> tuple[Any, ...]:
+def _backward(how: _How, residuals: tuple[Any, ...], delta: Array) -> tuple[Any, ...]:
     x, c, u, r, parallel, h, z = residuals
-    dx, delta_r, delta_h = _run(chosen, delta, _transpose(r), u.T, _transpose(c))
+    dx, delta_r, delta_h = _products(how, delta, _transpose(r), u.T, _transpose(c))
     if parallel is None:
         d_c = None if isinstance(c, Sketch) else outer(x, delta_h)
         d_r = None if isinstance(r, Sketch) else outer(z, delta)
         return dx, d_c, outer(h, delta_r), d_r, None
-    delta_omega = project(delta, parallel.omega, implementation=chosen[1])
-    x_psi = project(x, parallel.psi, implementation=chosen[1])
+    delta_omega = project(delta, parallel.omega, implementation=how.implementation)
+    x_psi = project(x, parallel.psi, implementation=how.implementation)
     return dx, outer(x, delta_omega), outer(delta_omega, x_psi), outer(x_psi, delta), None
 
 

@@ -38,6 +38,8 @@ from ..sketches import Sketch
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
+    from ..sketches._base import Static
+
     Factor = Array | Sketch
     Index = Array | np.int32
 
@@ -55,14 +57,16 @@ class Blocks(NamedTuple):
     groups: int = 4
 
 
-def unsupported(left: Factor, core: tuple[int, ...], right: Factor, dtype: Any) -> str | None:
-    """Why the kernel cannot run; None where it can."""
+def unsupported(
+    left: Static | None, core: tuple[int, ...], right: Static | None, dtype: Any
+) -> str | None:
+    """Why the kernel cannot run; None where it can. A factor is None where it is stored."""
     if jnp.dtype(dtype).itemsize != 2:
         return f"the fused chain takes bfloat16 and float16, not {jnp.dtype(dtype).name}"
     if max(core) > MAX_RANK:
         return f"a core of shape {tuple(core)}; the fused chain holds ranks up to {MAX_RANK}"
     for factor in (left, right):
-        if isinstance(factor, Sketch):
+        if factor is not None:
             p = dict(factor.params)
             why = refuse(factor.kind, p.get("nnz", 1) * p.get("kappa", 1), dtype)
             if why:

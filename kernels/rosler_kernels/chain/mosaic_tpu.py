@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from jaxtyping import Array, Float
 
+    from ..sketches._base import Static
+
     Factor = Array | Sketch
 
 MAX_RANK = 512
@@ -52,12 +54,14 @@ class Blocks(NamedTuple):
     tile: int = 256
 
 
-def unsupported(left: Factor, core: tuple[int, ...], right: Factor, dtype: Any) -> str | None:
-    """Why the kernel cannot run; None where it can."""
+def unsupported(
+    left: Static | None, core: tuple[int, ...], right: Static | None, dtype: Any
+) -> str | None:
+    """Why the kernel cannot run; None where it can. A factor is None where it is stored."""
     if max(core) > MAX_RANK:
         return f"a core of shape {tuple(core)}; the fused chain holds ranks up to {MAX_RANK}"
     for factor in (left, right):
-        why = refuse(factor.kind if isinstance(factor, Sketch) else None, dtype)
+        why = refuse(None if factor is None else factor.kind, dtype)
         if why:
             return why
     return None

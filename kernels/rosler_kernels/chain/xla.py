@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax.numpy as jnp
-
+from ..products import dot
 from ..projection import project, project_transpose
 from ..sketches import Sketch
 
@@ -19,19 +18,19 @@ def chain(
     core: Float[Array, "s l"],
     right: Array | Sketch,
     *,
-    projections: tuple[str, str] = ("xla", "xla"),
+    implementation: str | None = None,
 ) -> tuple[Array, Array, Array]:
     """(y, h, z) with h = x L, z = h U, y = z R.
 
     Args:
       x, left, core, right: as of ``sketch_matmul``, x with one leading dimension.
-      projections: implementations for a seeded left and a seeded right factor.
+      implementation: of the projections by a seeded factor.
     """
     if isinstance(left, Sketch):
-        h = project(x, left, implementation=projections[0])
+        h = project(x, left, implementation=implementation)
     else:
-        h = jnp.dot(x, left)
-    z = jnp.dot(h, core)
+        h = dot(x, left)
+    z = dot(h, core)
     if isinstance(right, Sketch):
-        return project_transpose(z, right, implementation=projections[1]), h, z
-    return jnp.dot(z, right), h, z
+        return project_transpose(z, right, implementation=implementation), h, z
+    return dot(z, right), h, z

@@ -1,21 +1,15 @@
-"""hadamard_transform: checks, choice of implementation, its own derivative."""
+"""hadamard_transform: an operation that is its own transpose."""
 
 from __future__ import annotations
 
-import functools
-import importlib
-import math
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 
-from ..selection import IMPLEMENTATIONS, Choice, Problem, backend_options, choose
-from ..sharding import by_example
+from .. import _operation as operation
+from ..selection import Problem
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from jaxtyping import Array, Float
 
 
@@ -48,35 +42,17 @@ def hadamard_transform(
         raise ValueError(
             f"hadamard_transform: shape {x.shape}; expected a last axis of a power of two: pad it"
         )
-    problem = Problem("hadamard", "walsh", x.dtype.name, (math.prod(x.shape[:-1]), n, n))
-
-    def unsupported(module: str) -> str | None:
-        check = getattr(_module(module), "unsupported", None)
-        return None if check is None else check(n, x.dtype)
-
-    choice = choose(problem, implementation, unsupported)
-    return by_example(functools.partial(_transform, choice), x)
+    return operation.apply(HADAMARD, x, implementation=implementation)[0]
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.{name}")
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-@functools.partial(jax.jit, static_argnums=0)
-def _transform(choice: Choice, x: Array) -> Array:
-    module = _module(IMPLEMENTATIONS[choice.name].module)
-    options = backend_options(choice, getattr(module, "Blocks", None))
-    flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    return module.transform(flat, **options).reshape(x.shape)
-
-
-def _forward(choice: Choice, x: Array) -> tuple[Array, None]:
-    return _transform(choice, x), None
-
-
-def _backward(choice: Choice, _: None, cotangent: Array) -> tuple[Array]:
-    return (_transform(choice, cotangent),)
-
-
-_transform.defvjp(_forward, _backward)
+HADAMARD = operation.define(
+    "hadamard",
+    __package__,
+    describe=lambda examples, x: (
+        Problem("hadamard", "walsh", x.dtype.name, (examples, x.shape[-1], x.shape[-1])),
+        (x.shape[-1], x.dtype),
+    ),
+    shapes=lambda x: (x.shape[-1:],),
+    run=lambda module, x, **options: (module.transform(x, **options),),
+    partner=dict,
+)

@@ -1,17 +1,15 @@
-"""project_patches: padding, checks, choice of implementation, exact derivatives."""
+"""project_patches: padding, and an operation on what is padded."""
 
 from __future__ import annotations
 
-import functools
-import importlib
 import math
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from ..selection import IMPLEMENTATIONS, Choice, Problem, backend_options, choose
-from ..sharding import by_example
+from .. import _operation as operation
+from ..selection import Problem
 from ._geometry import Geometry
 
 if TYPE_CHECKING:
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from ..sketches import Sketch
+    from ..sketches._base import Static
 
     Sizes = int | Sequence[int]
 
@@ -77,9 +76,11 @@ def project_patches(
         tuple(window), _sizes("strides", strides, n), _sizes("dilation", dilation, n)
     )
     x = _pad(x, geometry, padding, _sizes("input_dilation", input_dilation, n))
-    choice = _choose(x, sketch, geometry, implementation)
-    run = functools.partial(_project, choice, geometry, x.shape[1:-1], False)
-    return by_example(run, x, sketch, axes=1)
+    params = {"sketch": sketch.static(), "window": geometry, "spatial": x.shape[1:-1]}
+    (y,) = operation.apply(
+        PATCHES, x, *sketch.arrays(), implementation=implementation, transpose=False, **params
+    )
+    return y
 
 
 def _sizes(name: str, value: Sizes, n: int) -> tuple[int, ...]:
@@ -104,60 +105,43 @@ def _pad(
     return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
 
 
-def _choose(x: Array, sketch: Sketch, geometry: Geometry, implementation: str | None) -> Choice:
-    outputs = x.shape[0] * math.prod(geometry.out(x.shape[1:-1]))
-    shape = (outputs, sketch.rows, sketch.cols)
-    problem = Problem("project_patches", sketch.kind, x.dtype.name, shape)
-
-    def unsupported(module: str) -> str | None:
-        check = getattr(_module(module), "unsupported", None)
-        return None if check is None else check(sketch, x.dtype)
-
-    return choose(problem, implementation, unsupported)
+def _describe(
+    examples: int, x: Any, *_: Any, sketch: Static, window: Geometry, spatial: Any, **__: Any
+) -> tuple[Problem, tuple[Any, ...]]:
+    shape = (examples * math.prod(window.out(spatial)), sketch.rows, sketch.cols)
+    return Problem("project_patches", sketch.kind, x.dtype.name, shape), (sketch, x.dtype)
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.{name}")
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _project(
-    choice: Choice,
-    geometry: Geometry,
-    spatial: tuple[int, ...],
-    transpose: bool,
-    x: Array,
-    sketch: Sketch,
-) -> Array:
-    module = _module(IMPLEMENTATIONS[choice.name].module)
-    options: dict[str, Any] = backend_options(choice, getattr(module, "Blocks", None))
+def _shapes(
+    *_: Any, sketch: Static, transpose: bool, window: Geometry, spatial: tuple[int, ...]
+) -> tuple[tuple[int, ...]]:
     if transpose:
-        return module.project_transpose(x, sketch, geometry, spatial, **options)
-    return module.project(x, sketch, geometry, **options)
+        return ((*spatial, sketch.rows // math.prod(window.window)),)
+    return ((*window.out(spatial), sketch.cols),)
 
 
-def _forward(
-    choice: Choice,
-    geometry: Geometry,
-    spatial: tuple[int, ...],
-    transpose: bool,
+def _run(
+    module: ModuleType,
     x: Array,
-    sketch: Sketch,
-) -> tuple[Array, Sketch]:
-    return _project(choice, geometry, spatial, transpose, x, sketch), sketch
-
-
-def _backward(
-    choice: Choice,
-    geometry: Geometry,
-    spatial: tuple[int, ...],
+    *arrays: Array,
+    sketch: Static,
     transpose: bool,
-    sketch: Sketch,
-    cotangent: Array,
-) -> tuple[Array, None]:
-    back = Choice(choice.name, choice.reason)
-    return _project(back, geometry, spatial, not transpose, cotangent, sketch), None
+    window: Geometry,
+    spatial: tuple[int, ...],
+    **options: Any,
+) -> tuple[Array]:
+    whole = sketch.sketch(*arrays)
+    if transpose:
+        return (module.project_transpose(x, whole, window, spatial, **options),)
+    return (module.project(x, whole, window, **options),)
 
 
-_project.defvjp(_forward, _backward)
+PATCHES = operation.define(
+    "project_patches",
+    __package__,
+    describe=_describe,
+    shapes=_shapes,
+    run=_run,
+    partner=lambda transpose, **_: {"transpose": not transpose},
+    axes=lambda window, **_: len(window.window) + 1,
+)

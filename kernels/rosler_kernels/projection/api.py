@@ -1,17 +1,14 @@
-"""project and project_transpose: checks, choice of implementation, exact derivatives."""
+"""project and project_transpose: one operation, in its two directions."""
 
 from __future__ import annotations
 
-import functools
-import importlib
-import math
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from ..selection import IMPLEMENTATIONS, Choice, Problem, backend_options, choose
-from ..sharding import by_example
+from .. import _operation as operation
+from ..selection import Choice, Problem
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from ..sketches import Sketch
+    from ..sketches._base import Static
 
 
 def project(
@@ -48,8 +46,7 @@ def project(
     (3, 256)
     """
     x = _checked("project", x, sketch.rows, f"rows={sketch.rows}", sketch)
-    choice = _choose(sketch, x.shape, x.dtype, False, implementation)
-    return by_example(functools.partial(_project, choice, False), x, sketch)
+    return _apply(x, sketch, False, implementation)
 
 
 def project_transpose(
@@ -74,8 +71,7 @@ def project_transpose(
     (3, 100)
     """
     y = _checked("project_transpose", y, sketch.cols, f"cols={sketch.cols}", sketch)
-    choice = _choose(sketch, y.shape, y.dtype, True, implementation)
-    return by_example(functools.partial(_project, choice, True), y, sketch)
+    return _apply(y, sketch, True, implementation)
 
 
 def explain(
@@ -105,7 +101,10 @@ def explain(
     >>> explain(rademacher(0, 784, 64), (128, 784), implementation="reference").reason
     'asked for'
     """
-    return _choose(sketch, shape, jnp.dtype(dtype), transpose, implementation)
+    x, params = jax.ShapeDtypeStruct(shape, dtype), {"sketch": sketch.static()}
+    return operation.explain(
+        PROJECT, x, implementation=implementation, transpose=transpose, **params
+    )
 
 
 def _checked(name: str, x: Any, size: int, what: str, sketch: Sketch) -> Array:
@@ -119,49 +118,32 @@ def _checked(name: str, x: Any, size: int, what: str, sketch: Sketch) -> Array:
     return x
 
 
-def _choose(
-    sketch: Sketch, shape: tuple[int, ...], dtype: Any, transpose: bool, implementation: str | None
-) -> Choice:
+def _apply(x: Array, sketch: Sketch, transpose: bool, implementation: str | None) -> Array:
+    params = {"sketch": sketch.static(), "transpose": transpose}
+    (y,) = operation.apply(PROJECT, x, *sketch.arrays(), implementation=implementation, **params)
+    return y
+
+
+def _describe(
+    examples: int, x: Any, *_: Any, sketch: Static, transpose: bool
+) -> tuple[Problem, tuple[Any, ...]]:
+    name = "project_transpose" if transpose else "project"
     sizes = (sketch.cols, sketch.rows) if transpose else (sketch.rows, sketch.cols)
-    problem = Problem(
-        "project_transpose" if transpose else "project",
-        sketch.kind,
-        jnp.dtype(dtype).name,
-        (math.prod(shape[:-1]), *sizes),
-    )
-
-    def unsupported(module: str) -> str | None:
-        check = getattr(_module(module), "unsupported", None)
-        return None if check is None else check(sketch, dtype)
-
-    return choose(problem, implementation, unsupported)
+    return Problem(name, sketch.kind, x.dtype.name, (examples, *sizes)), (sketch, x.dtype)
 
 
-def _module(name: str) -> ModuleType:
-    # On first use: Pallas' back ends take a second to import.
-    return importlib.import_module(f"{__package__}.{name}")
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _project(choice: Choice, transpose: bool, x: Array, sketch: Sketch) -> Array:
-    module = _module(IMPLEMENTATIONS[choice.name].module)
+def _run(
+    module: ModuleType, x: Array, *arrays: Array, sketch: Static, transpose: bool, **options: Any
+) -> tuple[Array]:
     function = module.project_transpose if transpose else module.project
-    options = backend_options(choice, getattr(module, "Blocks", None))
-    flat = function(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), sketch, **options)
-    return flat.reshape(*x.shape[:-1], flat.shape[-1])
+    return (function(x, sketch.sketch(*arrays), **options),)
 
 
-def _forward(choice: Choice, transpose: bool, x: Array, sketch: Sketch) -> tuple[Array, Sketch]:
-    return _project(choice, transpose, x, sketch), sketch
-
-
-def _backward(
-    choice: Choice, transpose: bool, sketch: Sketch, cotangent: Array
-) -> tuple[Array, None]:
-    # Block sizes were tuned for the other direction; the kernel's own fit both.
-    back = Choice(choice.name, choice.reason)
-    return _project(back, not transpose, cotangent, sketch), None
-
-
-_project.defvjp(_forward, _backward)
+PROJECT = operation.define(
+    "project",
+    __package__,
+    describe=_describe,
+    shapes=lambda *_, sketch, transpose: ((sketch.rows if transpose else sketch.cols,),),
+    run=_run,
+    partner=lambda transpose, **_: {"transpose": not transpose},
+)

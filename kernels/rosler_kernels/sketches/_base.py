@@ -51,6 +51,29 @@ class Sketch:
         """The family's integer of that name."""
         return dict(self.params)[name]
 
+    def static(self) -> Static:
+        """All but the arrays."""
+        return Static(self.kind, self.rows, self.cols, self.params, tuple(self.data or ()))
+
+    def arrays(self) -> tuple[Array, ...]:
+        """The arrays: the seed, then the data."""
+        return (self.seed, *(self.data or {}).values())
+
+
+class Static(NamedTuple):
+    """A sketch without its arrays, hashable; attributes as of ``Sketch``, data by its names."""
+
+    kind: str
+    rows: int
+    cols: int
+    params: tuple[tuple[str, int], ...] = ()
+    data: tuple[str, ...] = ()
+
+    def sketch(self, seed: Array, *data: Array) -> Sketch:
+        """The sketch with those arrays."""
+        named = dict(zip(self.data, data, strict=True)) or None
+        return Sketch(self.kind, self.rows, self.cols, seed, self.params, named)
+
 
 class Family(NamedTuple):
     """One line of the table of families.

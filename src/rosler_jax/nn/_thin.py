@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import rosler_kernels as rk
+from rosler_kernels.products import dot
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -25,24 +26,7 @@ def thin_dot(x: Float[Array, "*batch m"], w: Float[Array, "m s"]) -> Float[Array
       >>> thin_dot(jnp.ones((5, 4)), jnp.ones((4, 2))).shape
       (5, 2)
     """
-    return rk.by_example(_thin_dot, x, w)
-
-
-@jax.custom_vjp
-def _thin_dot(x: Array, w: Array) -> Array:
-    return x @ w
-
-
-def _forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ w, (x, w)
-
-
-def _backward(residuals: tuple[Array, Array], delta: Array) -> tuple[Array, Array]:
-    x, w = residuals
-    return (delta @ w.T).astype(x.dtype), rk.outer(x, delta).astype(w.dtype)
-
-
-_thin_dot.defvjp(_forward, _backward)
+    return rk.by_example(dot, x, w)
 
 
 def linear_dot_general(
