@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 import rosler_kernels as rk
+from rosler_jax.export.c import moves, reductions
+from rosler_jax.export.c.maps import literal
 from rosler_jax.export.c.sketches import (
     FILL,
     PROJECT,
@@ -18,29 +20,46 @@ from rosler_jax.export.c.sketches import (
     project_step,
 )
 from rosler_jax.export.c.unit import FLOAT, Step, Unit, float32_literal
-from rosler_jax.export.c.windows import pad_step, pool_step, window_step
-from rosler_jax.export.graph import (
-    Activate,
+from rosler_jax.export.c.windows import (
+    is_depthwise,
+    is_disjoint,
+    pool_step,
+    window_sizes,
+    window_step,
+)
+from rosler_jax.graph.kinds import (
     Affine,
+    Concat,
     Conv,
+    Cumulative,
     Dense,
-    Flatten,
+    Gather,
+    MatMul,
+    Norm,
     Op,
-    Pad,
     PatchProject,
     Pool,
     Project,
+    Reduce,
+    Slice,
+    Softmax,
+    Take,
+    Transpose,
+    count,
 )
+from rosler_jax.graph.weight import Weight
 
 
-def _finish(unit: Unit, label: str, bias: Any = None, scale: float = 1.0, groups: int = 1) -> str:
+def _finish(
+    unit: Unit, label: str, weight: Weight | None = None, scale: float = 1.0, groups: int = 1
+) -> str:
     unit.use("finish_f32")
-    add = "0"
+    add, bias = "0", None if weight is None else weight.values
     if bias is not None and np.any(bias):
         add = unit.array("float", f"{label}_bias", bias, "biases")
     entries = []
     for g in range(groups):
-        offset = "" if add == "0" else f" + {g * (np.size(bias) // groups)}"
+        offset = "" if add == "0" else f" + {g * (0 if bias is None else bias.size // groups)}"
         entries.append(f"{{{add}{offset}, {float32_literal(scale)}}}")
     name = f"{label}_finish"
     unit.data.append(f"static const rosler_finish_f32 {name}[{groups}] = {{{', '.join(entries)}}};")
@@ -55,15 +74,44 @@ def _matrix(unit: Unit, label: str, weight: np.ndarray, groups: int) -> tuple[st
     return name, m, n // groups, f" + g * {m * n // groups}" if groups > 1 else ""
 
 
-def _dense(op: Dense, unit: Unit, label: str) -> Step:
+def _rows(count: int, m: int, n: int, one: Callable[[str, str], str]) -> Callable[..., str]:
+    """A call for each of so many rows of ``m`` numbers, which gives ``n``; ``v`` counts them."""
+
+    def call(x: str, y: str, _: str) -> str:
+        if count == 1:
+            return one(x, y)
+        each = one(f"({x}) + v * {m}", f"({y}) + v * {n}")
+        return f"{{ int v; for (v = 0; v < {count}; ++v) {{ {each} }} }}"
+
+    return call
+
+
+def _dense(op: Dense, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
     w, m, n, _ = _matrix(unit, label, op.weight.values, 1)
     unit.use("dense_f32")
-    finish = _finish(unit, label, op.bias)
-    return Step(lambda x, y, _: f"rosler_dense_f32({x}, {m}, {n}, {w}, {finish}, {y});", 4 * n)
+    finish, rows = _finish(unit, label, op.bias), op.in_shape[0]
+    call = _rows(rows, m, n, lambda x, y: f"rosler_dense_f32({x}, {m}, {n}, {w}, {finish}, {y});")
+    return Step(call, 4 * rows * n)
 
 
-def _conv(op: Conv, unit: Unit, label: str) -> Step:
+def _matmul(op: MatMul, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
+    (b, m, k), n = op.in_shape, op.out_shape[-1]
+    name = "matmul_transposed_f32" if op.transpose else "matmul_f32"
+    unit.use(name)
+
+    def call(x: str, w: str, y: str, _: str) -> str:
+        if b == 1:
+            return f"rosler_{name}({x}, {m}, {k}, {n}, {w}, {y});"
+        at = f"({x}) + v * {m * k}, {m}, {k}, {n}, ({w}) + v * {k * n}, ({y}) + v * {m * n}"
+        return f"{{ int v; for (v = 0; v < {b}; ++v) {{ rosler_{name}({at}); }} }}"
+
+    return Step(call, 4 * count(op.out_shape))
+
+
+def _conv(op: Conv, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
     groups = op.window.groups
+    if is_depthwise(op.window, op.in_shape, op.out_shape):
+        return _depthwise(op, unit, label)
     w, _, n, offset = _matrix(unit, label, op.weight.values, groups)
     unit.use("dense_f32")
     finish = _finish(unit, label, op.bias, groups=groups)
@@ -73,7 +121,15 @@ def _conv(op: Conv, unit: Unit, label: str) -> Step:
     )  # fmt: skip
 
 
-def _project(op: Project, unit: Unit, label: str) -> Step:
+def _depthwise(op: Conv, unit: Unit, label: str) -> Step:
+    unit.use("depthwise_f32")
+    w = unit.array("float", f"{label}_weights", op.weight.values, "weights")
+    sizes = ", ".join(str(n) for n in window_sizes((op.in_shape, op.out_shape), op.window))
+    call = f"{sizes}, {w}, {_finish(unit, label, op.bias)}"
+    return Step(lambda x, y, _: f"rosler_depthwise_f32({x}, {call}, {y});", 4 * count(op.out_shape))
+
+
+def _project(op: Project, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
     if op.sketch.kind not in PROJECT:
         return _stored_project(op, unit, label)
     finish = _project_finish(op, unit, label, op.scale * entry_scale(op.sketch))
@@ -84,7 +140,7 @@ def _project(op: Project, unit: Unit, label: str) -> Step:
 def _project_finish(op: Project, unit: Unit, label: str, scale: float) -> str:
     """The end of a projection: vectors one behind the other, as groups, have their own biases."""
     outer = op.sketch.rows if op.transpose else op.sketch.cols
-    groups = 1 if op.bias is None else op.bias.size // outer
+    groups = 1 if op.bias is None else op.bias.values.size // outer
     finish = _finish(unit, label, op.bias, scale, groups)
     return finish.replace("+ g", f"+ v % {groups}")
 
@@ -97,16 +153,13 @@ def _stored_project(op: Project, unit: Unit, label: str) -> Step:
     unit.use("dense_f32")
     finish = _project_finish(op, unit, label, 1.0)
 
-    def call(x: str, y: str, _: str) -> str:
-        if op.vectors == 1:
-            return f"rosler_dense_f32({x}, {m}, {n}, {w}, {finish}, {y});"
-        one = f"rosler_dense_f32(({x}) + v * {m}, {m}, {n}, {w}, {finish}, ({y}) + v * {n});"
-        return f"{{ int v; for (v = 0; v < {op.vectors}; ++v) {{ {one} }} }}"
-
-    return Step(call, 4 * math.prod(op.out_shape))
+    call = _rows(
+        op.vectors, m, n, lambda x, y: f"rosler_dense_f32({x}, {m}, {n}, {w}, {finish}, {y});"
+    )
+    return Step(call, 4 * count(op.out_shape))
 
 
-def _patch_project(op: PatchProject, unit: Unit, label: str) -> Step:
+def _patch_project(op: PatchProject, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
     cols = op.sketch.cols
     unit.use("dense_f32")
     shapes = (op.in_shape, op.out_shape)
@@ -127,7 +180,7 @@ def _patch_project(op: PatchProject, unit: Unit, label: str) -> Step:
     )  # fmt: skip
 
 
-def _affine(op: Affine, unit: Unit, label: str) -> Step:
+def _affine(op: Affine, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
     unit.use("affine_f32")
     count = math.prod(op.in_shape)
     channels = max(op.center.size, op.factor.size)
@@ -139,34 +192,63 @@ def _affine(op: Affine, unit: Unit, label: str) -> Step:
     return Step(lambda x, y, _: f"rosler_affine_f32({x}, {sizes}, {y});", 4 * count, in_place=True)
 
 
-def _activate(op: Activate, unit: Unit, label: str) -> Step:
-    unit.use(f"{op.kind}_f32")
-    count = math.prod(op.in_shape)
-    name = f"rosler_{op.kind}_f32"
-    return Step(lambda x, y, _: f"{name}({x}, {count}, {y});", 4 * count, in_place=True)
+def _pool(op: Pool, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
+    if ctypes[0] != "float" or not is_disjoint(op.window) or len(op.window.size) > 2:
+        return reductions.pool_step(op, unit, label, ctypes[0])
+    mean = op.function == "sum"
+    finish = _finish(unit, label, scale=op.scale) if mean else "0"
+    return pool_step(unit, FLOAT, label, (op.in_shape, op.out_shape), op.window.size, mean, finish)
 
 
-def _pool(op: Pool, unit: Unit, label: str) -> Step:
-    count = math.prod(op.window)
-    finish = _finish(unit, label, scale=1.0 / count) if op.kind == "mean" else "0"
-    shapes = (op.in_shape, op.out_shape)
-    return pool_step(unit, FLOAT, label, shapes, op.window, op.kind == "mean", finish)
+def _softmax(op: Softmax, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
+    unit.use("softmax_rows_f32")
+    sizes = f"{op.in_shape[0]}, {op.in_shape[1]}, {int(op.log)}"
+    return Step(
+        lambda x, y, _: f"rosler_softmax_rows_f32({x}, {sizes}, {y});",
+        4 * count(op.out_shape), in_place=True,
+    )  # fmt: skip
 
 
-def _pad(op: Pad, unit: Unit, label: str) -> Step:
-    shapes = (op.in_shape, op.out_shape)
-    return pad_step(unit, FLOAT, label, shapes, op.widths, op.mode)
+def _norm(op: Norm, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
+    unit.use("norm_f32")
+    scale, bias = (
+        unit.array("float", f"{label}_{name}", weight.values, "scales") if weight else "0"
+        for name, weight in (("scale", op.scale), ("bias", op.bias))
+    )
+    rows, n = op.in_shape
+    sizes = f"{rows}, {n}, {int(op.center)}, {float32_literal(op.epsilon)}, {scale}, {bias}"
+    return Step(lambda x, y, _: f"rosler_norm_f32({x}, {sizes}, {y});", 4 * rows * n, in_place=True)
 
 
-EMIT: dict[type[Op], Callable[[Any, Unit, str], Step | None]] = {
+_BEYOND = {"float": "NAN", "int32_t": "(-2147483647 - 1)", "uint8_t": "1"}
+"""What a gather gives beyond its table, as JAX fills."""
+
+EMIT: dict[type[Op], Callable[[Any, Unit, str, Sequence[str]], Step]] = {
     Dense: _dense,
     Conv: _conv,
     Project: _project,
     PatchProject: _patch_project,
+    MatMul: _matmul,
     Affine: _affine,
-    Activate: _activate,
+    Reduce: lambda op, unit, label, types: reductions.reduce_step(op, unit, label, types[0]),
     Pool: _pool,
-    Pad: _pad,
-    Flatten: lambda op, unit, label: None,
+    Take: lambda op, unit, label, types: moves.take_step(
+        op, unit, label, types[0], literal(types[0], op.fill)
+    ),
+    Transpose: lambda op, unit, label, types: moves.transpose_step(op, unit, label, types[0]),
+    Concat: lambda op, unit, label, types: moves.concat_step(op, types[0]),
+    Softmax: _softmax,
+    Norm: _norm,
+    Gather: lambda op, unit, label, types: moves.gather_step(
+        op, unit, label, types[0], _BEYOND[types[0]]
+    ),
+    Cumulative: lambda op, unit, label, types: reductions.cumulative_step(
+        op, unit, label, types[0]
+    ),
+    Slice: lambda op, unit, label, types: moves.slice_step(op, types[0]),
 }
-"""Each operation as a step in float: a new one is one line here."""
+"""Each kind as a step in float, given the C types of its inputs: a new one is one line here.
+
+Maps and scans are not among them: :mod:`rosler_jax.export.c.program` has them, as they take the
+whole graph.
+"""

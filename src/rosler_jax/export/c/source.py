@@ -10,20 +10,22 @@ from typing import NamedTuple
 from rosler_jax._version import __version__
 from rosler_jax.export import softmax
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export.c import floats, integers
-from rosler_jax.export.c.arena import Arena, chain
+from rosler_jax.export.c import integers
+from rosler_jax.export.c.arena import chain
+from rosler_jax.export.c.old import new_graph
+from rosler_jax.export.c.program import mentions, wire
 from rosler_jax.export.c.unit import (
     ABOUT_CONST,
-    CTYPES,
     Step,
     Unit,
     about_scales,
     quantize_function,
     template,
 )
-from rosler_jax.export.c.wiring import Wiring, copy_step, settled, statements
-from rosler_jax.export.graph import Graph
+from rosler_jax.export.c.wiring import Wiring, copy_step, statements
+from rosler_jax.export.graph import Graph as Layers
 from rosler_jax.export.integer import Program
+from rosler_jax.graph.graph import Graph
 
 CTYPE = {
     "float32": "float", "int32": "int32_t", "bool": "uint8_t", "int16": "int16_t",
@@ -42,6 +44,10 @@ void rosler_softmax(const rosler_output *y, uint16_t *p);
 _NAN = """ NaN counts as the largest, as in
    NumPy: y[label] != y[label] tells that the label is none. NaN among the inputs goes through to
    the outputs, unless the compiler was allowed to forget it (-ffast-math)."""
+_MATH = re.compile(
+    r"\b(?:INFINITY|NAN|isfinite|(?:fabs|floor|ceil|rint|exp|expm1|log|log1p|sqrt|cbrt|sin|cos|tanh|erf"
+    r"|erfc|fmod|pow|atan2)f)\b"
+)
 HEADER, SOURCE = "rosler_model.h", "rosler_model.c"
 
 
@@ -84,7 +90,7 @@ class CSource(NamedTuple):
 
 
 def write_c(
-    model: Graph | Program, *, probabilities: bool = False, poison: int | None = None
+    model: Graph | Layers | Program, *, probabilities: bool = False, poison: int | None = None
 ) -> CSource:
     """Writes a model as C99: constant data, kernels, and a function that calls them in order.
 
@@ -99,12 +105,14 @@ def write_c(
     Raises:
       ExportError: for an operation that C code does not have.
     """
-    unit = Unit()
+    if isinstance(model, Layers):
+        model = new_graph(model)
+    unit = Unit(poison=poison)
     inputs, outputs = _ports(model)
-    wiring = _wiring(model, unit, CTYPE[inputs[0].dtype], CTYPE[outputs[0].dtype])
-    predict, arena = _predict(wiring, inputs, outputs, poison)
-    unit.functions.append(predict)
-    if len(outputs) == 1:
+    wiring = _wiring(model, unit, _names("x", inputs))
+    lines, arena = statements(wiring, _names("y", outputs), poison)
+    unit.functions.append(_predict(lines, inputs, outputs))
+    if len(outputs) == 1 and outputs[0].dtype != "bool":
         unit.functions.append(_argmax(*outputs[0][1:3]))
     if probabilities:
         unit.functions.append(_softmax(unit, *outputs[0][1:]))
@@ -118,19 +126,23 @@ def write_c(
 
 
 def _ports(model: Graph | Program) -> tuple[list[Port], list[Port]]:
-    sizes = math.prod(model.in_shape), math.prod(model.out_shape)
     if isinstance(model, Program):
+        sizes = math.prod(model.in_shape), math.prod(model.out_shape)
         first = Port("", model.input_dtype, sizes[0], model.input_scale)
         return [first], [Port("", "int16", sizes[1], model.output_scale)]
-    return [Port("", "float32", sizes[0])], [Port("", "float32", sizes[1])]
+    inputs, outputs = (
+        [Port(v.name, v.dtype, math.prod(v.shape)) for v in values]
+        for values in (model.inputs, model.outputs)
+    )
+    return inputs, outputs
 
 
-def _wiring(model: Graph | Program, unit: Unit, first: str, other: str) -> Wiring:
-    program = isinstance(model, Program)
-    steps = _integer_steps(model, unit) if program else _float_steps(model, unit)  # type: ignore[arg-type]
-    count = len(steps)
-    ctypes = {0: first, **dict.fromkeys(range(1, count + 1), other)}
-    return Wiring(chain(steps), ctypes, {0: "x"}, [count])
+def _wiring(model: Graph | Program, unit: Unit, names: list[str]) -> Wiring:
+    if isinstance(model, Graph):
+        return wire(model, unit, names)
+    steps = _integer_steps(model, unit)
+    ctypes = {0: CTYPE[model.input_dtype], **{i + 1: "int16_t" for i in range(len(steps))}}
+    return Wiring(chain(steps), ctypes, {0: names[0]}, [len(steps)])
 
 
 def _integer_steps(program: Program, unit: Unit) -> list[Step]:
@@ -144,17 +156,9 @@ def _integer_steps(program: Program, unit: Unit) -> list[Step]:
     return steps or [copy_step(2 * math.prod(program.in_shape), 0)]
 
 
-def _float_steps(graph: Graph, unit: Unit) -> list[Step]:
-    steps = []
-    for i, op in enumerate(graph.ops):
-        step = floats.EMIT[type(op)](op, unit, f"layer{i}")
-        steps += [] if step is None else [step]
-    return steps or [copy_step(4 * math.prod(graph.in_shape), 0)]
-
-
-def _names(letter: str, ports: list[Port]) -> list[str]:
-    """How C code calls inputs or outputs: ``x``, or ``x0``, ``x1`` if there are several."""
-    return [letter] if len(ports) == 1 else [f"{letter}{i}" for i in range(len(ports))]
+def _names(name: str, ports: list[Port]) -> list[str]:
+    """How C code calls inputs or outputs: ``x``, or ``x_0``, ``x_1`` if there are several."""
+    return [name] if len(ports) == 1 else [f"{name}_{i}" for i in range(len(ports))]
 
 
 def _prototype(inputs: list[Port], outputs: list[Port]) -> str:
@@ -165,23 +169,13 @@ def _prototype(inputs: list[Port], outputs: list[Port]) -> str:
     return "\n".join(textwrap.wrap(line, 100, subsequent_indent=" " * 20))
 
 
-def _predict(
-    wiring: Wiring, inputs: list[Port], outputs: list[Port], poison: int | None
-) -> tuple[str, Arena]:
+def _predict(lines: list[str], inputs: list[Port], outputs: list[Port]) -> str:
     """The function that runs the steps in order."""
-    names = _names("y", outputs)
-    sizes = {
-        value: port.size * CTYPES[wiring.ctypes[value]]
-        for value, port in zip(wiring.outputs, outputs, strict=True)
-    }
-    lines, arena = statements(settled(wiring, sizes), names, poison)
-    text = "\n".join(lines)
-    first = (
-        "unsigned char *a = (unsigned char *)arena->words;" if "(a + " in text else "(void)arena;"
-    )
-    unused = [f"(void){x};" for x in _names("x", inputs) if not re.search(rf"\b{x}\b", text)]
+    arena = mentions(lines, "a")
+    first = "unsigned char *a = (unsigned char *)arena->words;" if arena else "(void)arena;"
+    unused = [f"(void){x};" for x in _names("x", inputs) if not mentions(lines, x)]
     body = "\n".join(f"    {line}" for line in [first, *unused, *lines])
-    return f"{_prototype(inputs, outputs)}\n{{\n{body}\n}}", arena
+    return f"{_prototype(inputs, outputs)}\n{{\n{body}\n}}"
 
 
 def _argmax(dtype: str, count: int) -> str:
@@ -208,19 +202,40 @@ def _softmax(unit: Unit, dtype: str, count: int, scale: float) -> str:
 
 
 def _head(unit: Unit) -> list[str]:
-    text = "\n".join([*unit.kernels, *unit.functions])
+    text = "\n".join([*unit.kernels, *unit.data, *unit.functions])
     includes = ['#include "rosler_model.h"', "#include <string.h>"]
-    includes += ["#include <math.h>"] if "tanhf(" in text or "expf(" in text else []
+    includes += ["#include <math.h>"] if _MATH.search(text) else []
     return [f"/* Written by rosler-jax {__version__}; do not edit. */", "\n".join(includes)]
+
+
+def _macros(kind: str, ports: list[Port]) -> tuple[str, str, str, str]:
+    """Macros of the sizes and types, and of the scales, and types: of inputs or of outputs."""
+    names = _names(f"ROSLER_{kind}", ports)
+    each = list(zip(names, ports, strict=True))
+    sizes = [f"#define {name}_SIZE {port.size}" for name, port in each]
+    types = [f'#define {name}_TYPE "{port.dtype}"' for name, port in each]
+    scales = [f"#define {name}_SCALE {port.scale!r}" for name, port in each]
+    typedefs = [f"typedef {CTYPE[port.dtype]} {name.lower()};" for name, port in each]
+    return "\n".join(sizes), "\n".join(types), "\n".join(scales), "\n".join(typedefs)
 
 
 def _header(
     inputs: list[Port], outputs: list[Port], arena: int, unit: Unit, probabilities: bool
 ) -> str:
     model_bytes = sum(unit.constant_bytes.values())
-    integer = outputs[0].dtype != "float32"
-    scales = inputs[0].scale, outputs[0].scale
-    quantize = f"\n{quantize_function(inputs[0].dtype, scales[0])}" if integer else ""
+    integer = outputs[0].dtype == "int16"
+    quantize = f"\n{quantize_function(inputs[0].dtype, inputs[0].scale)}" if integer else ""
+    x, y = _macros("INPUT", inputs), _macros("OUTPUT", outputs)
+    counts = [
+        f"#define ROSLER_{kind}S {len(ports)} /* {', '.join(port.name for port in ports)} */"
+        for kind, ports in (("INPUT", inputs), ("OUTPUT", outputs))
+        if len(ports) > 1
+    ]
+    argmax = f"""
+/* The index of the largest output; of several, the first.{_NAN if not integer else ""} */
+int rosler_argmax(const rosler_output *y);
+""" if len(outputs) == 1 and outputs[0].dtype != "bool" else ""  # fmt: skip
+    about = f"{' (integers, see ROSLER_OUTPUT_SCALE)' if integer else ''}"
     return f"""/* Written by rosler-jax {__version__}; do not edit. */
 #ifndef ROSLER_MODEL_H
 #define ROSLER_MODEL_H
@@ -231,14 +246,14 @@ def _header(
 extern "C" {{
 #endif
 
-#define ROSLER_INPUT_SIZE {inputs[0].size}
-#define ROSLER_OUTPUT_SIZE {outputs[0].size}
-#define ROSLER_INPUT_TYPE "{inputs[0].dtype}"
-#define ROSLER_OUTPUT_TYPE "{outputs[0].dtype}"
+{"".join(line + chr(10) for line in counts)}{x[0]}
+{y[0]}
+{x[1]}
+{y[1]}
 
 {about_scales("rosler_quantize" if integer else "")}
-#define ROSLER_INPUT_SCALE {scales[0]!r}
-#define ROSLER_OUTPUT_SCALE {scales[1]!r}
+{x[2]}
+{y[2]}
 
 /* Bytes of working memory, and of the model's constant data. */
 #define ROSLER_ARENA_BYTES {arena}
@@ -246,20 +261,17 @@ extern "C" {{
 
 {ABOUT_CONST}
 
-typedef {CTYPE[inputs[0].dtype]} rosler_input;
-typedef {CTYPE[outputs[0].dtype]} rosler_output;
+{x[3]}
+{y[3]}
 
 /* Working memory of a call; may be used for other things between calls. */
 typedef struct {{
     int64_t words[ROSLER_ARENA_BYTES / 8];
 }} rosler_arena;
 
-/* Computes the network's outputs{" (integers, see ROSLER_OUTPUT_SCALE)" if integer else ""}. */
+/* Computes the network's outputs{about}. */
 {_prototype(inputs, outputs)};
-
-/* The index of the largest output; of several, the first.{"" if integer else _NAN} */
-int rosler_argmax(const rosler_output *y);
-{_SOFTMAX[outputs[0].dtype] if probabilities else ""}{quantize}
+{argmax}{_SOFTMAX[outputs[0].dtype] if probabilities else ""}{quantize}
 #ifdef __cplusplus
 }}
 #endif

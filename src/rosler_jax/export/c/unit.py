@@ -91,12 +91,16 @@ class Unit:
       data: definitions of constant arrays.
       functions: definitions that come after the data.
       constant_bytes: of the arrays, by what they are for.
+      poison: for tests: a byte that is written over memory when nobody needs it.
+      arrays: names of arrays and functions by what they hold.
     """
 
     kernels: list[str] = dataclasses.field(default_factory=list)
     data: list[str] = dataclasses.field(default_factory=list)
     functions: list[str] = dataclasses.field(default_factory=list)
     constant_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    poison: int | None = None
+    arrays: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
 
     def use(self, name: str, names: dict[str, str] | None = None) -> None:
         """Adds a kernel, its placeholders filled in."""
@@ -113,13 +117,29 @@ class Unit:
             self.kernels.append(text)
 
     def array(self, ctype: str, name: str, values: Any, purpose: str) -> str:
-        """Adds constant data; gives its name."""
+        """Adds constant data, once if it is the same; gives its name."""
         flat = np.asarray(values).ravel()
-        body = _lines([_literal(ctype, v) for v in flat.tolist()])
+        literals = [_literal(ctype, v) for v in flat.tolist()]
+        key = ctype, ",".join(literals)
+        if key in self.arrays:
+            return self.arrays[key]
+        self.arrays[key] = name
+        body = _lines(literals)
         self.data.append(f"static ROSLER_CONST {ctype} {name}[{flat.size}] = {{\n{body}\n}};")
         taken = flat.size * CTYPES[ctype]
         self.constant_bytes[purpose] = self.constant_bytes.get(purpose, 0) + taken
         return name
+
+    def function(self, name: str, text: str) -> str:
+        """Adds a function, once if it is the same: ``@NAME@`` in its text; gives its name."""
+        key = "function", text
+        if key not in self.arrays:
+            names, wanted = set(self.arrays.values()), name
+            while wanted in names:
+                wanted += "_"
+            self.arrays[key] = wanted
+            self.functions.append(text.replace("@NAME@", wanted))
+        return self.arrays[key]
 
     def text(self, head: Sequence[str]) -> str:
         """The whole source after its head."""
@@ -170,6 +190,8 @@ def float32_literal(value: float) -> str:
       >>> float32_literal(0.1), float32_literal(2.0)
       ('0.1f', '2.0f')
     """
+    if not np.isfinite(value):
+        return "NAN" if np.isnan(value) else "INFINITY" if value > 0 else "-INFINITY"
     text = np.format_float_scientific(np.float32(value), unique=True, trim="0")
     short = repr(float(text))
     return f"{short if np.float32(short) == np.float32(value) else text}f"

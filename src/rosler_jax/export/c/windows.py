@@ -40,6 +40,34 @@ def is_pointwise(window: Window) -> bool:
     )
 
 
+def is_disjoint(window: Window) -> bool:
+    """Whether windows lie side by side, on nothing but the input."""
+    ones = (1,) * len(window.size)
+    return (
+        window.strides == window.size
+        and not any(map(any, window.padding))
+        and (window.dilation, window.input_dilation) == (ones, ones)
+    )
+
+
+def is_depthwise(window: Window, in_shape: Shape, out_shape: Shape) -> bool:
+    """Whether a convolution of a signal or an image takes every channel by itself, once."""
+    return (
+        len(window.size) < 3
+        and window.groups == in_shape[-1] == out_shape[-1]
+        and window.groups > 1
+        and all(d == 1 for d in window.input_dilation)
+    )
+
+
+def window_sizes(shapes: tuple[Shape, Shape], window: Window) -> list[int]:
+    """What kernels of windows take: sizes of input, output and window, strides, padding, steps."""
+    height, width, channels = image(shapes[0])
+    low = _two(tuple(pair[0] for pair in window.padding), 0)
+    steps = (*_two(window.size, 1), *_two(window.strides, 1), *low, *_two(window.dilation, 1))
+    return [height, width, channels, *image(shapes[1])[:2], *steps]
+
+
 def _gather(
     unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape], window: Window
 ) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rosler_jax._version import __version__
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export.c import floats as inference
+from rosler_jax.export.c import old as inference
 from rosler_jax.export.c.train import floats
 from rosler_jax.export.c.train.memory import Layout, Node, frozen, lay_out
 from rosler_jax.export.c.train.parallel import Parallel, parallel_graph
@@ -204,7 +204,7 @@ def _write_float(
     for i, op in enumerate(graph.ops):
         node: Node | None
         if not parameters.below and not trained.intersection(names(op)):
-            step = inference.EMIT[type(op)](op, unit, f"layer{i}")
+            step = inference.step(op, unit, f"layer{i}")
             node = None if step is None else frozen(step)
         elif type(op) in floats.EMIT:
             node = floats.EMIT[type(op)](op, parameters, f"train{i}")

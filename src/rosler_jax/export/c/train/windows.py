@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rosler_jax.export.c import floats as inference
+from rosler_jax.export.c import old as inference
 from rosler_jax.export.c.train.memory import Node, Wires
 from rosler_jax.export.c.train.parameters import Parameters
 from rosler_jax.export.c.train.statements import (
@@ -86,7 +86,7 @@ def pool(op: Pool, parameters: Parameters, label: str) -> Node:
     """Pooling: the error goes to the first of the largest, or to all alike."""
     unit, shapes = parameters.unit, (op.in_shape, op.out_shape)
     axes, mean = len(op.in_shape) - 1, op.kind == "mean"
-    step = inference.EMIT[Pool](op, unit, label)
+    step = inference.step(op, unit, label)
     assert step is not None
     table = axes_table(unit, f"{label}_back", shapes, pool_window(op.window))
     outputs = math.prod(op.out_shape[:-1])
