@@ -5,16 +5,15 @@ Sketches stay seeds: the program regenerates them. The file needs JAX alone, not
     import jax, pathlib
 
     program = jax.export.deserialize(bytearray(pathlib.Path("model.stablehlo").read_bytes()))
-    y = program.call(x)  # x float32, (batch, *in_shape)
+    y = program.call(x)  # an array (batch, *in_shape) for each input
 
 and ``program.mlir_module_serialized`` is the portable StableHLO artifact for other compilers.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,26 +22,27 @@ import jax.numpy as jnp
 import numpy as np
 
 import rosler_kernels as rk
-from rosler_jax.export import reference
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export._stored import integers_of, replace_bytes
-from rosler_jax.export.graph import Conv, Dense, Graph, Op, Weight
+from rosler_jax.export._stored import in_integers, read_whole, replace_bytes
+from rosler_jax.graph import Graph, Weight, map_weights, run
+from rosler_jax.graph.kinds import Conv, Dense, Gather, Scan
+from rosler_jax.graph.weight import simplified
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 STORED: dict[int, Any] = {32: np.float32, 16: np.int16, 8: np.int8, 4: np.int8}
 """The type of the weights in the file by their bits; those of 4 lie two in a byte."""
 
-Run = Callable[[Any], Any]
+Run = Callable[..., Any]
 
 
 def to_stablehlo(graph: Graph, path: str | os.PathLike[str], *, bits: int = 32) -> int:
     """Writes a graph as a serialised JAX program.
 
     Args:
-      graph: the network.
+      graph: the model.
       path: file to write.
       bits: of the stored weights: 32 (floats), 16, 8 or 4. Integers of the model file are kept
         where they have no more bits; arithmetic is in float32 throughout.
@@ -57,13 +57,12 @@ def to_stablehlo(graph: Graph, path: str | os.PathLike[str], *, bits: int = 32) 
 
     Example:
       >>> import tempfile
-      >>> from rosler_jax.export.build import build_graph
-      >>> specs = [{"kind": "linear", "in_features": 2, "out_features": 1}]
-      >>> graph = build_graph(specs, {"0/kernel": np.ones((2, 1))})
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(lambda x: 2 * x.sum(-1), jnp.ones((1, 2)))
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     _ = to_stablehlo(graph, f"{folder}/m.stablehlo")
       ...     load_stablehlo(f"{folder}/m.stablehlo")(jnp.ones((3, 2))).tolist()
-      [[2.0], [2.0], [2.0]]
+      [4.0, 4.0, 4.0]
     """
     data = exported(graph, bits).serialize()
     replace_bytes(path, bytes(data))
@@ -77,45 +76,64 @@ def exported(graph: Graph, bits: int = 32) -> jax.export.Exported:
         raise ExportError(f"bits {bits!r} cannot be written to StableHLO; use one of {known}")
     _require_flatbuffers()
     (batch,) = jax.export.symbolic_shape("batch")
-    x = jax.ShapeDtypeStruct((batch, *graph.in_shape), jnp.float32)
+    xs = [jax.ShapeDtypeStruct((batch, *x.shape), x.dtype) for x in graph.inputs]
     # The kernels of one accelerator would not run on the others.
     with rk.use_implementation("xla"):
-        return jax.export.export(jax.jit(forward(graph, bits)), platforms=PLATFORMS)(x)
+        return jax.export.export(jax.jit(forward(graph, bits)), platforms=PLATFORMS)(*xs)
 
 
 def forward(graph: Graph, bits: int = 32) -> Run:
-    """What the file computes: pure, on a batch.
+    """What the file computes: pure, from a batch of each input to what the model returns.
 
     Example by example, since the kernels choose their way by the size of the batch, which is not
     known here.
 
     Args:
-      graph: the network.
+      graph: the model.
       bits: of the weights.
     """
+    whole, matrices = read_whole(graph.weights()), set(_matrices(graph))
+    stored: dict[str, tuple[Weight, bool]] = {}
 
-    def one(x: Float[Array, "*features"]) -> Float[Array, "*out"]:
-        stored = Graph(tuple(_with_integers(op, bits) for op in graph.ops))
-        return reference.run(stored, x[None])[0]
+    def named(weight: Weight) -> Weight:
+        """The same array, under a name that no other one has."""
+        key = id(weight.stored)
+        held = Weight(weight.name, weight.stored) if key in whole else weight
+        name = f"{key} {simplified(held)}"
+        if name not in stored:
+            stored[name] = held, key in matrices
+        return Weight(name, held.values, weight.layout if key in whole else ())
 
-    return jax.vmap(one)
+    graph = map_weights(graph, named)
+
+    def batch(*xs: Array) -> Any:
+        params = {name: _real(*each, bits) for name, each in stored.items()}
+        ys = jax.vmap(lambda *xs: run(graph, xs, params))(*xs)
+        return ys[0] if graph.structure is None else jax.tree.map(ys.__getitem__, graph.structure)
+
+    return batch
 
 
-def _with_integers(op: Op, bits: int) -> Op:
-    if bits == 32 or not isinstance(op, Dense | Conv):
-        return op
-    weight = dataclasses.replace(op.weight, values=_real(op.weight, bits))
-    return dataclasses.replace(op, weight=weight)
+def _matrices(graph: Graph) -> Iterator[int]:
+    """Stored tensors, by id, of which there is much: those of products and tables."""
+    for op in graph.ops:
+        if isinstance(op, Dense | Conv):
+            yield id(op.weight.stored)
+        elif isinstance(op, Gather) and op.inputs[0] in graph.constants:
+            yield id(graph.constants[op.inputs[0]].stored)
+        elif isinstance(op, Scan):
+            yield from _matrices(op.body)
 
 
-def _real(weight: Weight, bits: int) -> Any:
-    """The weight as the program makes it from integers, to be traced."""
-    values, scale, axis = integers_of(weight, bits)
-    if axis is not None:
-        others = (k for k in range(values.ndim) if k != axis % values.ndim)
-        scale = np.expand_dims(scale, tuple(others))
-    stored = _nibbles(values) if bits == 4 else jnp.asarray(values.astype(STORED[bits]))
-    return stored.astype(jnp.float32) * scale
+def _real(weight: Weight, matrix: bool, bits: int) -> Array:
+    """A stored array as the program makes it, from integers where the file is to have these."""
+    kept = weight.integers is not None and weight.bits <= bits
+    if bits == 32 or weight.values.dtype.kind in "biu" or not (matrix or kept):
+        return jnp.asarray(weight.values)
+    new = in_integers(weight, bits)
+    assert new.integers is not None
+    few = _nibbles(new.integers) if bits == 4 else jnp.asarray(new.integers.astype(STORED[bits]))
+    return few.astype(jnp.float32) * new.factors
 
 
 def _nibbles(values: np.ndarray) -> Array:
@@ -143,8 +161,8 @@ def load_stablehlo(path: str | os.PathLike[str]) -> Run:
       path: the file.
 
     Returns:
-      A function from inputs ``(batch, *in_shape)`` to outputs ``(batch, *out_shape)``; it can be
-      jitted.
+      A function of an array ``(batch, *in_shape)`` for each input; it gives what the model returns
+      with a batch axis in front, and can be jitted.
 
     Raises:
       ExportError: if the file is damaged, or was written by an incompatible version of JAX.
@@ -159,4 +177,7 @@ def load_stablehlo(path: str | os.PathLike[str]) -> Run:
         raise ExportError(
             f"{path}: not a StableHLO file of this library ({error}); export the model again"
         ) from error
-    return lambda x: program.call(jnp.asarray(x, jnp.float32))
+    given = program.in_avals
+    return lambda *xs: program.call(
+        *(jnp.asarray(x, aval.dtype) for x, aval in zip(xs, given, strict=True))
+    )
