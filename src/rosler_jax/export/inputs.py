@@ -12,7 +12,7 @@ from rosler_jax.export._errors import ExportError
 if TYPE_CHECKING:
     from jaxtyping import Float, Integer
 
-    from rosler_jax.export.graph import Shape
+    from rosler_jax.graph.weight import Shape
 
 
 def examples(x: Any, shape: Shape, what: str = "inputs") -> Any:
@@ -39,8 +39,10 @@ def examples(x: Any, shape: Shape, what: str = "inputs") -> Any:
     return x.reshape(x.shape[0], *shape)
 
 
-def calibration_inputs(calibration: Any, shape: Shape) -> Float[np.ndarray, "batch *features"]:
-    """Calibration inputs as float32 examples.
+def calibration_inputs(
+    calibration: Any, shape: Shape, dtype: str = "float32"
+) -> Float[np.ndarray, "batch *features"]:
+    """Calibration inputs as examples, of float32 or of the input's own dtype.
 
     Raises:
       ExportError: if there are none, or they are no numbers, no examples of the shape, or not all
@@ -59,7 +61,7 @@ def calibration_inputs(calibration: Any, shape: Shape) -> Float[np.ndarray, "bat
     if given.size == 0:
         raise ExportError(f"no calibration inputs (shape {given.shape}); pass some hundreds")
     with np.errstate(over="ignore"):  # refused below
-        x = examples(given, shape, "calibration inputs").astype(np.float32)
+        x = examples(given, shape, "calibration inputs").astype(dtype)
     bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
     if bad.size:
         raise ExportError(

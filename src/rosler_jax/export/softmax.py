@@ -54,10 +54,14 @@ def softmax(y: Any, scale: float) -> UInt16[np.ndarray, "batch classes"]:
       >>> softmax(np.int16([[0, 0], [0, 32000]]), 2.0**-10).tolist()
       [[16384, 16384], [0, 32768]]
     """
-    m, s = multiplier(scale)
-    y = np.asarray(y, np.int64)
-    u = np.minimum(((y.max(-1, keepdims=True) - y) * m) >> s, 65535)
-    k, f, table = u >> 8, u & 255, TABLE.astype(np.int64)
+    found = probabilities(np.asarray(y, np.int64), *multiplier(scale), TABLE.astype(np.int64))
+    return np.asarray(found, np.uint16)
+
+
+def probabilities(y: Any, m: int, s: int, table: Any, most: int = 32768) -> Any:
+    """The same of 64-bit integers and table, both NumPy's or JAX's; at most so many units."""
+    u = ((y.max(-1, keepdims=True) - y) * m >> s).clip(0, 65535)
+    k, f = u >> 8, u & 255
     e = table[k] - (((table[k] - table[k + 1]) * f + 128) >> 8)
     total = e.sum(-1, keepdims=True)
-    return np.asarray((e * 32768 + total // 2) // total, np.uint16)
+    return ((e * 32768 + total // 2) // total).clip(0, most)

@@ -11,17 +11,15 @@ import numpy as np
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
 from rosler_jax.export.c.sketches import FILL, Call, filled_bytes, project_step
 from rosler_jax.export.c.unit import BYTES, CTYPES, INTEGER, Numbers, Step, Unit
-from rosler_jax.export.c.windows import is_pointwise, pad_step, pool_step, window_step
-from rosler_jax.export.integer import (
+from rosler_jax.export.c.windows import is_pointwise, pool_step, window_step
+from rosler_jax.export.intops import (
     IntOp,
+    Limited,
     Lookup,
-    Padded,
     PatchSigns,
     Pooled,
     Product,
-    Relu,
     Requant,
-    Reshaped,
     Shifted,
     Signs,
 )
@@ -167,7 +165,7 @@ def _shifted(op: Shifted, unit: Unit, label: str) -> Step:
     return Step(lambda x, y, _: f"rosler_shifted({x}, {sizes}, {y});", 2 * count, in_place=True)
 
 
-def _relu(op: Relu, unit: Unit, label: str) -> Step:
+def _relu(op: Limited, unit: Unit, label: str) -> Step:
     unit.use("relu_i16")
     count = math.prod(op.in_shape)
     return Step(lambda x, y, _: f"rosler_relu_i16({x}, {count}, {y});", 2 * count, in_place=True)
@@ -183,14 +181,10 @@ def _lookup(op: Lookup, unit: Unit, label: str) -> Step:
 
 
 def _pooled(op: Pooled, unit: Unit, label: str) -> Step:
-    mean = op.kind == "mean"
+    mean = op.function == "sum"
     finish = _finish(unit, label, op.requant) if mean else "0"
-    return pool_step(unit, INTEGER, label, (op.in_shape, op.out_shape), op.window, mean, finish)
-
-
-def _padded(op: Padded, unit: Unit, label: str) -> Step:
     shapes = (op.in_shape, op.out_shape)
-    return pad_step(unit, INTEGER, label, shapes, op.widths, op.mode)
+    return pool_step(unit, INTEGER, label, shapes, op.window.size, mean, finish)
 
 
 EMIT: dict[type[IntOp], Callable[[Any, Unit, str], Step | None]] = {
@@ -198,11 +192,9 @@ EMIT: dict[type[IntOp], Callable[[Any, Unit, str], Step | None]] = {
     Signs: _signs,
     PatchSigns: _patch_signs,
     Shifted: _shifted,
-    Relu: _relu,
+    Limited: _relu,
     Lookup: _lookup,
     Pooled: _pooled,
-    Padded: _padded,
-    Reshaped: lambda op, unit, label: None,
 }
 """Each integer operation as a step: a new one is one line here."""
 
