@@ -152,13 +152,25 @@ def load_network(path: str | os.PathLike[str]) -> LoadedNetwork:
 
 def _loaded(path: str | os.PathLike[str], file: ModelFile) -> LoadedNetwork:
     """The network of a model file's contents."""
-    specs = file.spec.get("layers")
-    if not isinstance(specs, list) or not all(isinstance(s, dict) for s in specs):
-        raise ModelFileError(f"{path}: its spec has no list of layers; save it with save_network")
+    specs = described_layers(file, str(path))
     try:
         return LoadedNetwork(specs, rebuild(specs, file.tensors), file)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ModelFileError(f"{path}: tensors and layers do not fit: {error}") from error
+
+
+def described_layers(file: ModelFile, name: str) -> list[dict[str, Any]]:
+    """The descriptions of layers that a file of version 1 holds.
+
+    Raises:
+      ModelFileError: if it has none.
+    """
+    specs = file.spec.get("layers")
+    if not isinstance(specs, list) or not all(isinstance(spec, dict) for spec in specs):
+        if file.version == 2:
+            raise ModelFileError(f"{name}: it holds a graph, not layers; use rosler_jax.load")
+        raise ModelFileError(f"{name}: its spec has no list of layers; save it with save_network")
+    return specs
 
 
 def rebuild(specs: Sequence[Spec], tensors: Mapping[str, Any]) -> Network:

@@ -1,10 +1,10 @@
 """The packed model file: safe to load, versioned, checksummed, readable from C; no JAX needed.
 
-Layout, everything little endian (``modelfile.VERSION`` = 1)::
+Layout, everything little endian::
 
     offset  size  what
     0       4     b"ROSL"
-    4       2     format version, uint16
+    4       2     format version, uint16: 1 or 2
     6       2     reserved, zero
     8       4     H, bytes of the stored header, uint32
     12      4     bytes of the header once inflated, uint32 (at most 1 MiB)
@@ -13,13 +13,15 @@ Layout, everything little endian (``modelfile.VERSION`` = 1)::
     24+H    P     payload: the tensors one after the other, in the order of the table
     24+H+P  4     CRC-32 (as in zlib) of all bytes before it, uint32
 
-The header is ``{"spec": {...}, "meta": {...}, "tensors": [row, ...]}``. A row is
-``[name, bits, axis, d0, d1, ...]`` for a quantised tensor (bits 2, 3, 4, 8, 16 or 32; axis null
-for one scale, a list where several axes carry scales) and ``[name, dtype, null, d0, d1, ...]`` for
-a plain array (dtype as NumPy writes it: "f4", "u4", ...). Nothing lies between tensors. A quantised
-tensor is its scales (bfloat16, two bytes each; none at 32 bits, which is float32) and then its
-values in C order, bit-packed as ``_bitpack`` describes and filled up to a whole byte. A weight is
-value * scale, exactly, in float32.
+The header of version 1 is ``{"spec": {...}, "meta": {...}, "tensors": [row, ...]}``; its spec lists
+the layers of a :class:`rosler_jax.network.Network`. That of version 2 is ``[graph, {...}, [row,
+...]]``, the graph as :mod:`rosler_jax.graph.file` describes it. A row is ``[name, bits, axis, d0,
+d1, ...]`` for a quantised tensor (bits 2, 3, 4, 8, 16 or 32; axis null for one scale, a list where
+several axes carry scales) and ``[name, dtype, null, d0, d1, ...]`` for a plain array (dtype as
+NumPy writes it: "f4", "u4", ...; "b1" in version 2 alone, eight to a byte, the lowest bit first).
+Nothing lies between tensors. A quantised tensor is its scales (bfloat16, two bytes each; none at 32
+bits, which is float32) and then its values in C order, bit-packed as ``_bitpack`` describes and
+filled up to a whole byte. A weight is value * scale, exactly, in float32.
 
 The checksum finds damage, not malice: a loader checks every length, shape and value against the
 file's size before it allocates anything, and nothing in a file is ever executed.
@@ -69,13 +71,14 @@ __all__ = [
     "to_numpy",
 ]
 
-VERSION: Final = 1
+VERSION: Final = 2  # the newest; what describes layers is written as version 1, as ever
 MAX_HEADER_BYTES: Final = 1 << 20
 
 _MAGIC: Final = b"ROSL"
 _PREFIX: Final = struct.Struct("<4sHHIIQ")
 _CHECKSUM: Final = struct.Struct("<I")
 _DTYPES: Final = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
+_BOOL: Final = "b1"
 _MAX_DIMENSIONS: Final = 8
 _MAX_ELEMENTS: Final = 1 << 40
 
@@ -89,16 +92,25 @@ class ModelFile:
     """What a model file holds.
 
     Attributes:
-        spec: what rebuilds the network (JSON types only): widths, kinds, seeds, ...
+        spec: what rebuilds the network (JSON types only): widths, kinds, seeds, ...; empty in a
+            file of version 2.
         tensors: name to QuantizedTensor (NumPy arrays within) or plain array.
         metadata: anything else worth keeping (JSON types only): accuracy, versions, ...
         file_bytes: the size of the whole file.
+        graph: the operations as JSON types, not checked (:func:`rosler_jax.load` does); None in a
+            file of version 1.
     """
 
     spec: dict[str, Any]
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
     file_bytes: int
+    graph: list[Any] | None = None
+
+    @property
+    def version(self) -> int:
+        """Of the format: 2 for a file that holds a graph."""
+        return 1 if self.graph is None else 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +141,8 @@ class _Row:
 
     @property
     def stored(self) -> TensorBytes:
+        if self.kind == _BOOL:
+            return TensorBytes(_bitpack.packed_bytes(self.count, 1), 0)
         if isinstance(self.kind, str):
             return TensorBytes(self.count * np.dtype(self.kind).itemsize, 0)
         if self.kind == FLOAT_BITS:
@@ -219,7 +233,8 @@ def bytes_of(tensors: Mapping[str, Any]) -> dict[str, TensorBytes]:
         >>> bytes_of({"w": w, "seed": np.uint32([1, 2])})
         {'w': TensorBytes(values=6, scales=6), 'seed': TensorBytes(values=8, scales=0)}
     """
-    return {name: _row_of(name, tensor, "model").stored for name, tensor in tensors.items()}
+    rows = (_row_of(name, tensor, "model", 2) for name, tensor in tensors.items())
+    return {row.name: row.stored for row in rows}
 
 
 def encode(
@@ -228,12 +243,14 @@ def encode(
     metadata: Mapping[str, Any],
     *,
     name: str = "model",
+    graph: list[Any] | None = None,
 ) -> bytes:
     """The bytes of a model file; the same input gives the same bytes.
 
     Args:
         tensors, spec, metadata: as for ``save``.
         name: what errors call the file.
+        graph: in place of the spec, the operations as JSON types: makes a file of version 2.
 
     Returns:
         The whole file.
@@ -245,14 +262,16 @@ def encode(
         >>> len(encode({}, {}, {}))
         59
     """
-    rows = [_row_of(key, tensor, name) for key, tensor in tensors.items()]
+    version = 1 if graph is None else 2
+    rows = [_row_of(key, tensor, name, version) for key, tensor in tensors.items()]
     table = [[row.name, row.kind, row.axis, *row.shape] for row in rows]
-    header = _header_bytes({"spec": spec, "meta": metadata, "tensors": table}, name)
+    first = {"spec": spec, "meta": metadata, "tensors": table}
+    header = _header_bytes(first if graph is None else [graph, metadata, table], name)
     stored = _deflate(header)
     payload = b"".join(
         _tensor_bytes(row, tensor, name) for row, tensor in zip(rows, tensors.values(), strict=True)
     )
-    prefix = _PREFIX.pack(_MAGIC, VERSION, 0, len(stored), len(header), len(payload))
+    prefix = _PREFIX.pack(_MAGIC, version, 0, len(stored), len(header), len(payload))
     body = prefix + stored + payload
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
@@ -274,11 +293,11 @@ def decode(data: bytes, *, name: str = "model") -> ModelFile:
         >>> decode(encode({}, {"rank": 8}, {})).spec
         {'rank': 8}
     """
-    stored_size, header_size = _checked_prefix(data, name)
+    version, stored_size, header_size = _checked_prefix(data, name)
     start = _PREFIX.size + stored_size
     header = _inflate(data[_PREFIX.size : start], header_size, name)
-    spec, metadata, table = _parsed_header(header, name)
-    rows = _checked_table(table, name)
+    what, metadata, table = _parsed_header(header, version, name)
+    rows = _checked_table(table, version, name)
     payload = memoryview(data)[start : len(data) - _CHECKSUM.size]
     needed = sum(row.stored.total for row in rows)
     if needed != len(payload):
@@ -288,7 +307,9 @@ def decode(data: bytes, *, name: str = "model") -> ModelFile:
     for row in rows:
         tensors[row.name] = _read_tensor(row, payload[offset : offset + row.stored.total], name)
         offset += row.stored.total
-    return ModelFile(spec, tensors, metadata, len(data))
+    if version == 1:
+        return ModelFile(what, tensors, metadata, len(data))
+    return ModelFile({}, tensors, metadata, len(data), what)
 
 
 def _fail(name: str, reason: str) -> NoReturn:
@@ -298,7 +319,7 @@ def _fail(name: str, reason: str) -> NoReturn:
 # Writing.
 
 
-def _row_of(key: Any, tensor: Any, name: str) -> _Row:
+def _row_of(key: Any, tensor: Any, name: str, version: int) -> _Row:
     """The table row of a tensor to be written."""
     if isinstance(tensor, QuantizedTensor):
         kind: Any = tensor.bits
@@ -310,9 +331,14 @@ def _row_of(key: Any, tensor: Any, name: str) -> _Row:
                 f"along axis {axis}; make it with quantize(), one tensor at a time",
             )
     else:
-        array = _as_array(key, tensor, name)
+        array = _as_array(key, tensor, name, _known(version))
         kind, axis, shape = array.dtype.str[1:], None, array.shape
-    return _checked_row([key, kind, axis, *shape], name)
+    return _checked_row([key, kind, axis, *shape], name, _known(version))
+
+
+def _known(version: int) -> tuple[str, ...]:
+    """The dtypes of plain arrays in a version."""
+    return _DTYPES if version == 1 else (*_DTYPES, _BOOL)
 
 
 def _scales_of(tensor: QuantizedTensor) -> tuple[int, ...] | None:
@@ -321,15 +347,15 @@ def _scales_of(tensor: QuantizedTensor) -> tuple[int, ...] | None:
     return scale_shape(shape, axis) if fits else None
 
 
-def _as_array(key: Any, tensor: Any, name: str) -> np.ndarray:
+def _as_array(key: Any, tensor: Any, name: str, known: tuple[str, ...]) -> np.ndarray:
     try:
         array = np.asarray(tensor)
     except TypeError as error:
         _fail(name, f"tensor {key!r} is not an array: {error}")
-    if array.dtype.kind not in "fiu" or array.dtype.str[1:] not in _DTYPES:
+    if array.dtype.kind not in "fiub" or array.dtype.str[1:] not in known:
         _fail(
             name,
-            f"tensor {key!r} has dtype {array.dtype}, expected {_listed(_DTYPES)}; cast it (a "
+            f"tensor {key!r} has dtype {array.dtype}, expected {_listed(known)}; cast it (a "
             f"random key: jax.random.key_data)",
         )
     return array
@@ -337,8 +363,10 @@ def _as_array(key: Any, tensor: Any, name: str) -> np.ndarray:
 
 def _tensor_bytes(row: _Row, tensor: Any, name: str) -> bytes:
     """The payload of one tensor."""
+    if row.kind == _BOOL:
+        return np.packbits(np.asarray(tensor).ravel(), bitorder="little").tobytes()
     if isinstance(row.kind, str):
-        return _plain_bytes(row, _as_array(row.name, tensor, name), row.kind, name)
+        return _plain_bytes(row, np.asarray(tensor), row.kind, name)
     values = np.asarray(tensor.values)
     if row.kind == FLOAT_BITS:
         return _plain_bytes(row, values, "f4", name)
@@ -358,7 +386,7 @@ def _plain_bytes(row: _Row, array: np.ndarray, dtype: str, name: str) -> bytes:
     return array.astype("<" + dtype).tobytes()
 
 
-def _header_bytes(header: dict[str, Any], name: str) -> bytes:
+def _header_bytes(header: Any, name: str) -> bytes:
     def plain(value: Any) -> Any:
         if isinstance(value, np.generic):
             return value.item()
@@ -389,8 +417,8 @@ def _deflate(header: bytes) -> bytes:
 # Reading.
 
 
-def _checked_prefix(data: bytes, name: str) -> tuple[int, int]:
-    """Check magic, version, lengths and checksum; give the header's stored and inflated sizes."""
+def _checked_prefix(data: bytes, name: str) -> tuple[int, int, int]:
+    """Check magic, version, lengths, checksum; give version, header's stored and inflated sizes."""
     # The magic first: a text file shorter than the prefix is "no model file", not "truncated".
     if data[: len(_MAGIC)] != _MAGIC[: len(data)] or not data:
         _fail(name, f"bad magic {data[:4]!r}, expected {_MAGIC!r}: not a rosler model file")
@@ -413,7 +441,7 @@ def _checked_prefix(data: bytes, name: str) -> tuple[int, int]:
         _fail(name, f"checksum mismatch: stored {checksum:08x}, computed {actual:08x}; damaged")
     if header_size > MAX_HEADER_BYTES:
         _fail(name, f"header of {header_size} bytes, at most {MAX_HEADER_BYTES} are allowed")
-    return stored_size, header_size
+    return version, stored_size, header_size
 
 
 def _inflate(stored: bytes, size: int, name: str) -> bytes:
@@ -428,7 +456,7 @@ def _inflate(stored: bytes, size: int, name: str) -> bytes:
     return header
 
 
-def _parsed_header(header: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
+def _parsed_header(header: bytes, version: int, name: str) -> tuple[Any, dict[str, Any], list[Any]]:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
 
@@ -436,17 +464,21 @@ def _parsed_header(header: bytes, name: str) -> tuple[dict[str, Any], dict[str, 
         parsed = json.loads(header.decode(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         _fail(name, f"the header is not JSON: {error}")
-    wanted = {"spec": dict, "meta": dict, "tensors": list}
+    first, container = ("spec", dict) if version == 1 else ("graph", list)
+    wanted = {first: container, "meta": dict, "tensors": list}
+    if version == 2:
+        complete = isinstance(parsed, list) and len(parsed) == len(wanted)
+        parsed = dict(zip(wanted, parsed, strict=True)) if complete else None
     if not isinstance(parsed, dict) or parsed.keys() != wanted.keys():
         _fail(name, f"the header is not a JSON object of {', '.join(wanted)}")
     for key, kind in wanted.items():
         if not isinstance(parsed[key], kind):
             _fail(name, f"the header's {key!r} is not a JSON {kind.__name__}")
-    return parsed["spec"], parsed["meta"], parsed["tensors"]
+    return parsed[first], parsed["meta"], parsed["tensors"]
 
 
-def _checked_table(table: list[Any], name: str) -> list[_Row]:
-    rows = [_checked_row(row, name) for row in table]
+def _checked_table(table: list[Any], version: int, name: str) -> list[_Row]:
+    rows = [_checked_row(row, name, _known(version)) for row in table]
     seen: set[str] = set()
     for row in rows:
         if row.name in seen:
@@ -455,7 +487,7 @@ def _checked_table(table: list[Any], name: str) -> list[_Row]:
     return rows
 
 
-def _checked_row(row: Any, name: str) -> _Row:
+def _checked_row(row: Any, name: str, known: tuple[str, ...]) -> _Row:
     """Check one table row; both writing and reading pass through here."""
     if not isinstance(row, list) or len(row) < 3:
         _fail(name, f"tensor table row {row!r:.80} is not [name, bits, axis, sizes...]")
@@ -464,8 +496,8 @@ def _checked_row(row: Any, name: str) -> _Row:
     if not isinstance(key, str) or not key:
         _fail(name, f"tensor name {key!r:.80} is not a non-empty string")
     is_quantized = _is_int(kind) and kind in (*INTEGER_BITS, FLOAT_BITS)
-    if not is_quantized and not (isinstance(kind, str) and kind in _DTYPES):
-        expected = _listed((*INTEGER_BITS, FLOAT_BITS, *_DTYPES))
+    if not is_quantized and not (isinstance(kind, str) and kind in known):
+        expected = _listed((*INTEGER_BITS, FLOAT_BITS, *known))
         _fail(name, f"tensor {key!r}: unknown bits or dtype {kind!r:.80}, expected {expected}")
     if len(sizes) > _MAX_DIMENSIONS or not all(_is_int(size) and size >= 0 for size in sizes):
         _fail(
@@ -498,6 +530,11 @@ def _listed(values: Iterable[object]) -> str:
 
 
 def _read_tensor(row: _Row, data: memoryview, name: str) -> Tensor:
+    if row.kind == _BOOL:
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+        if bits[row.count :].any():
+            _fail(name, f"tensor {row.name!r}: the filling bits after the last value are not zero")
+        return bits[: row.count].astype(np.bool_).reshape(row.shape)
     if isinstance(row.kind, str):
         return _read_plain(row, data, row.kind, name)
     if row.kind == FLOAT_BITS:

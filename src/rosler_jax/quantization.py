@@ -110,7 +110,7 @@ def quantize(x: Float[Array, "..."], bits: int, axis: Axes = -1) -> QuantizedTen
     """
     x = jnp.asarray(x)
     axis = _checked_axis(axis, x.ndim)
-    if _checked_bits(bits) == FLOAT_BITS:
+    if checked_bits(bits) == FLOAT_BITS:
         return QuantizedTensor(x.astype(jnp.float32), jnp.ones((), jnp.float32), FLOAT_BITS, None)
     integers, scale = _integers_and_scale(x, int(bits), axis)
     dtype = jnp.int16 if bits == 16 else jnp.int8
@@ -164,7 +164,7 @@ def fake_quantize(x: Float[Array, "..."], bits: Bits, axis: Axes = -1) -> Float[
     x = jnp.asarray(x)
     axis = _checked_axis(axis, x.ndim)
     fixed = _is_static(bits)
-    if fixed and _checked_bits(bits) == FLOAT_BITS:
+    if fixed and checked_bits(bits) == FLOAT_BITS:
         return x
     held = jax.lax.stop_gradient(x)
     integers, scale = _integers_and_scale(held, int(bits) if fixed else bits, axis)
@@ -269,7 +269,7 @@ def leaf_bits(
     if role in _WEIGHTS and len(shape) >= 2:
         return asked
     if _is_static(asked):
-        return FLOAT_BITS if _checked_bits(asked) == FLOAT_BITS else _SMALL_LEAF_BITS
+        return FLOAT_BITS if checked_bits(asked) == FLOAT_BITS else _SMALL_LEAF_BITS
     return jnp.where(jnp.asarray(asked) >= FLOAT_BITS, FLOAT_BITS, _SMALL_LEAF_BITS)
 
 
@@ -443,7 +443,7 @@ def _is_static(bits: Any) -> TypeGuard[int]:
     return isinstance(bits, int | np.integer)
 
 
-def _checked_bits(bits: Any) -> int:
+def checked_bits(bits: Any) -> int:
     if not _is_static(bits) or bits not in (*INTEGER_BITS, FLOAT_BITS):
         raise ValueError(f"bits {bits!r} is not supported; pass one of 2, 3, 4, 8, 16, 32")
     return int(bits)
