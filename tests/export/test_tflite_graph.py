@@ -20,6 +20,10 @@ from rosler_jax.graph import Graph, run, trace
 
 Arrays = list[np.ndarray]
 
+SIXTEEN = 5e-4  # activations of 16 bits
+EIGHT = 3e-2  # activations of 8 bits, a few operations deep
+STORED = 1e-2  # weights of 8 bits that the model file has as floats
+
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
@@ -100,7 +104,18 @@ def check(
         assert error(in_micro(data, twos), [y[:2] for y in want]) <= tolerance
 
 
-# --- every kind, in floats ----------------------------------------------------------------------
+def options_of(xs: Arrays, activations: int) -> dict[str, Any]:
+    """Of a file of integers that these inputs calibrate."""
+    calibration = xs if len(xs) > 1 else xs[0]
+    return {"bits": 8, "calibration": calibration, "activations": activations}
+
+
+def operators_of(data: bytes) -> list[str]:
+    interpreter = litert.Interpreter(model_content=data)
+    return [op["op_name"] for op in interpreter._get_ops_details()]
+
+
+# --- every kind ----------------------------------------------------------------------
 
 LAYERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     "relu": (nnx.relu, (normal(4, 7),)),
@@ -148,7 +163,7 @@ LAYERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
         (normal(4, 5), normal(4, 5, seed=1)),
     ),
     "whole": (
-        lambda i: (i * 3 - 7, (i == 2) | (i != 5), jnp.abs(4 - i), jnp.clip(i, 2, 5), jnp.sign(i - 3)),
+        lambda i: (i * 3 - 7, (i == 2) | (i != 5), abs(4 - i), jnp.clip(i, 2, 5), jnp.sign(i - 3)),
         (whole(9, 4, 5),),
     ),
     "select_whole": (
@@ -160,8 +175,12 @@ LAYERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     "prod": (lambda x: jnp.prod(x, 1), (normal(4, 5),)),
     "linear": (nnx.Linear(5, 3, rngs=nnx.Rngs(0)), (normal(4, 2, 5),)),
     "conv": (nnx.Conv(3, 4, (3, 2), strides=2, rngs=nnx.Rngs(0)), (normal(4, 7, 8, 3),)),
-    "conv_of_a_series": (nnx.Conv(3, 4, (3,), padding="CAUSAL", rngs=nnx.Rngs(0)), (normal(4, 7, 3),)),
-    "conv_groups": (nnx.Conv(4, 6, (3, 3), feature_group_count=2, rngs=nnx.Rngs(0)), (normal(4, 5, 6, 4),)),
+    "conv_of_a_series": (
+        nnx.Conv(3, 4, (3,), padding="CAUSAL", rngs=nnx.Rngs(0)), (normal(4, 7, 3),)
+    ),
+    "conv_groups": (
+        nnx.Conv(4, 6, (3, 3), feature_group_count=2, rngs=nnx.Rngs(0)), (normal(4, 5, 6, 4),)
+    ),
     "depthwise": (
         nnx.Conv(3, 6, (3, 3), strides=(2, 1), feature_group_count=3, rngs=nnx.Rngs(0)),
         (normal(4, 5, 6, 3),),
@@ -170,7 +189,9 @@ LAYERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
         nnx.Conv(3, 3, (3, 3), kernel_dilation=2, feature_group_count=3, rngs=nnx.Rngs(0)),
         (normal(4, 8, 9, 3),),
     ),
-    "conv_transpose": (nnx.ConvTranspose(3, 4, (3, 3), strides=(2, 2), rngs=nnx.Rngs(0)), (normal(4, 4, 5, 3),)),
+    "conv_transpose": (
+        nnx.ConvTranspose(3, 4, (3, 3), strides=(2, 2), rngs=nnx.Rngs(0)), (normal(4, 4, 5, 3),)
+    ),
     "layer_norm": (nnx.LayerNorm(5, rngs=nnx.Rngs(0)), (normal(4, 2, 5),)),
     "rms_norm": (nnx.RMSNorm(5, rngs=nnx.Rngs(0)), (normal(4, 2, 5),)),
     "conv_of_volumes": (nnx.Conv(2, 3, (2, 3, 2), rngs=nnx.Rngs(0)), (normal(2, 4, 5, 3, 2),)),
@@ -229,7 +250,9 @@ LAYERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     "cummax": (lambda x: jax.lax.cummax(x, 1), (normal(4, 5, 3),)),
     "cumprod_back": (lambda x: jax.lax.cumprod(x, 1, reverse=True), (normal(4, 5, 3),)),
     "max_pool": (lambda x: nnx.max_pool(x, (2, 3), (2, 1), "VALID"), (normal(4, 7, 8, 3),)),
-    "max_pool_same": (lambda x: nnx.max_pool(x, (3, 3), (2, 2), "SAME"), (-normal(4, 7, 8, 3) ** 2,)),
+    "max_pool_same": (
+        lambda x: nnx.max_pool(x, (3, 3), (2, 2), "SAME"), (-normal(4, 7, 8, 3) ** 2,)
+    ),
     "max_pool_padded": (
         lambda x: nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (2, 0))), (-normal(4, 7, 8, 3) ** 2,)
     ),
@@ -268,6 +291,23 @@ def test_layers_in_floats(name: str) -> None:
     check(trace(f, *xs), list(xs), micro=name not in NOT_IN_MICRO)
 
 
+LEARNT = ("linear", "conv", "depthwise", "embed")  # stored in 8 bits
+NOT_REAL = {
+    "isfinite", "all", "any", "argmax", "argmin", "to_whole", "whole", "select_whole", "rem_whole",
+    "round", "conv_of_volumes",
+}  # fmt: skip
+"""What gives whole numbers, which steps of integers may change, or has no integers at all."""
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in NOT_REAL])
+@pytest.mark.parametrize(("activations", "tolerance"), [(16, SIXTEEN), (8, EIGHT)])
+def test_layers_in_integers(name: str, activations: int, tolerance: float) -> None:
+    f, xs = LAYERS[name]
+    tolerance = max(tolerance, STORED if name.startswith(LEARNT) else 0.0)
+    micro = name not in NOT_IN_MICRO
+    check(trace(f, *xs), list(xs), tolerance, micro, **options_of(list(xs), activations))
+
+
 def test_a_slice_from_a_computed_start() -> None:
     xs = [normal(6, 7, 3), np.int32([-9, -2, 0, 2, 5, 9])]
     for f in (
@@ -275,3 +315,173 @@ def test_a_slice_from_a_computed_start() -> None:
         lambda x, i: jax.lax.dynamic_slice_in_dim(jnp.arange(14.0).reshape(7, 2), i, 3),
     ):
         check(trace(f, xs[0][0], xs[1][0], batch_axes=None, out_axes=None), xs)
+
+
+# --- products in integers -----------------------------------------------------------------------
+
+
+def test_eight_bits_are_integers_from_end_to_end() -> None:
+    model = nnx.Sequential(
+        nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)),
+        nnx.relu6,
+        nnx.Conv(8, 8, (3, 3), feature_group_count=8, rngs=nnx.Rngs(1)),
+        nnx.relu,
+        lambda x: x.mean((1, 2)),
+        nnx.Linear(8, 4, rngs=nnx.Rngs(2)),
+    )
+    x = normal(32, 6, 7, 3)
+    graph = trace(model, x)
+    data = tflite_model(graph, **options_of([x], 8))
+    assert operators_of(data) == [
+        "QUANTIZE", "CONV_2D", "DEPTHWISE_CONV_2D", "MEAN", "FULLY_CONNECTED", "DEQUANTIZE"
+    ]  # fmt: skip
+    details = litert.Interpreter(model_content=data).get_tensor_details()
+    kinds = {
+        d["dtype"] for d in details if d["shape"].size and d["name"] not in ("input", "output")
+    }
+    assert kinds == {np.int8, np.int32}
+    scales = [d["quantization_parameters"]["scales"].size for d in details]
+    assert scales.count(8) == 4  # two weights and two biases with one scale for each channel
+    check(graph, [x], EIGHT, **options_of([x], 8))
+
+
+def test_versions_are_those_that_know_the_types() -> None:
+    import tflite
+
+    x = normal(8, 5, 5, 4)
+    graph = trace(nnx.Conv(4, 4, (3, 3), feature_group_count=2, rngs=nnx.Rngs(0)), x)
+    graphs = {
+        "groups": (tflite_model(graph), {"CONV_2D": 6}),
+        "floats": (tflite_model(trace(lambda x: x * x, x)), {"MUL": 1}),
+        "bytes": (
+            tflite_model(trace(lambda x: nnx.softmax(x.mean(1)), x), **options_of([x], 8)),
+            {"QUANTIZE": 1, "MEAN": 2, "SOFTMAX": 2, "DEQUANTIZE": 2},
+        ),
+    }
+    names = {v: k for k, v in vars(tflite.BuiltinOperator).items() if isinstance(v, int)}
+    for data, expected in graphs.values():
+        model = tflite.Model.GetRootAs(data, 0)
+        codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
+        found = {names[code.BuiltinCode()]: code.Version() for code in codes}
+        assert found.items() >= expected.items()
+
+
+# --- inputs, outputs, weights -------------------------------------------------------------------
+
+
+def test_several_inputs_and_outputs_have_names() -> None:
+    xs = [normal(2, 3), whole(5, 2, 3)]
+    graph = trace(lambda x, i: {"sum": x + i, "ids": i}, *xs)
+    interpreter = litert.Interpreter(model_content=tflite_model(graph))
+    runner = interpreter.get_signature_runner("serving_default")
+    assert set(runner.get_input_details()) == {"input_0", "input_1"}
+    assert set(runner.get_output_details()) == {"output_sum", "output_ids"}
+    check(graph, xs)
+
+
+def test_a_tied_table_is_stored_once() -> None:
+    class Tied(nnx.Module):
+        def __init__(self) -> None:
+            self.embed = nnx.Embed(50, 200, rngs=nnx.Rngs(0))
+
+        def __call__(self, i: Any) -> Any:
+            return self.embed.attend(jnp.tanh(self.embed(i)))
+
+    ids = whole(50, 8, 3)
+    graph = trace(Tied(), ids)
+    for size, how in ((4, {}), (1, {"bits": 8}), (1, options_of([ids], 8))):
+        assert 10000 * size < len(tflite_model(graph, **how)) < 10000 * size + 5000
+    check(graph, [ids])
+    check(graph, [ids], STORED, bits=8)
+
+
+def test_a_batch_may_be_of_any_size() -> None:
+    model = nnx.MultiHeadAttention(2, 6, decode=False, rngs=nnx.Rngs(0))
+    x = normal(7, 5, 6)
+    graph = trace(model, x)
+    for n in (1, 3, 7):
+        data = tflite_model(graph)
+        assert error(in_litert(data, graph, [x[:n]]), expected(graph, [x[:n]])) <= FLOAT
+
+
+# --- whole models -------------------------------------------------------------------------------
+
+TINY = {"resnet8": 2e-2, "ds_cnn": 3e-2, "mobilenet": 8e-2, "autoencoder": 3e-2}
+"""Error of 8 bits throughout with random weights, beside the largest output."""
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_models(name: str) -> None:
+    model = BUILDERS[name](nnx.Rngs(0))
+    randomise(model, jax.random.key(1))
+    x = normal(64, *INPUTS[name])
+    graph = trace(model, x[:1])
+    want = [np.asarray(model(x[:2]))]
+    for tolerance, how in ((FLOAT, {}), (TINY[name], options_of([x], 8))):
+        data = tflite_model(graph, **how)
+        assert {"RESHAPE", "PAD"} - set(operators_of(data))  # padding is SAME, inside the operators
+        for got in (in_litert(data, graph, [x[:2]]), in_micro(data, [x[:2]])):
+            assert error(got, want) <= tolerance
+
+
+PUBLIC = {
+    "vit": (2e-2, None),  # 8 bits: a fresh class token is smaller than a step beside the patches
+    "gemma": (4e-2, 8e-2),
+    "encoder-decoder": (2e-2, 5e-2),
+    "lstm": (2e-2, 5e-2),
+    "scanned stack": (2e-2, 8e-2),
+}
+"""Error of 8-bit weights with activations of 16 and of 8 bits."""
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_models(name: str) -> None:
+    build, arguments = MODELS[name]
+    model = build(nnx.Rngs(0))
+    xs = [np.asarray(x) for x in arguments(jax.random.key(0))]
+    draws = [[np.asarray(x) for x in arguments(jax.random.key(k))] for k in range(1, 16)]
+    calibration = [np.concatenate(column) for column in zip(*draws, strict=True)]
+    graph, want = trace(model, *xs), [np.asarray(model(*xs))]
+    hows: list[tuple[float, dict[str, Any]]] = [(FLOAT, {})]
+    for bits, tolerance in zip((16, 8), PUBLIC[name], strict=True):
+        hows += [] if tolerance is None else [(tolerance, options_of(calibration, bits))]
+    for tolerance, how in hows:
+        data = tflite_model(graph, **how)
+        assert error(in_litert(data, graph, xs), want) <= tolerance
+        assert error(in_micro(data, [x[:1] for x in xs]), [want[0][:1]]) <= tolerance
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_stored_bits_of_a_public_model(bits: int) -> None:
+    xs = [np.asarray(x) for x in MODELS["gemma"][1](jax.random.key(0))]
+    graph = trace(MODELS["gemma"][0](nnx.Rngs(0)), *xs)
+    got = in_litert(tflite_model(graph, bits), graph, xs)
+    assert error(got, expected(graph, xs)) <= {16: 2e-3, 8: 4e-2, 4: 0.6}[bits]
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def test_a_long_scan_is_refused_by_name() -> None:
+    def sums(x: Any) -> Any:
+        return jax.lax.scan(lambda h, u: (h * 0.5 + u, None), jnp.zeros(()), x)[0]
+
+    with pytest.raises(ExportError, match=r"a scan of 129 steps; .* 128 .*\(c, onnx, stablehlo\)"):
+        tflite_model(trace(sums, normal(129), batch_axes=None, out_axes=None))
+
+
+def test_bitwise_functions_are_refused_by_name() -> None:
+    graph = trace(lambda i: i & 3, whole(9, 2, 3))
+    with pytest.raises(ExportError, match=rf"{graph.ops[-1].name}: .*bitwise.*stablehlo"):
+        tflite_model(graph)
+
+
+def test_calibration_has_an_array_for_each_input() -> None:
+    xs = [normal(4, 3), normal(4, 3, seed=1)]
+    graph = trace(jnp.add, *xs)
+    with pytest.raises(ExportError, match="3 arrays of calibration inputs for 2 inputs"):
+        tflite_model(graph, 8, [*xs, xs[0]])
+    with pytest.raises(ExportError, match=r"\[4, 2\] examples"):
+        tflite_model(graph, 8, [xs[0], xs[1][:2]])
+    with pytest.raises(ExportError, match="activations of 4 bits; use 16 or 8"):
+        tflite_model(graph, 8, xs, 4)

@@ -58,6 +58,10 @@ class Builder:
       model: tensors and operators.
       known: the same numbers as floats or in other steps, by tensor and steps.
       first: an input: what knows how many examples there are.
+      spans: least and largest numbers of what the steps of a scan have in common, by operation and
+        count; None outside of scans.
+      learning: whether spans are still being found.
+      at: the operation that is being added, and how many steps of integers it has asked for.
     """
 
     bits: int
@@ -65,11 +69,22 @@ class Builder:
     model: Model = dataclasses.field(default_factory=Model)
     known: dict[tuple[int, Steps | None], Value] = dataclasses.field(default_factory=dict)
     first: Value | None = None
+    spans: dict[tuple[int, int], tuple[float, float]] | None = None
+    learning: bool = False
+    at: tuple[int, int] = (0, 0)
 
     @property
     def integer(self) -> bool:
         """Whether real numbers are computed with in integers."""
         return self.activations != 32
+
+    def trial(self) -> Builder:
+        """A copy that finds spans."""
+        m = self.model
+        model = Model(list(m.tensors), list(m.operators), dict(m.known))
+        return dataclasses.replace(
+            self, model=model, known=dict(self.known), spans={}, learning=True
+        )
 
 
 Options = tuple[str, dict[str, Any]]
@@ -99,8 +114,14 @@ Operand = Value | np.ndarray
 
 
 def steps_of(b: Builder, sample: np.ndarray) -> Steps:
-    """The steps that numbers ask for."""
+    """The steps that numbers ask for; in a scan those of all its steps."""
     low, high = float(sample.min(initial=0.0)), float(sample.max(initial=0.0))
+    if b.spans is not None:
+        least, most = b.spans.get(b.at, (0.0, 0.0))
+        low, high = min(low, least), max(high, most)
+        if b.learning:
+            b.spans[b.at] = low, high
+        b.at = b.at[0], b.at[1] + 1
     if b.activations == 16:
         return Steps(np.float32((max(-low, high) or 1.0) * MARGIN / HIGH))
     scale = np.float32((high - low or 1.0) / 255)
@@ -377,7 +398,10 @@ def elementwise(b: Builder, kind: str, *xs: Any, act: str | None = None) -> Valu
     dtype = how.dtype or (of_result[0].dtype if of_result else operands[-1].dtype.name)  # type: ignore[union-attr]
     integer = any(isinstance(x, Value) and x.steps for x in operands)
     whole = dtype == "float32" and not integer
-    out = value(b, shape, sample, UNITS.get((kind, b.activations)), real=whole, dtype=dtype)
+    steps = UNITS.get((kind, b.activations))
+    if kind.startswith("RELU") and isinstance(operands[0], Value):
+        steps = operands[0].steps  # TFLite Micro clips, but makes no new steps
+    out = value(b, shape, sample, steps, real=whole, dtype=dtype)
     if how.same and out.steps:
         operands = [quantized(b, x, out.steps) if isinstance(x, Value) else x for x in operands]
     steps = out.steps if how.same else None

@@ -72,6 +72,7 @@ def emitted(b: Builder, graph: Graph, given: Sequence[Node]) -> list[Node]:
             values |= zip(op.outputs, _folded(op, xs), strict=True)
             continue
         act, after = last.get(id(op), (None, None))
+        b.at = id(op), 0
         if op.output in masked:
             xs = _shallow(xs)
         with np.errstate(all="ignore"):  # refused below
@@ -258,6 +259,8 @@ def _map(b: Builder, op: kinds.Map, act: str | None, *xs: Node) -> Value:
         only = operands[0]
         if isinstance(only, Value) and only.dtype == "float32":
             return looked_up(b, op, only)
+    if b.integer and op.function == "div" and isinstance(operands[1], np.ndarray):
+        return elementwise(b, "MUL", quantized(b, operands[0]), 1 / operands[1])  # type: ignore[arg-type]
     change = quantized if in_integers else real
     operands = [change(b, x) if isinstance(x, Value) else x for x in operands]
     if act is not None:
@@ -609,6 +612,13 @@ def _scan(b: Builder, op: kinds.Scan, act: str | None, *xs: Node) -> list[Node]:
             f"{op.name}: a scan of {op.length} steps; in TFLite at most {LONGEST} are written out "
             "one after the other; use shorter sequences, or another target (c, onnx, stablehlo)"
         )
+    if b.integer and b.spans is None:  # once to see what all steps reach, so that they are alike
+        trial = b.trial()
+        _scan(trial, op, act, *xs)
+        b.spans = trial.spans
+        results = _scan(b, op, act, *xs)
+        b.spans = None
+        return results
     shared, rest = list(xs[: op.shared]), list(xs[op.shared :])
     carry, sequences = rest[: op.carries], rest[op.carries :]
     shapes = op.in_shapes[op.shared + op.carries :]
