@@ -300,7 +300,7 @@ def test_none_is_a_value(name: str, expected: object) -> None:
         (["train", "--resume", "x", "--rank", "4"], "--rank"),
         (["train", "--resume", "x", "--out", "y"], "--out"),
         (["train", "--out", "x", "--ran", "4"], "--ran"),
-        (["size"], "DIR"),
+        (["size"], "MODEL"),
         (["size", "x", "--input-shape", "28x28"], "28x28"),
     ],
 )

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from rosler_jax.cli._command import Command, Outcome, integers
+from rosler_jax.cli._command import Command, Outcome
+from rosler_jax.cli._model_argument import add_model_argument, model_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, and the shape of its inputs."""
-    parser.add_argument("path", metavar="DIR", help="folder of a run, or a model file")
+    """The model, and the shapes of its inputs."""
+    add_model_argument(parser)
     parser.add_argument(
-        "--input-shape",
-        type=integers,
-        metavar="N,N,...",
-        help="shape of one input; needed to count the operations of convolutions",
+        "--bits", type=int, metavar="BITS", help="of the weights of a model that is no file"
     )
 
 
@@ -22,20 +20,26 @@ def run(args: argparse.Namespace) -> Outcome:
     """Counts."""
     from rosler_jax.size import size_report
 
-    report = size_report(args.path, input_shape=args.input_shape)
+    given = model_argument(args)
+    inputs = given.examples or None
+    report = size_report(given.path or given.model, inputs=inputs, bits=args.bits)
     return Outcome(
         f"{report}\n\nread from\n{args.path}", {**report.to_dict(), "path": str(args.path)}
     )
 
 
 COMMAND = Command(
-    summary="bytes and operations of a packed model, beside the dense network's",
+    summary="bytes and operations of a model, beside the dense network's",
     description=(
         "Shows every layer's weights, bits, biases, scales, seeds and bytes in the file, its "
         "multiplications and additions per input, and the same for a dense float32 network with "
         "the same layer sizes. The bytes add up to those of the file."
     ),
-    examples=("rosler size runs/compact", "rosler size model.rosler --input-shape 28,28,1 --json"),
+    examples=(
+        "rosler size runs/compact",
+        "rosler size model.rosler --input-shape 28,28,1 --json",
+        "rosler size my_model.py:build --input 128:int32 --bits 8",
+    ),
     add_arguments=add_arguments,
     run=run,
 )

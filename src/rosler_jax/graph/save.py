@@ -64,10 +64,11 @@ class Model:
     def params(self) -> dict[str, Array]:
         """The stored arrays by name, floats as float32."""
         stored = {weight.name: weight.stored for weight in self.graph.weights()}
-        return {
-            name: jnp.asarray(to_numpy(x) if isinstance(x, QuantizedTensor) else x)
-            for name, x in stored.items()
-        }
+        with jax.ensure_compile_time_eval():  # kept, also where the first call is being traced
+            return {
+                name: jnp.asarray(to_numpy(x) if isinstance(x, QuantizedTensor) else x)
+                for name, x in stored.items()
+            }
 
     @functools.cached_property
     def _compiled(self) -> Callable[..., list[Array]]:
@@ -213,7 +214,7 @@ def graph_of_file(
 def _described(file: ModelFile, name: str, input_shape: Sequence[int] | None) -> Graph:
     """The graph of the layers that a file of version 1 describes."""
     from rosler_jax.deploy import described_layers
-    from rosler_jax.export.build import build_graph
+    from rosler_jax.graph.layers import build_graph
 
     shape = file.spec.get("input_shape") if input_shape is None else input_shape
     return build_graph(described_layers(file, name), file.tensors, shape)
