@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .chain import Parallel, sketch_matmul
-from .hadamard import hadamard_transform
-from .patches import project_patches
+from .chain.api import Parallel, sketch_matmul
+from .hadamard.api import hadamard_transform
+from .patches.api import project_patches
 from .products import accumulator, outer
-from .projection import explain, project, project_transpose
+from .projection.api import explain, project, project_transpose
 from .selection import IMPLEMENTATIONS, Choice, assume_device, use_implementation
 from .sharding import by_example
 from .sketches import (

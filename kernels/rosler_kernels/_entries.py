@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .hashing import Tag, domain_key, sin_cos_turns, threefry_2x32, uniform
+from .hashing import domain_key, sin_cos_turns, threefry_2x32, uniform
 from .sketches import family
-from .sketches._base import SIGN_BLOCK, indices, inverse_sqrt
+from .sketches._base import SIGN_BLOCK, indices
 from .sketches.srht import columns as hadamard_columns
 
 if TYPE_CHECKING:
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from .hashing import Words
     from .sketches import Sketch
 
-SIGNS, NORMAL, SPARSE = "signs", "normal", "sparse"
-_GENERATORS = {
-    "rademacher": SIGNS,
-    "srht": SIGNS,
-    "gaussian": NORMAL,
-    "sparse_sign": SPARSE,
-    "block_perm": SPARSE,
-}
-_TAGS = {"rademacher": Tag.RADEMACHER, "srht": Tag.SRHT_SIGNS, "gaussian": Tag.GAUSSIAN}
 # Bit i of mask b is bit b of i: the Walsh functions of order 2^b over one word.
 _WALSH_MASKS = (0xAAAAAAAA, 0xCCCCCCCC, 0xF0F0F0F0, 0xFF00FF00, 0xFFFF0000)
 
@@ -53,33 +44,26 @@ class Operands(NamedTuple):
     codes: Int32[Array, "nnz rows"] | None
 
 
-def generator(kind: str) -> str | None:
-    """How a kernel makes the entries of that family; None where it cannot (row sampling)."""
-    return _GENERATORS.get(kind)
-
-
 def operands(sketch: Sketch) -> Operands:
     """What a kernel needs to regenerate a sketch of signs, normals or sparse signs."""
+    of = family(sketch.kind)
     key = jnp.zeros((8,), jnp.uint32)
-    if sketch.kind in _TAGS:
-        key = key.at[:2].set(jnp.stack(domain_key(sketch.seed, _TAGS[sketch.kind])))
-    columns = hadamard_columns(sketch, indices(0, sketch.cols)) if sketch.kind == "srht" else None
-    codes = None
-    if generator(sketch.kind) == SPARSE:
-        pattern = family(sketch.kind).pattern
-        assert pattern is not None
-        place, value = pattern(sketch, 0, sketch.rows)
+    if of.tag is not None:
+        key = key.at[:2].set(jnp.stack(domain_key(sketch.seed, of.tag)))
+    columns = codes = None
+    if of.structure == "hadamard":
+        columns = hadamard_columns(sketch, indices(0, sketch.cols))
+    if of.pattern is not None:
+        place, value = of.pattern(sketch, 0, sketch.rows)
         codes = (2 * place + (value < 0).astype(place.dtype)).astype(jnp.int32).T
     return Operands(key, columns, codes)
 
 
 def scale(sketch: Sketch) -> np.float32:
     """What the unscaled entries are multiplied by."""
-    if sketch.kind == "sparse_sign":
-        return inverse_sqrt(sketch.param("nnz"))
-    if sketch.kind == "block_perm":
-        return inverse_sqrt(sketch.param("kappa") * sketch.param("nnz"))
-    return inverse_sqrt(sketch.cols)
+    made = family(sketch.kind).scale
+    assert made is not None  # of every family that a kernel makes
+    return made(sketch)
 
 
 def sign_words(kind: str, key: Words, block: Array, column: Array) -> Words:
@@ -94,7 +78,7 @@ def sign_words(kind: str, key: Words, block: Array, column: Array) -> Words:
     Returns:
       Two uint32 arrays: rows 0 .. 31 and 32 .. 63 of the block.
     """
-    if kind == "rademacher":
+    if family(kind).structure != "hadamard":
         return threefry_2x32(key, (block, column))
     d0, d1 = threefry_2x32(key, (block, 0))
     walsh = column & np.uint32(0)
@@ -171,20 +155,3 @@ def _parity(word: Array) -> Array:
     for shift in (16, 8, 4, 2, 1):
         word = word ^ (word >> np.uint32(shift))
     return word & np.uint32(1)
-
-
-def entries(sketch: Sketch) -> Float[Array, "rows cols"]:
-    """The whole of Omega through these functions: ties them to ``materialize`` in tests."""
-    key, columns, codes = operands(sketch)
-    row, column = (lax.broadcasted_iota(jnp.uint32, (sketch.rows, sketch.cols), d) for d in (0, 1))
-    made = generator(sketch.kind)
-    if made == NORMAL:
-        return normal((key[0], key[1]), row, column) * scale(sketch)
-    if made == SPARSE:
-        assert codes is not None
-        each = [jnp.broadcast_to(code[:, None], row.shape) for code in codes]
-        return sparse(each, column.astype(jnp.int32)) * scale(sketch)
-    if columns is not None:
-        column = jnp.broadcast_to(columns[None, :], row.shape)
-    words = sign_words(sketch.kind, (key[0], key[1]), row // np.uint32(SIGN_BLOCK), column)
-    return sign(words, (row % np.uint32(SIGN_BLOCK)).astype(jnp.int32)) * scale(sketch)

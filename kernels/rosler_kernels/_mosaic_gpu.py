@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from . import _entries
+from .sketches import family
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +116,7 @@ class Parts(NamedTuple):
 
 def parts(dtype: Any, kind: str) -> Parts:
     """bfloat16 holds 8 bits: three of them a float32; two of either narrow type a normal entry."""
-    normal = _entries.generator(kind) == _entries.NORMAL
+    normal = family(kind).generator == "normal"
     if dtype == jnp.float32:
         return Parts(jnp.bfloat16, 3, 3 if normal else 1)
     return Parts(dtype, 1, 2 if normal else 1)
@@ -167,10 +168,10 @@ class Generator(NamedTuple):
         self, omega: list[Any], words: Any, key: Words, arrays: dict[str, Any], tile: Tile
     ) -> None:
         """Fills ``omega``, one reference a part; the caller commits shared memory."""
-        made = _entries.generator(self.kind)
-        if made == _entries.SIGNS:
+        made = family(self.kind).generator
+        if made == "signs":
             piece = self._signs(words, key, arrays["columns"], tile)
-        elif made == _entries.NORMAL:
+        elif made == "normal":
             piece = self._normals(key, tile)
         else:
             piece = self._sparse(arrays["codes"], tile)
@@ -274,7 +275,7 @@ def generator_arrays(
         # Padding gets a code that no column has: its entries are zeros.
         missing = rows - codes.shape[1]
         return key, {"codes": jnp.pad(codes, ((0, 0), (0, missing)), constant_values=-2)}
-    if _entries.generator(sketch.kind) == _entries.NORMAL:
+    if family(sketch.kind).generator == "normal":
         return key, {}
     if columns is None:
         columns = jnp.arange(cols, dtype=jnp.uint32)
@@ -310,7 +311,7 @@ def refuse(kind: str | None, nnz: int, dtype: Any) -> str | None:
         return f"JAX {jax.__version__} lowers no shifts of integers; the kernels need 0.10.2"
     if jnp.dtype(dtype).name not in DTYPES:
         return f"Mosaic GPU kernels take {', '.join(DTYPES)}, not {jnp.dtype(dtype).name}"
-    if kind is not None and _entries.generator(kind) is None:
+    if kind is not None and family(kind).generator is None:
         return f"{kind} has no kernel: sampling rows is a gather, which XLA does"
     if nnz > MAX_NNZ:
         return f"{nnz} nonzeros a row; the kernel takes up to {MAX_NNZ}"

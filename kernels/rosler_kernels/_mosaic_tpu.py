@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from . import _entries
+from .sketches import family
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,7 @@ def refuse(kind: str | None, dtype: Any) -> str | None:
     """Why no kernel of this back end serves a family and a dtype; None where one does."""
     if jnp.dtype(dtype).name not in DTYPES:
         return f"Mosaic TPU kernels take {', '.join(DTYPES)}, not {jnp.dtype(dtype).name}"
-    if kind is not None and _entries.generator(kind) is None:
+    if kind is not None and family(kind).generator is None:
         return f"{kind} has no kernel: sampling rows is a gather, which XLA does"
     return None
 
@@ -87,8 +88,8 @@ class Generator(NamedTuple):
         key, columns, codes = _entries.operands(sketch)
         # A matrix: under vmap, the last two dimensions of a block must be whole.
         scalars = key.at[2].set(jnp.uint32(base))[None, :]
-        made = _entries.generator(self.kind)
-        if made == _entries.SPARSE:
+        made = family(self.kind).generator
+        if made == "sparse":
             assert codes is not None
             held = codes[:, base : base + rows]
             # A code that no column has: padding is zeros.
@@ -102,7 +103,7 @@ class Generator(NamedTuple):
     def specs(self, row: Any, column: Any, nnz: int) -> list[Any]:
         """Block specs of ``operands``; row and column map a grid point to a tile's index."""
         scalars = pl.BlockSpec((1, 8), lambda *i: (0, 0), memory_space=pltpu.SMEM)
-        if _entries.generator(self.kind) == _entries.SPARSE:
+        if family(self.kind).generator == "sparse":
             return [scalars, pl.BlockSpec((self.rows, nnz), lambda *i: (row(*i), 0))]
         return [scalars, pl.BlockSpec((1, self.cols), lambda *i: (0, column(*i)))]
 
@@ -110,17 +111,17 @@ class Generator(NamedTuple):
         self, omega: Any, scalars: Any, vector: Any, row_tile: Index, col_tile: Index
     ) -> None:
         """Fills ``omega`` (rows, cols), unscaled."""
-        made = _entries.generator(self.kind)
+        made = family(self.kind).generator
         key = scalars[0, 0], scalars[0, 1]
         row = scalars[0, 2].astype(jnp.int32) + row_tile * np.int32(self.rows)
-        if made == _entries.SIGNS:
+        if made == "signs":
             self._signs(omega, key, row, vector)
             return
         shape = (BLOCK, self.cols)
         column = lax.broadcasted_iota(jnp.int32, shape, 1) + col_tile * np.int32(self.cols)
         for start in range(0, self.rows, BLOCK):
             place = pl.ds(start, BLOCK)
-            if made == _entries.NORMAL:
+            if made == "normal":
                 rows = lax.broadcasted_iota(jnp.int32, shape, 0) + (row + np.int32(start))
                 value = _entries.normal(key, rows.astype(jnp.uint32), column.astype(jnp.uint32))
             else:
@@ -151,7 +152,7 @@ class Generator(NamedTuple):
 
 def operand_dtype(dtype: Any, kind: str) -> Any:
     """What the matrix unit multiplies: signs are exact in bfloat16, normals want float32."""
-    if dtype == jnp.bfloat16 and _entries.generator(kind) != _entries.NORMAL:
+    if dtype == jnp.bfloat16 and family(kind).generator != "normal":
         return jnp.bfloat16
     return jnp.float32
 

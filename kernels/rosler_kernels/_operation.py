@@ -4,9 +4,7 @@ An operation acts on every example alike, is linear in its first operand and con
 (seeds, factors), through which nothing is differentiated. Its primitive differentiates to itself
 and transposes to its partner, exactly. Mapped over inputs it has one leading axis more; mapped over
 the others too, it is the same operation under ``maps``, a tuple of ``in_axes`` from the outermost.
-
-Which implementation runs is settled when the primitive is lowered, for each platform by itself,
-unless one was asked for when it was traced.
+Which implementation runs is settled when it is lowered, see ``rosler_kernels.selection``.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import functools
 import importlib
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +24,7 @@ from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import PartitionSpec as P
 
 from . import selection
-from .selection import IMPLEMENTATIONS, Choice, Problem
+from .selection import IMPLEMENTATIONS, Choice, Device, Problem
 from .sharding import by_example
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Operation:
-    """What tells an operation from the others; functions of its static parameters by name.
+    """What tells an operation from the others; functions of its operands and named parameters.
 
     Attributes:
       primitive: bound to (x, *others), with a list of results.
@@ -48,6 +46,7 @@ class Operation:
       run: (back end, x, *others, **options) -> each result; examples along the first axis.
       partner: () -> the parameters that change in the transpose; None: derivatives are another's.
       axes: () -> how many axes of x belong to an example.
+      kernels: package of its kernels, where it has none of its own.
     """
 
     primitive: Primitive
@@ -57,6 +56,15 @@ class Operation:
     run: Callable[..., tuple[Array, ...]]
     partner: Callable[..., Params] | None = None
     axes: Callable[..., int] = lambda **_: 1
+    kernels: str | None = None
+
+
+class Asked(NamedTuple):
+    """What lowering has to know of the trace: what was asked for, assumed, and set."""
+
+    name: str | None
+    device: Device | None
+    precision: str | None
 
 
 def define(name: str, package: str, **functions: Any) -> Operation:
@@ -75,54 +83,36 @@ def define(name: str, package: str, **functions: Any) -> Operation:
 
 
 def apply(
-    operation: Operation, x: Array, *others: Any, implementation: str | None, **params: Any
+    operation: Operation, implementation: str | None, x: Array, *others: Any, **params: Any
 ) -> Any:
-    """The results of an operation.
-
-    Args:
-      operation: as ``define`` returns it.
-      x: array, linear.
-      others: arrays, the same for all examples.
-      implementation: an explicit choice, or None.
-      **params: static.
+    """The results of an operation on arrays; only x has examples.
 
     Raises:
       ValueError: an explicit, forced or environment's choice is unknown or cannot run.
     """
-    asked = selection.ask(*_question(operation, (x, *others), params), implementation)
-    bind = functools.partial(
-        operation.primitive.bind,
-        implementation=None if asked is None else asked.name,
-        device=selection.assumed(),
-        precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
-        maps=(),
-        **params,
-    )
-    axes = x.ndim - operation.axes(**params)
-    return by_example(lambda *operands: tuple(bind(*_vary(operands))), x, *others, axes=axes)
+    choice = explain(operation, implementation, x, *others, **params)
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    asked = Asked(choice.name if choice.asked else None, selection.assumed(), precision)
+
+    def bind(*operands: Array) -> tuple[Array, ...]:
+        # Varying over the same manual axes of a mesh; the transpose of that is their sum.
+        vary = [jax.typeof(a).mat.varying for a in operands]
+        axes = [tuple(frozenset().union(*vary) - v) for v in vary]
+        alike = [jax.lax.pcast(a, v, to="varying") for a, v in zip(operands, axes, strict=True)]
+        return tuple(operation.primitive.bind(*alike, implementation=asked, maps=(), **params))
+
+    return by_example(bind, x, *others, axes=x.ndim - operation.axes(**params))
 
 
-def ask(
-    operation: Operation, x: Any, *others: Any, implementation: str | None = None, **params: Any
-) -> tuple[Problem, Choice | None]:
-    """The problem, and the implementation that was asked for, if any."""
-    question = _question(operation, (x, *others), params)
-    return question[0], selection.ask(*question, implementation)
-
-
-def explain(
-    operation: Operation, x: Any, *others: Any, implementation: str | None = None, **params: Any
-) -> Choice:
-    """What ``apply`` would run with on this device, and why; operands may be shapes and dtypes."""
-    question = _question(operation, (x, *others), params)
-    asked = selection.ask(*question, implementation)
-    choice = selection.choose(*question, asked and asked.name, selection.device())
-    return choice if asked is None else choice._replace(reason=asked.reason)
+def explain(operation: Operation, implementation: str | None, *types: Any, **params: Any) -> Choice:
+    """What would run on the device here or assumed, and why; operands may be shapes and dtypes."""
+    return selection.choose(*_question(operation, types, params), implementation)
 
 
 def _module(operation: Operation, name: str) -> Any:
     # On first use: Pallas' back ends take a second to import.
-    return importlib.import_module(f"{operation.package}.{name}")
+    kernels = operation.kernels if name.startswith("mosaic") else None
+    return importlib.import_module(f"{kernels or operation.package}.{name}")
 
 
 def _question(
@@ -139,58 +129,41 @@ def _question(
     return problem, unsupported
 
 
-def _vary(operands: tuple[Any, ...]) -> list[Any]:
-    """The operands, varying over the same manual axes of a mesh."""
-    vary = [jax.typeof(a).mat.varying for a in operands]
-    union = frozenset().union(*vary)
-    return [
-        jax.lax.pcast(a, tuple(union - v), to="varying")
-        for a, v in zip(operands, vary, strict=True)
-    ]
-
-
-def _unmapped(types: tuple[Any, ...], maps: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Types of the operands inside the maps."""
-    levels = [sum(axes[i] is not None for axes in maps) for i in range(len(types))]
-    return tuple(
-        jax.ShapeDtypeStruct(t.shape[k:], t.dtype) for t, k in zip(types, levels, strict=True)
-    )
-
-
-def _types(operation: Operation, *types: Any, maps: Any, **params: Any) -> tuple[list[Any], Any]:
-    """Types of the results, and effects: an interpreter calls back."""
-    name, _, precision, params = _split(params)
-    effects: Any = no_effects
-    if name is not None and IMPLEMENTATIONS[name].interpret:
-        run = functools.partial(_run, operation, Choice(name, ""), maps, precision, params)
-        effects = jax.make_jaxpr(run)(*_unmapped(types, ())).effects
-    inner = _unmapped(types, maps)
-    sizes, left = [], [t.shape for t in types]
+def _unmapped(types: tuple[Any, ...], maps: Any) -> tuple[list[int], list[Any]]:
+    """The sizes of the maps, and the types of the operands inside them."""
+    sizes, shapes = [], [t.shape for t in types]
     for axes in maps:
-        sizes.append(next(s[0] for s, axis in zip(left, axes, strict=True) if axis is not None))
-        left = [s if axis is None else s[1:] for s, axis in zip(left, axes, strict=True)]
+        sizes.append(next(s[0] for s, axis in zip(shapes, axes, strict=True) if axis is not None))
+        shapes = [s if axis is None else s[1:] for s, axis in zip(shapes, axes, strict=True)]
+    return sizes, [jax.ShapeDtypeStruct(s, t.dtype) for s, t in zip(shapes, types, strict=True)]
+
+
+def _types(
+    operation: Operation, *types: Any, implementation: Asked, maps: Any, **params: Any
+) -> tuple[list[Any], Any]:
+    """Types of the results, and effects: an interpreter calls back."""
+    sizes, inner = _unmapped(types, maps)
+    name, effects = implementation.name, no_effects
+    if name is not None and IMPLEMENTATIONS[name].interpret:
+        run = functools.partial(_run, operation, Choice(name, ""), None, (), params)
+        effects = jax.make_jaxpr(run)(*inner).effects
     examples = inner[0].shape[: len(inner[0].shape) - operation.axes(**params)]
-    x, out = types[0], []
-    for shape in operation.shapes(*inner, **params):
-        whole = (*sizes, *examples, *shape)
-        sharding = x.sharding.update(spec=P(*(None for _ in whole)))
-        out.append(x.update(shape=whole, weak_type=False, sharding=sharding))
-    return out, effects
-
-
-def _split(params: Params) -> tuple[Any, Any, Any, Params]:
-    rest = dict(params)
-    return rest.pop("implementation"), rest.pop("device"), rest.pop("precision"), rest
+    shapes = [(*sizes, *examples, *shape) for shape in operation.shapes(*inner, **params)]
+    lies = [types[0].sharding.update(spec=P(*(None for _ in shape))) for shape in shapes]
+    return [
+        types[0].update(shape=shape, weak_type=False, sharding=sharding)
+        for shape, sharding in zip(shapes, lies, strict=True)
+    ], effects
 
 
 def _map(primitive: Primitive, operands: Any, dims: Any, *, maps: Any, **params: Any) -> Any:
-    front = lambda a, dim, to: a if dim is None else jnp.moveaxis(a, dim, to)  # noqa: E731
     if all(dim is None for dim in dims[1:]):  # one more axis of examples, behind the mapped ones
-        x = front(operands[0], dims[0], sum(axes[0] is not None for axes in maps))
+        x = jnp.moveaxis(operands[0], dims[0], sum(axes[0] is not None for axes in maps))
         out = primitive.bind(x, *operands[1:], maps=maps, **params)
         return out, [len(maps)] * len(out)
     axes = tuple(None if dim is None else 0 for dim in dims)
-    operands = [front(a, dim, 0) for a, dim in zip(operands, dims, strict=True)]
+    pairs = zip(operands, dims, strict=True)
+    operands = [a if dim is None else jnp.moveaxis(a, dim, 0) for a, dim in pairs]
     out = primitive.bind(*operands, maps=(axes, *maps), **params)
     return out, [0] * len(out)
 
@@ -205,37 +178,34 @@ def _jvp(primitive: Primitive, primals: Any, tangents: Any, **params: Any) -> An
 def _transpose(
     operation: Operation, cotangents: Any, x: Any, *others: Any, maps: Any, **params: Any
 ) -> list[Any]:
-    assert operation.partner is not None
+    own = {name: value for name, value in params.items() if name != "implementation"}
+    changed = {**params, **operation.partner(**own)}  # type: ignore[misc]
     whole = tuple((0, *axes[1:]) for axes in maps)
-    summed = tuple(i for i, axes in enumerate(maps) if axes[0] is None)
-    changed = operation.partner(**_split(params)[-1])
-    (out,) = operation.primitive.bind(
-        ad.instantiate_zeros(cotangents[0]), *others, maps=whole, **{**params, **changed}
-    )
-    return [jnp.sum(out, summed) if summed else out, *(None for _ in others)]
+    cotangent = ad.instantiate_zeros(cotangents[0])
+    (out,) = operation.primitive.bind(cotangent, *others, maps=whole, **changed)
+    shared = tuple(i for i, axes in enumerate(maps) if axes[0] is None)
+    return [jnp.sum(out, shared) if shared else out, *(None for _ in others)]
 
 
-def _lower(operation: Operation, ctx: Any, *operands: Any, maps: Any, **params: Any) -> Any:
-    name, device, precision, params = _split(params)
-    question = _question(operation, _unmapped(ctx.avals_in, maps), params)
+def _lower(
+    operation: Operation, ctx: Any, *operands: Any, implementation: Asked, maps: Any, **params: Any
+) -> Any:
+    question = _question(operation, tuple(_unmapped(ctx.avals_in, maps)[1]), params)
     platforms = tuple(ctx.platforms or ctx.module_context.platforms)
-    choices = {
-        platform: selection.choose(*question, name, here)
-        for platform, here in selection.targets(platforms, device).items()
-    }
-    runs = {
-        platform: functools.partial(_run, operation, choice, maps, precision, params)
-        for platform, choice in choices.items()
-    }
-    if len({(choice.name, choice.blocks) for choice in choices.values()}) == 1:
-        run = next(iter(runs.values()))
-    else:
-        run = functools.partial(jax.lax.platform_dependent, **runs)
+    choices, runs = set(), {}
+    for platform, here in selection.targets(platforms, implementation.device).items():
+        choice = selection.on_device(*question, implementation.name, here)
+        choices.add((choice.name, choice.blocks))
+        runs[platform] = functools.partial(
+            _run, operation, choice, implementation.precision, maps, params
+        )
+    each = functools.partial(jax.lax.platform_dependent, **runs)
+    run = next(iter(runs.values())) if len(choices) == 1 else each
     return mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
 
 
 def _run(
-    operation: Operation, choice: Choice, maps: Any, precision: Any, params: Params, *operands: Any
+    operation: Operation, choice: Choice, precision: Any, maps: Any, params: Params, *operands: Any
 ) -> tuple[Array, ...]:
     module = _module(operation, IMPLEMENTATIONS[choice.name].module)
     options = selection.backend_options(choice, getattr(module, "Blocks", None))

@@ -71,11 +71,13 @@ class Choice(NamedTuple):
       name: a key of ``IMPLEMENTATIONS``.
       reason: one sentence.
       blocks: tuned block sizes as sorted (name, size) pairs; None for the kernel's own default.
+      asked: whether it was asked for; else every platform that is lowered for chooses by itself.
     """
 
     name: str
     reason: str
     blocks: tuple[tuple[str, int], ...] | None = None
+    asked: bool = False
 
 
 class Problem(NamedTuple):
@@ -162,15 +164,18 @@ def _kind_of_platform(platform: str) -> str:
     return "gpu" if platform in ("cuda", "rocm") else platform
 
 
-def ask(
+def choose(
     problem: Problem, unsupported: Callable[[str], str | None], implementation: str | None
-) -> Choice | None:
-    """The implementation that was asked for a problem; None: each platform has its own.
+) -> Choice:
+    """The implementation for a problem on the device here, or assumed.
 
     Args:
-      problem: what is to be run.
+      problem: what is asked for.
       unsupported: from the name of a back end's file, why it cannot run the problem, or None.
       implementation: an explicit choice, or None.
+
+    Returns:
+      Choice.
 
     Raises:
       ValueError: an explicit, forced or environment's choice is unknown or cannot run.
@@ -189,35 +194,26 @@ def ask(
                     "use implementation='xla', which runs everywhere"
                 )
             if why:
-                return Choice("xla", f"{name} was {source}, but {why}")
-            return Choice(name, source)
-    return None
+                return Choice("xla", f"{name} was {source}, but {why}", asked=True)
+            return on_device(problem, unsupported, name, device())._replace(reason=source)
+    return on_device(problem, unsupported, None, device())
 
 
-def choose(
+def on_device(
     problem: Problem, unsupported: Callable[[str], str | None], asked: str | None, here: Device
 ) -> Choice:
-    """The implementation for a problem on a device.
-
-    Args:
-      problem: what is to be run.
-      unsupported: as of ``ask``.
-      asked: the name of the implementation that was asked for, or None.
-      here: the device.
-    """
+    """The implementation for a problem on a device: what was asked for, or by measurements."""
     if asked is not None:
-        return Choice(asked, "asked for", tuning.lookup(here.kind, asked, problem).blocks)
+        return Choice(asked, "asked for", tuning.lookup(here.kind, asked, problem).blocks, True)
     name = {"gpu": "mosaic_gpu", "tpu": "mosaic_tpu"}.get(here.platform)
     if name is None:
         return Choice("xla", f"there is no kernel for {here.platform}; XLA is its implementation")
     why = _missing(name, here) or _symbolic(name, problem)
     why = why or unsupported(IMPLEMENTATIONS[name].module)
-    if why:
-        return Choice("xla", why)
     found = tuning.lookup(here.kind, name, problem)
-    if found.wins:
-        return Choice(name, found.reason, found.blocks)
-    return Choice("xla", found.reason)
+    if why or not found.wins:
+        return Choice("xla", why or found.reason)
+    return Choice(name, found.reason, found.blocks)
 
 
 def _missing(name: str, here: Device) -> str | None:

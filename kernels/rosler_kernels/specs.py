@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .sketches import Sketch
 
-KERNEL_FAMILIES = ("rademacher", "gaussian", "sparse_sign", "block_perm", "srht")
+KERNEL_FAMILIES = tuple(kind for kind, family in FAMILIES.items() if family.generator)
 """Families whose entries a Pallas kernel makes; row sampling is a gather."""
 
 

@@ -82,11 +82,5 @@ def lookup(device_kind: str, implementation: str, problem: Problem) -> Tuned:
     return Tuned(ratio > 1.0, reason, blocks)
 
 
-def may_win(problem: Problem) -> bool:
-    """Whether on some kind of device a kernel was measured to be faster than XLA near a problem."""
-    kinds = ((name, kind) for name, devices in table().items() for kind in devices)
-    return any(lookup(kind, name, problem).wins for name, kind in kinds)
-
-
 def _distance(a: list[int], b: tuple[int, ...]) -> float:
     return max(abs(math.log(max(x, 1) / max(y, 1))) for x, y in zip(a, b, strict=True))

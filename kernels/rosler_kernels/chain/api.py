@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import _operation as operation
-from .. import tuning
 from ..products import outer
-from ..projection import project
-from ..selection import Problem
+from ..projection.api import project
+from ..selection import Choice, Problem
 from ..sharding import by_example
 from ..sketches import Sketch
 from . import xla
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from ..sketches._base import Static
 
     Factor = Array | Sketch
+    How = tuple[Choice, str | None]
 
 
 class Parallel(NamedTuple):
@@ -87,8 +87,9 @@ def sketch_matmul(
     """
     x = jnp.asarray(x)
     _check(x, c, u, r, parallel)
-    how = _how(x, c, u, r, implementation)
-    if parallel is None and not how.kernel:
+    operands, params = _operands(x, c, u, r)
+    how = operation.explain(CHAIN, implementation, *operands, **params), implementation
+    if parallel is None and how[0].name == "xla":
         return by_example(lambda *operands: _products(how, *operands)[0], x, c, u, r)
     return by_example(functools.partial(_chain, how), x, c, u, r, parallel)
 
@@ -167,30 +168,14 @@ def _run(
 CHAIN = operation.define("chain", __package__, describe=_describe, shapes=_shapes, run=_run)
 
 
-class _How(NamedTuple):
-    """Whether one kernel may run the chain, what it was asked to be, what the argument was."""
-
-    kernel: bool
-    asked: str | None
-    implementation: str | None
-
-
-def _how(x: Array, c: Factor, u: Array, r: Factor, implementation: str | None) -> _How:
-    operands, params = _operands(x, c, u, r)
-    problem, asked = operation.ask(CHAIN, *operands, implementation=implementation, **params)
-    if asked is None:
-        return _How(tuning.may_win(problem), None, implementation)
-    return _How(asked.name != "xla", asked.name, implementation)
-
-
-def _products(how: _How, x: Array, c: Factor, u: Array, r: Factor) -> tuple[Array, Array, Array]:
-    """(y, h, z): of one kernel where there may be one, else of three operations."""
-    if how.kernel:
+def _products(how: How, x: Array, c: Factor, u: Array, r: Factor) -> tuple[Array, Array, Array]:
+    """(y, h, z): of one kernel where it was chosen, else of three operations."""
+    choice, implementation = how
+    if choice.name != "xla":
         operands, params = _operands(x, c, u, r)
-        y, h, z = operation.apply(CHAIN, *operands, implementation=how.asked, **params)
-        return y, h, z
+        return operation.apply(CHAIN, choice.name if choice.asked else None, *operands, **params)
     flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y, h, z = xla.chain(flat, c, u, r, implementation=how.implementation)
+    y, h, z = xla.chain(flat, c, u, r, implementation=implementation)
     y, h, z = (a.reshape(*x.shape[:-1], a.shape[-1]) for a in (y, h, z))
     return y, h, z
 
@@ -198,26 +183,26 @@ def _products(how: _How, x: Array, c: Factor, u: Array, r: Factor) -> tuple[Arra
 # Not what transposes of the products would make: the parallel stage chooses its own cotangents, and
 # a kernel's intermediates, of which dC and dU are made, would be computed a second time.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chain(how: _How, x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None) -> Array:
+def _chain(how: How, x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None) -> Array:
     return _products(how, x, c, u, r)[0]
 
 
 def _forward(
-    how: _How, x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None
+    how: How, x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None
 ) -> tuple[Array, tuple[Any, ...]]:
     y, h, z = _products(how, x, c, u, r)
     return y, (x, c, u, r, parallel, h, z)
 
 
-def _backward(how: _How, residuals: tuple[Any, ...], delta: Array) -> tuple[Any, ...]:
+def _backward(how: How, residuals: tuple[Any, ...], delta: Array) -> tuple[Any, ...]:
     x, c, u, r, parallel, h, z = residuals
     dx, delta_r, delta_h = _products(how, delta, _transpose(r), u.T, _transpose(c))
     if parallel is None:
         d_c = None if isinstance(c, Sketch) else outer(x, delta_h)
         d_r = None if isinstance(r, Sketch) else outer(z, delta)
         return dx, d_c, outer(h, delta_r), d_r, None
-    delta_omega = project(delta, parallel.omega, implementation=how.implementation)
-    x_psi = project(x, parallel.psi, implementation=how.implementation)
+    delta_omega = project(delta, parallel.omega, implementation=how[1])
+    x_psi = project(x, parallel.psi, implementation=how[1])
     return dx, outer(x, delta_omega), outer(delta_omega, x_psi), outer(x_psi, delta), None
 
 

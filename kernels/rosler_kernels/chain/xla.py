@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..products import dot
-from ..projection import project, project_transpose
+from ..projection.api import project, project_transpose
 from ..sketches import Sketch
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ def hadamard_transform(
         raise ValueError(
             f"hadamard_transform: shape {x.shape}; expected a last axis of a power of two: pad it"
         )
-    return operation.apply(HADAMARD, x, implementation=implementation)[0]
+    return operation.apply(HADAMARD, implementation, x)[0]
 
 
 HADAMARD = operation.define(

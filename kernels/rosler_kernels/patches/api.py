@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import _operation as operation
+from .. import projection
 from ..selection import Problem
+from . import _shifted
 from ._geometry import Geometry
 
 if TYPE_CHECKING:
@@ -76,11 +79,13 @@ def project_patches(
         tuple(window), _sizes("strides", strides, n), _sizes("dilation", dilation, n)
     )
     x = _pad(x, geometry, padding, _sizes("input_dilation", input_dilation, n))
-    params = {"sketch": sketch.static(), "window": geometry, "spatial": x.shape[1:-1]}
-    (y,) = operation.apply(
-        PATCHES, x, *sketch.arrays(), implementation=implementation, transpose=False, **params
-    )
-    return y
+    params: dict[str, Any] = {
+        "sketch": sketch.static(),
+        "window": geometry,
+        "spatial": x.shape[1:-1],
+    }
+    operands = (x, *sketch.arrays())
+    return operation.apply(PATCHES, implementation, *operands, transpose=False, **params)[0]
 
 
 def _sizes(name: str, value: Sizes, n: int) -> tuple[int, ...]:
@@ -130,10 +135,12 @@ def _run(
     spatial: tuple[int, ...],
     **options: Any,
 ) -> tuple[Array]:
-    whole = sketch.sketch(*arrays)
-    if transpose:
-        return (module.project_transpose(x, whole, window, spatial, **options),)
-    return (module.project(x, whole, window, **options),)
+    name = "project_transpose" if transpose else "project"
+    function = getattr(module, name)
+    if module.__package__ != __package__:
+        function = functools.partial(getattr(_shifted, name), module)
+    operands = (x, sketch.sketch(*arrays), window, *((spatial,) if transpose else ()))
+    return (function(*operands, **options),)
 
 
 PATCHES = operation.define(
@@ -144,4 +151,5 @@ PATCHES = operation.define(
     run=_run,
     partner=lambda transpose, **_: {"transpose": not transpose},
     axes=lambda window, **_: len(window.window) + 1,
+    kernels=projection.__name__,
 )

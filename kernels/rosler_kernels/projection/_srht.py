@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
+from ..sketches import family
 from ..sketches._base import indices, inverse_sqrt
 from ..sketches.srht import columns, order_bits, ranks, signs
 
@@ -36,7 +37,7 @@ def by_transform(
       transform: x H along the last axis.
       limit: largest order it takes.
     """
-    if sketch.kind != "srht":
+    if family(sketch.kind).structure != "hadamard":
         return None
     order = 1 << order_bits(sketch.rows)
     if order > limit or sketch.cols <= _AHEAD * (64 + order // 64):

@@ -46,7 +46,8 @@ def project(
     (3, 256)
     """
     x = _checked("project", x, sketch.rows, f"rows={sketch.rows}", sketch)
-    return _apply(x, sketch, False, implementation)
+    params = {"sketch": sketch.static(), "transpose": False}
+    return operation.apply(PROJECT, implementation, x, *sketch.arrays(), **params)[0]
 
 
 def project_transpose(
@@ -71,7 +72,8 @@ def project_transpose(
     (3, 100)
     """
     y = _checked("project_transpose", y, sketch.cols, f"cols={sketch.cols}", sketch)
-    return _apply(y, sketch, True, implementation)
+    params = {"sketch": sketch.static(), "transpose": True}
+    return operation.apply(PROJECT, implementation, y, *sketch.arrays(), **params)[0]
 
 
 def explain(
@@ -102,9 +104,7 @@ def explain(
     'asked for'
     """
     x, params = jax.ShapeDtypeStruct(shape, dtype), {"sketch": sketch.static()}
-    return operation.explain(
-        PROJECT, x, implementation=implementation, transpose=transpose, **params
-    )
+    return operation.explain(PROJECT, implementation, x, transpose=transpose, **params)
 
 
 def _checked(name: str, x: Any, size: int, what: str, sketch: Sketch) -> Array:
@@ -118,25 +118,24 @@ def _checked(name: str, x: Any, size: int, what: str, sketch: Sketch) -> Array:
     return x
 
 
-def _apply(x: Array, sketch: Sketch, transpose: bool, implementation: str | None) -> Array:
-    params = {"sketch": sketch.static(), "transpose": transpose}
-    (y,) = operation.apply(PROJECT, x, *sketch.arrays(), implementation=implementation, **params)
-    return y
+def _name(transpose: bool) -> str:
+    return "project_transpose" if transpose else "project"
 
 
 def _describe(
     examples: int, x: Any, *_: Any, sketch: Static, transpose: bool
 ) -> tuple[Problem, tuple[Any, ...]]:
-    name = "project_transpose" if transpose else "project"
     sizes = (sketch.cols, sketch.rows) if transpose else (sketch.rows, sketch.cols)
-    return Problem(name, sketch.kind, x.dtype.name, (examples, *sizes)), (sketch, x.dtype)
+    return Problem(_name(transpose), sketch.kind, x.dtype.name, (examples, *sizes)), (
+        sketch,
+        x.dtype,
+    )
 
 
 def _run(
     module: ModuleType, x: Array, *arrays: Array, sketch: Static, transpose: bool, **options: Any
 ) -> tuple[Array]:
-    function = module.project_transpose if transpose else module.project
-    return (function(x, sketch.sketch(*arrays), **options),)
+    return (getattr(module, _name(transpose))(x, sketch.sketch(*arrays), **options),)
 
 
 PROJECT = operation.define(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..hashing import as_seed, threefry_2x32
+from ..hashing import Tag, as_seed, threefry_2x32
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,8 +84,11 @@ class Family(NamedTuple):
       structure: how the XLA path multiplies by it: "dense", "sparse", "hadamard" or "rows".
       pattern: for "sparse", (sketch, row_start, n_rows) -> the nonzeros of those rows.
       weighted: whether the constructor needs the matrix that is sampled.
-      magnitude: of a sketch's entries, where these are 0 or +-1 times one number; None where they
-        are not. Products with such a sketch need no multiplications.
+      scale: sketch -> what multiplies entries of unit size; None where the columns' differ.
+      signed: whether entries of unit size are 0, 1 or -1: products need no multiplications.
+      generator: how a kernel makes them: "signs", "normal" or "sparse"; None where it cannot.
+      tag: of the hash of signs or normal entries in a kernel.
+      c_name: of the family's functions in C, if it has any.
     """
 
     make: Callable[..., Sketch]
@@ -93,7 +96,17 @@ class Family(NamedTuple):
     structure: str
     pattern: Callable[..., Any] | None = None
     weighted: bool = False
-    magnitude: Callable[[Sketch], float] | None = None
+    scale: Callable[[Sketch], np.float32] | None = None
+    signed: bool = False
+    generator: str | None = None
+    tag: Tag | None = None
+    c_name: str | None = None
+
+    @property
+    def magnitude(self) -> Callable[[Sketch], float] | None:
+        """Of the entries, where these are 0 or +-1 times one number."""
+        scale = self.scale
+        return (lambda sketch: float(scale(sketch))) if scale and self.signed else None
 
 
 def new_sketch(
@@ -122,6 +135,11 @@ def check_range(kind: str, name: str, value: int, low: int, high: int, why: str)
     """Raises ValueError unless low <= value <= high."""
     if not low <= value <= high:
         raise ValueError(f"{kind}: {name}={value}; expected {low} to {high} ({why})")
+
+
+def by_cols(sketch: Sketch) -> np.float32:
+    """1 / sqrt(cols): the scale of entries that are all of unit variance."""
+    return inverse_sqrt(sketch.cols)
 
 
 def inverse_sqrt(n: int) -> np.float32:

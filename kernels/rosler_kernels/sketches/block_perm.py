@@ -111,6 +111,6 @@ def tile(
 
 
 FAMILY = Family(
-    block_perm, tile, "sparse", pattern,
-    magnitude=lambda sketch: float(inverse_sqrt(sketch.param("kappa") * sketch.param("nnz"))),
+    block_perm, tile, "sparse", pattern, signed=True, generator="sparse", c_name="block_perm",
+    scale=lambda sketch: inverse_sqrt(sketch.param("kappa") * sketch.param("nnz")),
 )  # fmt: skip

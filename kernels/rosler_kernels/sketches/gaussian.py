@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hashing import Tag, domain_key, sin_cos_turns, threefry_2x32, uniform
-from ._base import Family, Sketch, aligned_rows, indices, inverse_sqrt, new_sketch
+from ._base import Family, Sketch, aligned_rows, by_cols, indices, inverse_sqrt, new_sketch
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -60,4 +60,4 @@ def tile(
     return aligned_rows(generate, 2, row_start, n_rows)
 
 
-FAMILY = Family(gaussian, tile, "dense")
+FAMILY = Family(gaussian, tile, "dense", scale=by_cols, generator="normal", tag=Tag.GAUSSIAN)

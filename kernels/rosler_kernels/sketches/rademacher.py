@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..hashing import Tag, domain_key
-from ._base import Family, Sketch, indices, inverse_sqrt, new_sketch, sign_rows
+from ._base import Family, Sketch, by_cols, indices, inverse_sqrt, new_sketch, sign_rows
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -44,5 +44,6 @@ def tile(
 
 
 FAMILY = Family(
-    rademacher, tile, "dense", magnitude=lambda sketch: float(inverse_sqrt(sketch.cols))
-)
+    rademacher, tile, "dense", scale=by_cols, signed=True, generator="signs", tag=Tag.RADEMACHER,
+    c_name="rademacher",
+)  # fmt: skip

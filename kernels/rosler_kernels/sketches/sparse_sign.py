@@ -62,6 +62,6 @@ def tile(
 
 
 FAMILY = Family(
-    sparse_sign, tile, "sparse", pattern,
-    magnitude=lambda sketch: float(inverse_sqrt(sketch.param("nnz"))),
+    sparse_sign, tile, "sparse", pattern, signed=True, generator="sparse", c_name="sparse_sign",
+    scale=lambda sketch: inverse_sqrt(sketch.param("nnz")),
 )  # fmt: skip

@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from ..hashing import Tag, bijection, bijection_inverse, domain_key
-from ._base import Family, Sketch, check_range, indices, inverse_sqrt, new_sketch, sign_rows
+from ._base import (
+    Family,
+    Sketch,
+    by_cols,
+    check_range,
+    indices,
+    inverse_sqrt,
+    new_sketch,
+    sign_rows,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt32
@@ -76,4 +85,7 @@ def tile(
     return walsh * signs(sketch, row_start, n_rows)[:, None] * inverse_sqrt(sketch.cols)
 
 
-FAMILY = Family(srht, tile, "hadamard", magnitude=lambda sketch: float(inverse_sqrt(sketch.cols)))
+FAMILY = Family(
+    srht, tile, "hadamard", scale=by_cols, signed=True, generator="signs", tag=Tag.SRHT_SIGNS,
+    c_name="srht",
+)  # fmt: skip
