@@ -22,9 +22,10 @@ from rosler_jax.export.graph import (
     Weight,
 )
 from rosler_jax.export.layers import LAYERS, Layer, Tensors
+from rosler_jax.graph.layers import build_graph as build_graph
 
 
-def build_graph(
+def old_graph(
     specs: Sequence[Mapping[str, Any]], tensors: Tensors, input_shape: Sequence[int] | None = None
 ) -> Graph:
     """Turns a deployed network into operations.
@@ -46,7 +47,7 @@ def build_graph(
 
     Example:
       >>> specs = [{"kind": "linear", "in_features": 2, "out_features": 3}, {"kind": "relu"}]
-      >>> graph = build_graph(specs, {"0/kernel": np.ones((2, 3)), "0/bias": np.zeros(3)})
+      >>> graph = old_graph(specs, {"0/kernel": np.ones((2, 3)), "0/bias": np.zeros(3)})
       >>> [type(op).__name__ for op in graph.ops], graph.out_shape
       (['Dense', 'Activate'], (3,))
     """

@@ -17,6 +17,7 @@ from rosler_jax.graph.kinds import (
     Concat,
     Conv,
     Dense,
+    Gather,
     Map,
     Norm,
     Op,
@@ -27,6 +28,7 @@ from rosler_jax.graph.kinds import (
     Run,
     Scan,
     Take,
+    Transpose,
     elements,
 )
 from rosler_jax.graph.weight import Weight
@@ -40,7 +42,10 @@ def simplified(graph: Graph) -> Graph:
     )
     graph = each(limits)(dataclasses.replace(graph, ops=ops))
     graph = recognised(graph)
-    return renumbered(each(_joined, _composed, _scaled, _affine, _affine_alone, _padding)(graph))
+    passes = (
+        _turned, _composed, _joined, _composed, _scaled, _affine, _affine_alone, _padding, _wrapped,
+    )  # fmt: skip
+    return renumbered(each(*passes)(graph))
 
 
 def _operands(known: Known, op: Map) -> tuple[int, int] | None:
@@ -153,9 +158,9 @@ def fold_affine(op: Op, f: np.ndarray, s: np.ndarray) -> Op | None:
         return _fold_norm(op, f, s)
     assert isinstance(op, Dense | Conv)
     bias = s if op.bias is None else op.bias.values * f + s
-    changed = {} if (f == 1).all() else {"weight": _times(op.weight, f)}
+    weight = op.weight if (f == 1).all() else _times(op.weight, f)
     kept = None if not bias.any() else _stored(op, "bias", bias)
-    return dataclasses.replace(op, bias=kept, **changed)
+    return dataclasses.replace(op, bias=kept, weight=weight)
 
 
 def _fold_norm(op: Norm, f: np.ndarray, s: np.ndarray) -> Op | None:
@@ -197,8 +202,8 @@ def _affine_alone(known: Known, op: Op) -> None:
         return
     before = known.only(second[0], (Map, Affine))
     if isinstance(before, Affine):
-        source, factor, center = before.inputs[0], *map(np.float64, (before.factor, before.center))
-        f, s = factor, -center * factor
+        f = np.ravel(before.factor).astype(np.float64)
+        source, s = before.inputs[0], -np.ravel(before.center) * f
     else:
         first = None if before is None else _map_affine(known, before)
         if first is None or before is None:
@@ -213,18 +218,60 @@ def _affine_alone(known: Known, op: Op) -> None:
     center = -s if exact else -shift / factor
     if not np.isfinite(center).all():
         return
-    center, factor = (_shrunk(v.astype(np.float32)) for v in (center, factor))
     known.put(op, Affine(
         name=op.name, inputs=(source,), outputs=op.outputs, in_shapes=(op.out_shape,),
-        out_shapes=op.out_shapes, center=center, factor=factor,
+        out_shapes=op.out_shapes, center=_shrunk(center), factor=_shrunk(factor),
     ))  # fmt: skip
 
 
 def _shrunk(v: np.ndarray) -> np.ndarray:
-    return v.reshape(-1)[0] if v.size == 1 else v
+    return v.astype(np.float32).reshape(() if v.size == 1 else v.shape)
 
 
 # Moving numbers about
+
+
+def _turned(known: Known, op: Op) -> None:
+    """Two transposes, one after the other, are one, or none."""
+    if not isinstance(op, Transpose):
+        return
+    before = known.ops.get(op.inputs[0])
+    if not isinstance(before, Transpose) or before.out_shape != op.in_shape:
+        return
+    axes = tuple(before.axes[k] for k in op.axes)
+    if axes == tuple(range(len(axes))):
+        known.alias(op, before.inputs[0])
+    else:
+        known.put(op, dataclasses.replace(
+            op, inputs=before.inputs, in_shapes=before.in_shapes, axes=axes
+        ))  # fmt: skip
+
+
+def _wrapped(known: Known, op: Op) -> None:
+    """``ids < 0 ? ids + size : ids``, which NumPy's indexing traces to, is the gather's own."""
+    if not isinstance(op, Gather) or op.wrap:
+        return
+    select = known.ops.get(op.inputs[1])
+    if not isinstance(select, Map) or select.function != "select":
+        return
+    less, moved, ids = (
+        known.ops.get(select.inputs[0]),
+        known.ops.get(select.inputs[1]),
+        select.inputs[2],
+    )
+    if (
+        isinstance(less, Map) and less.function == "lt" and less.inputs[0] == ids
+        and isinstance(moved, Map) and moved.function == "add" and moved.inputs[0] == ids
+        and _integer(known, less.inputs[1]) == 0
+        and _integer(known, moved.inputs[1]) == op.in_shapes[0][0]
+    ):  # fmt: skip
+        known.put(op, dataclasses.replace(op, inputs=(op.inputs[0], ids), wrap=True))
+
+
+def _integer(known: Known, value: int) -> int | None:
+    """The whole number that a constant of one number is."""
+    weight = known.constants.get(value)
+    return int(weight.values.item()) if weight is not None and weight.values.size == 1 else None
 
 
 def _take_of(known: Known, value: int) -> Take | None:
@@ -298,7 +345,8 @@ def _padding(known: Known, op: Op) -> None:
     index = _aligned(take, op.in_shape)
     if index is None or index[-1] is not None:
         return
-    pads, shape = [], []
+    pads: list[tuple[int, int]] = []
+    shape: list[int] = []
     for runs, n in zip(index[:-1], op.in_shape[:-1], strict=True):
         places = elements(runs, n)
         inside = [k for k in places if k >= 0]

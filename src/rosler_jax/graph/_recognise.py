@@ -143,9 +143,12 @@ def _flax_norm(cls: Any, **options: Any) -> Callable[..., Any]:
     return apply
 
 
-def _moments(x: Any) -> tuple[Any, Any]:
-    mean = x.mean(-1, keepdims=True)
-    return x - mean, jnp.var(x, -1, keepdims=True) + _EPSILON
+def _centered(x: Any) -> Any:
+    return x - x.mean(-1, keepdims=True)
+
+
+def _variance(x: Any) -> Any:
+    return jnp.var(x, -1, keepdims=True) + _EPSILON
 
 
 def _square(x: Any) -> Any:
@@ -164,8 +167,8 @@ _LAYERS: dict[str, tuple[Callable[..., Any], int]] = {
     },
     "rms_norm": (_flax_norm(nnx.RMSNorm), 1),
     "rms_norm_scale": (_flax_norm(nnx.RMSNorm), 2),
-    "layer_norm_rsqrt": (lambda x: (lambda d, v: d * jax.lax.rsqrt(v))(*_moments(x)), 1),
-    "layer_norm_sqrt": (lambda x: (lambda d, v: d / jnp.sqrt(v))(*_moments(x)), 1),
+    "layer_norm_rsqrt": (lambda x: _centered(x) * jax.lax.rsqrt(_variance(x)), 1),
+    "layer_norm_sqrt": (lambda x: _centered(x) / jnp.sqrt(_variance(x)), 1),
     "rms_norm_rsqrt": (lambda x: x * jax.lax.rsqrt(_square(x)), 1),
     "rms_norm_sqrt": (lambda x: x / jnp.sqrt(_square(x)), 1),
 }  # fmt: skip

@@ -20,6 +20,7 @@ class Known:
         self.graph = graph
         self.ops: dict[int, Op] = {op.output: op for op in graph.ops}
         self.constants = dict(graph.constants)
+        self.aliases: dict[int, int] = {}
         self.uses = Counter(v for op in graph.ops for v in op.inputs)
         self.uses.update(value.id for value in graph.outputs)
         self.next = 1 + max([0, *self.constants, *(v for op in graph.ops for v in op.outputs),
@@ -50,10 +51,21 @@ class Known:
         self.uses.update(new.inputs)
         self.ops[old.output] = new
 
+    def alias(self, op: Op, value: int) -> None:
+        """Whoever reads an operation's output reads another value instead."""
+        self.aliases[op.output] = self.aliases.get(value, value)
+
     def done(self) -> Graph:
         """The graph, without what nothing reads."""
+        to = self.aliases
+        ops: Iterable[Op] = self.ops.values()
+        if to:
+            ops = [
+                dataclasses.replace(op, inputs=tuple(to.get(v, v) for v in op.inputs)) for op in ops
+            ]
+        outputs = tuple(v._replace(id=to.get(v.id, v.id)) for v in self.graph.outputs)
         return pruned(dataclasses.replace(
-            self.graph, ops=tuple(self.ops.values()), constants=self.constants
+            self.graph, ops=tuple(ops), constants=self.constants, outputs=outputs
         ))  # fmt: skip
 
 

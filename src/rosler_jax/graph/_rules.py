@@ -185,6 +185,21 @@ def _dot_general(b: Builder, eqn: Any, x: Held, y: Held) -> Held:
         swapped = b.reshape(made, tuple(h.shape[k] for h, f in ((y, yf), (x, xf)) for k in f))
         turned = b.transpose(swapped, (*range(len(yf), len(yf) + len(xf)), *range(len(yf))))
         return b.reshape(turned, out)
+    if x.known and not y.known:  # the known factor last
+        made = _batched(b, (y, x), (yb, xb), (yf, xf), (yc, xc))
+        k, split = len(yb), len(yb) + len(yf)
+        order = (*range(k), *range(split, split + len(xf)), *range(k, split))
+        return b.transpose(made, order)
+    return _batched(b, (x, y), (xb, yb), (xf, yf), (xc, yc))
+
+
+def _batched(b: Builder, xy: Any, batches: Any, free: Any, contracted: Any) -> Held:
+    """Products of matrices: ``(batch, free of the first, free of the second)``."""
+    (x, y), (xb, yb), (xf, yf), (xc, yc) = xy, batches, free, contracted
+    out = (*(x.shape[k] for k in (*xb, *xf)), *(y.shape[k] for k in yf))
+    batch = math.prod(x.shape[k] for k in xb)
+    if y.known and (*xf, *xb, *xc) == tuple(range(len(x.shape))):
+        return b.reshape(_grouped(b, x, y, (len(xf), len(xb)), (*yc, *yb, *yf)), out)
     m, n = math.prod(x.shape[k] for k in xf), math.prod(y.shape[k] for k in yf)
     k = math.prod(x.shape[k] for k in xc)
     first = b.transpose(x, (*xb, *xf, *xc))
@@ -192,6 +207,24 @@ def _dot_general(b: Builder, eqn: Any, x: Held, y: Held) -> Held:
     second = b.transpose(y, (*yb, *yf, *yc) if flat else (*yb, *yc, *yf))
     first, second = b.whole(first), b.whole(second)
     return b.reshape(b.matmul(first, second, (batch, m, k, n), flat), out)
+
+
+def _grouped(b: Builder, x: Held, w: Held, cuts: tuple[int, int], order: Any) -> Held:
+    """Known matrices, one for each of some groups of channels: a convolution of one pixel."""
+    free, batch = cuts
+    x, w = b.whole(x), b.transpose(b.whole(w), order)
+    sizes = (x.shape[:free], x.shape[free : free + batch], x.shape[free + batch :])
+    p, g, m = map(math.prod, sizes)
+    n = math.prod(w.shape) // (m * g)
+    ones = (1,)
+    window = Window(
+        size=ones, strides=ones, padding=((0, 0),), dilation=ones, input_dilation=ones, groups=g
+    )
+    y = b.emit(
+        Conv, [x], [(p, g * m)], (p, g * n), name=w.weight.name,
+        weight=b.reshape(w, (1, m, g * n)).weight, window=window,
+    )  # fmt: skip
+    return b.transpose(b.reshape(y, (p, g, n)), (1, 0, 2))
 
 
 def _moves(x: Held, axes: Sequence[int]) -> bool:
@@ -222,7 +255,7 @@ def _conv(b: Builder, eqn: Any, x: Held, kernel: Held) -> Held:
     lhs, rhs, result = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
     x = b.whole(b.transpose(x, (lhs[0], *lhs[2:], lhs[1])))
     w = b.transpose(b.whole(kernel), (*rhs[2:], rhs[1], rhs[0]))
-    pads = [tuple(map(int, pair)) for pair in p["padding"]]
+    pads = [(int(low), int(high)) for low, high in p["padding"]]
     if any(min(pair) < 0 for pair in pads):
         cut = [
             _padded(n, min(low, 0), min(high, 0), 0)
@@ -267,7 +300,7 @@ def _pool(function: str) -> Rule:
         ones = (1,) * rank
         strides = p["window_strides"]
         dilation, base = p.get("window_dilation") or ones, p.get("base_dilation") or ones
-        pads = tuple(tuple(map(int, pair)) for pair in p["padding"])
+        pads = tuple((int(low), int(high)) for low, high in p["padding"])
         sizes = zip(p["window_dimensions"], strides, pads, base, strict=True)
         idle = [w == 1 and s == 1 and pad == (0, 0) and g == 1 for w, s, pad, g in sizes]
         channels = rank if not idle[-1] else rank - 1
@@ -382,6 +415,8 @@ def _dynamic_slice(b: Builder, eqn: Any, x: Held, *starts: Held) -> Held:
 
 def sketch_of(eqn: Any, leaves: Sequence[Held]) -> rk.Sketch:
     """The sketch of an equation, its seed (and data) known."""
+    if eqn.params.get("maps"):
+        raise refuse(eqn, "layers with seeds of their own, mapped; scan over them, or use a list")
     if not all(leaf.known for leaf in leaves):
         raise refuse(eqn, "the seed of a sketch depends on the inputs; pass it as a parameter")
     static = eqn.params["sketch"]
@@ -405,10 +440,14 @@ def _project(b: Builder, eqn: Any, x: Held, *leaves: Held) -> Held:
 
 def _project_patches(b: Builder, eqn: Any, x: Held, *leaves: Held) -> Held:
     sketch, g = sketch_of(eqn, leaves), eqn.params["window"]
-    x = b.whole(x)
+    if eqn.params["transpose"]:
+        raise refuse(eqn, "the adjoint of a patch projection has no operation")
+    n = len(g.window)
+    lead = math.prod(x.shape[: len(x.shape) - n - 1])
+    x = b.reshape(b.whole(x), (lead, *x.shape[len(x.shape) - n - 1 :]))
     window = Window(
-        size=tuple(g.size), strides=tuple(g.strides), padding=tuple(map(tuple, g.padding)),
-        dilation=tuple(g.dilation), input_dilation=tuple(g.input_dilation), groups=int(g.groups),
+        size=g.window, strides=g.strides, padding=((0, 0),) * n, dilation=g.dilation,
+        input_dilation=(1,) * n,
     )  # fmt: skip
     window, shape = _with_batch(window, x.shape)
     out = (*window.outputs(shape[:-1]), window.groups * sketch.cols)

@@ -168,6 +168,12 @@ def _norm(op: Norm, params: Params | None, x: Array) -> Array:
     return _add(y, op.bias, params)
 
 
+def _gather(op: Gather, params: Params | None, table: Array, ids: Array) -> Array:
+    beyond = len(table)
+    first = jnp.where(ids < 0, ids + beyond, ids) if op.wrap else ids
+    return jnp.take(table, jnp.where(first < 0, beyond, first), axis=0, mode="fill")
+
+
 def _cumulative(op: Cumulative, params: Params | None, x: Array) -> Array:
     apply = {
         "sum": jax.lax.cumsum,
@@ -206,7 +212,7 @@ COMPUTE: dict[type[Op], Callable[..., Any]] = {
     Concat: lambda op, params, *xs: jnp.concatenate(xs, op.axis),
     Softmax: _softmax,
     Norm: _norm,
-    Gather: lambda op, params, table, ids: jnp.take(table, ids, axis=0, mode="fill"),
+    Gather: _gather,
     Cumulative: _cumulative,
     Slice: lambda op, params, x, start: jax.lax.dynamic_slice_in_dim(
         x, start.reshape(()), op.size, axis=1

@@ -229,7 +229,12 @@ class Norm(Op):
 
 @_kind
 class Gather(Op):
-    """Rows of a table ``(v, d)`` by whole numbers ``(n,)``; those beyond it give NaN."""
+    """Rows of a table ``(v, d)`` by whole numbers ``(n,)``; those beyond it give NaN.
+
+    With ``wrap`` negative numbers count from the end.
+    """
+
+    wrap: bool = False
 
 
 @_kind

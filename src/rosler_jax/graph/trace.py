@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from rosler_jax.graph._fold import simplified
 from rosler_jax.graph._jaxpr import walk
 from rosler_jax.graph._source import TraceError
 from rosler_jax.graph.graph import Graph, Value
+from rosler_jax.graph.weight import Weight
 
 
 def trace(
@@ -47,6 +49,18 @@ def trace(
       >>> [(type(op).__name__, op.weight.name) for op in graph.ops], graph.out_shape
       ([('Dense', 'kernel')], (2,))
     """
+    return _traced(model, examples, {}, (batch_axes, out_axes), kwargs)
+
+
+def trace_stored(model: Any, stored: Mapping[str, Weight], *examples: Any) -> Graph:
+    """The same, of a model whose state is held by stored arrays (integers, say), by path."""
+    return _traced(model, examples, stored, (0, 0), {})
+
+
+def _traced(
+    model: Any, examples: Any, stored: Mapping[str, Weight], both_axes: Any, kwargs: dict[str, Any]
+) -> Graph:
+    batch_axes, out_axes = both_axes
     call, state = _callable(model, kwargs)
     named, tree = jax.tree_util.tree_flatten_with_path(state)
     leaves, in_tree = jax.tree_util.tree_flatten_with_path(examples)
@@ -64,7 +78,7 @@ def trace(
 
     closed = jax.make_jaxpr(flat)(*(leaf for _, leaf in named), *avals)
     b = Builder()
-    held = [known(leaf, path_name(path)) for path, leaf in named]
+    held = [_held(path_name(path), leaf, stored) for path, leaf in named]
     inputs, args = [], []
     for (path, _), aval, axis in zip(leaves, avals, axes, strict=True):
         x = b.input(tuple(aval.shape), dtype_name(aval.dtype))
@@ -78,6 +92,11 @@ def trace(
     ]
     structure = _structure(jax.tree.unflatten(treedef, range(len(outputs))))
     return simplified(b.graph(inputs, outputs, structure))
+
+
+def _held(name: str, leaf: Any, stored: Mapping[str, Weight]) -> Held:
+    held = known(leaf, name)
+    return dataclasses.replace(held, source=stored[name]) if name in stored else held
 
 
 def _callable(model: Any, kwargs: dict[str, Any]) -> tuple[Callable[..., Any], Any]:
