@@ -199,9 +199,24 @@ def _lower(
         runs[platform] = functools.partial(
             _run, operation, choice, implementation.precision, maps, params
         )
-    each = functools.partial(jax.lax.platform_dependent, **runs)
+    each = functools.partial(_EACH.bind, runs=tuple(runs.items()), types=tuple(ctx.avals_out))
     run = next(iter(runs.values())) if len(choices) == 1 else each
     return mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
+
+
+# In one program for several platforms: what `jax.lax.platform_dependent` does, whose branches do
+# not say what they are lowered for, which kernels ask.
+_EACH = Primitive("rosler_each")
+_EACH.multiple_results = True
+_EACH.def_abstract_eval(lambda *_, types, **__: types)
+
+
+def _lower_each(ctx: Any, *operands: Any, runs: Any, **_: Any) -> Any:
+    return mlir.lower_fun(dict(runs)[ctx.platforms[0]], multiple_results=True)(ctx, *operands)
+
+
+for _platform in (None, "gpu", "tpu"):
+    mlir.register_lowering(_EACH, _lower_each, platform=_platform)
 
 
 def _run(

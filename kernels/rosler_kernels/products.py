@@ -83,7 +83,7 @@ def _dot_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[A
     if not isinstance(dx, SymbolicZero):
         terms.append(jnp.dot(dx, w))
     if not isinstance(dw, SymbolicZero):
-        # The transpose of a barrier is one on the gradient.
+        # So written that the transpose of this is `outer`, barrier and all.
         thin = w.shape[0] > w.shape[1]
-        terms.append(jnp.dot(x, jax.lax.optimization_barrier(dw.T).T if thin else dw))
+        terms.append(jnp.dot(jax.lax.optimization_barrier(dw.T), x.T).T if thin else jnp.dot(x, dw))
     return _dot(x, w), sum(terms[1:], terms[0])
