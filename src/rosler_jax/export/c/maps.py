@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.loops import (
     declared,
@@ -172,9 +174,10 @@ def expression(op: Map, operands: Sequence[str], ctypes: Sequence[str]) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Fused(Op):
-    """Maps in one loop, the last of which gives the output."""
+    """Maps in one loop, the last of which gives the output; some operands are numbers."""
 
     maps: tuple[Map, ...]
+    numbers: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class _Given(NamedTuple):
@@ -222,7 +225,8 @@ def fuse(graph: Graph) -> list[Op]:
                 group.append(before)
                 base = base if _flat(before) else before.out_shape
                 absorbed.add(before.output)
-            fused[op.output] = _fused(sorted(group, key=lambda m: position[m.output]), base)
+            group.sort(key=lambda member: position[member.output])
+            fused[op.output] = _fused(group, base, graph.constants)
     return [fused.get(op.output, op) for op in graph.ops if op.output not in absorbed]
 
 
@@ -250,27 +254,28 @@ def _absorbable(
     return None
 
 
-def _fused(group: Sequence[Map], base: Shape | None) -> Fused:
+def _fused(group: Sequence[Map], base: Shape | None, constants: Mapping[int, Weight]) -> Fused:
     made = {member.output for member in group}
     last = group[-1]
     shape_of_all = base or last.out_shape
     reads: list[_Read] = []
+    numbers: dict[int, np.ndarray] = {}
     for member in group:
         for value, shape in zip(member.inputs, member.in_shapes, strict=True):
             whole = count(shape) == count(member.out_shape)
             read = _Read(value, shape_of_all if whole else shape)
-            if value not in made and read not in reads:
+            if value in constants and count(shape) == 1:
+                numbers[value] = constants[value].values
+            elif value not in made and read not in reads:
                 reads.append(read)
     return Fused(
         name=last.name, inputs=tuple(read.value for read in reads), outputs=last.outputs,
         in_shapes=tuple(read.shape for read in reads), out_shapes=(shape_of_all,),
-        dtypes=last.dtypes, maps=tuple(group),
+        dtypes=last.dtypes, maps=tuple(group), numbers=numbers,
     )  # fmt: skip
 
 
-def fused_step(
-    op: Fused, unit: Unit, label: str, ctypes: Sequence[str], constants: Mapping[int, Weight]
-) -> Step:
+def fused_step(op: Fused, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
     """A step that computes maps in one loop.
 
     Args:
@@ -278,29 +283,26 @@ def fused_step(
       unit: of the file.
       label: for names.
       ctypes: of its inputs.
-      constants: stored arrays by value: single numbers of them become literals.
     """
+    size = count(op.out_shape)
     given: dict[int, list[_Given]] = {}
-    arguments, reads = list[tuple[int, str]](), list[tuple[Shape, str, str, str]]()
+    for value, number in op.numbers.items():
+        ctype = CTYPE[number.dtype.name]
+        text = literal(ctype, number.item())
+        text = f"({text})" if text.startswith("-") else text
+        given[value] = [_Given(number.shape, size == 1, text, ctype)]
     lines: list[str] = []
-    for k, (value, shape, ctype) in enumerate(zip(op.inputs, op.in_shapes, ctypes, strict=True)):
-        if value in constants and count(shape) == 1:
-            text = literal(ctype, constants[value].values.item())
-            text = f"({text})" if text.startswith("-") else text
-        else:
-            text = f"v{k}"
-            arguments.append((k, ctype))
-            reads.append((shape, text, ctype, f"x{k}"))
-        whole = count(shape) == count(op.out_shape)
-        given.setdefault(value, []).append(_Given(shape, whole, text, ctype))
-    axes = merged(op.out_shape, [dense_strides(shape, op.out_shape) for shape, *_ in reads])
+    for k, (value, shape) in enumerate(zip(op.inputs, op.in_shapes, strict=True)):
+        found = _Given(shape, count(shape) == size, f"v{k}", ctypes[k])
+        given.setdefault(value, []).append(found)
+    axes = merged(op.out_shape, [dense_strides(shape, op.out_shape) for shape in op.in_shapes])
     counted = loops(axes)
     names = [name for name, _ in counted]
-    for k, (_, text, ctype, x) in enumerate(reads):
+    for k, ctype in enumerate(ctypes):
         index = offset(names, [axis.strides[k] for axis in axes])
-        lines.append(f"const {ctype} {text} = {x}[{index}];")
+        lines.append(f"const {ctype} v{k} = x{k}[{index}];")
     lines += _body(op, given, "y[i]" if len(axes) == 1 else "*y++")
-    return _loop_step(op, unit, label, (arguments, counted, lines), ctypes)
+    return _loop_step(op, unit, label, counted, lines, ctypes)
 
 
 def _body(op: Fused, given: dict[int, list[_Given]], target: str) -> list[str]:
@@ -321,13 +323,12 @@ def _body(op: Fused, given: dict[int, list[_Given]], target: str) -> list[str]:
 
 
 def _loop_step(
-    op: Fused, unit: Unit, label: str,
-    parts: tuple[list[tuple[int, str]], list[tuple[str, int]], list[str]], ctypes: Sequence[str],
+    op: Fused, unit: Unit, label: str, counted: list[tuple[str, int]], lines: list[str],
+    ctypes: Sequence[str],
 ) -> Step:  # fmt: skip
     """The function around the lines: of any count if there is one loop."""
-    arguments, counted, lines = parts
     made, size, one = CTYPE[op.dtypes[0]], count(op.out_shape), len(counted) == 1
-    given = [f"const {ctype} *x{k}" for k, ctype in arguments]
+    given = [f"const {ctype} *x{k}" for k, ctype in enumerate(ctypes)]
     signature = ", ".join([*given, *(["int count"] if one else []), f"{made} *y"])
     loop = [("i", "count")] if one else counted
     text = function(signature, *declared(loop), *nested(loop, lines))
@@ -340,8 +341,7 @@ def _loop_step(
 
     def call(*given: str) -> str:
         *x, y, _ = given
-        parts = [*(x[k] for k, _ in arguments), *([str(size)] if one else []), y]
-        return f"{name}({', '.join(parts)});"
+        return f"{name}({', '.join([*x, *([str(size)] if one else []), y])});"
 
     same = all(c == made for c, s in zip(ctypes, op.in_shapes, strict=True) if count(s) == size)
     return Step(call, size * CTYPES[made], in_place=same)

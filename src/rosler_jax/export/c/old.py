@@ -100,5 +100,5 @@ def step(op: before.Op, unit: Unit, label: str) -> Step | None:
             name=new.name, inputs=(0,), outputs=(1,), in_shapes=new.in_shapes,
             out_shapes=new.out_shapes, maps=(new,),
         )  # fmt: skip
-        return fused_step(fused, unit, label, ["float"], {})
+        return fused_step(fused, unit, label, ["float"])
     return None if new is None else EMIT[type(new)](new, unit, label, ["float"])

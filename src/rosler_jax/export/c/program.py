@@ -39,7 +39,7 @@ def wire(graph: Graph, unit: Unit, names: Sequence[str], label: str = "layer") -
         types = [ctypes[value] for value in op.inputs]
         name = f"{label}{i}"
         if isinstance(op, Fused):
-            step = fused_step(op, unit, name, types, graph.constants)
+            step = fused_step(op, unit, name, types)
         elif isinstance(op, Scan):
             step = _scan(op, unit, name, types)
         else:

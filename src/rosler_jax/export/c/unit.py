@@ -180,7 +180,7 @@ def _literal(ctype: str, value: Any) -> str:
         return f"INT64_C({value})"
     if ctype == "int32_t" and value == -(2**31):
         return "(-2147483647 - 1)"
-    return str(value)
+    return str(int(value))
 
 
 def float32_literal(value: float) -> str:
