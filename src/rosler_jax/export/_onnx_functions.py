@@ -34,9 +34,9 @@ def operand_dtypes(function: str, dtypes: Sequence[str]) -> tuple[str, ...]:
     if function in _LOGIC:
         return ("bool",) * len(dtypes)
     if function == "select":
-        return ("bool", *(_common(dtypes[1:], "bool"),) * 2)
+        return ("bool", *operand_dtypes("max", dtypes[1:]))
     if function in _WHOLE or function in _COMPARE:
-        return (_common(dtypes, "int32"),) * len(dtypes)
+        return ("float32" if "float32" in dtypes else "int32",) * len(dtypes)
     return ("float32",) * len(dtypes)
 
 
@@ -45,11 +45,6 @@ def result_dtype(function: str, computed: Sequence[str]) -> str:
     if function in ("float32", "int32", "bool"):
         return function
     return "bool" if function in _LOGIC or function in (*_COMPARE, "isfinite") else computed[-1]
-
-
-def _common(dtypes: Sequence[str], least: str) -> str:
-    order = ("bool", "int32", "float32")
-    return order[max(map(order.index, (*dtypes, least)))]
 
 
 def emit(b: Builder, function: str, numbers: Sequence[float], dtype: str, *xs: str) -> str:

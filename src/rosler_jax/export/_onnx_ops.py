@@ -46,14 +46,18 @@ from rosler_jax.graph.weight import Shape
 
 
 def dense(b: Builder, op: Dense, x: Tensor) -> Tensor:
-    """A product with a matrix, of rows."""
+    """A product with a matrix, of rows; a convolution where the channels lie first."""
+    m, n = op.weight.shape
+    bias = () if op.bias is None else (floats(b, op.bias.values),)
+    kernel = op.weight.then("transpose", (1, 0))
+    if x.first and x.shape[-1] == m and math.prod(x.trailing) > 1:
+        kernel = array_of(b, kernel.then("reshape", (n, m, *(1,) * len(x.trailing))))
+        name = b.add("Conv", x.name, kernel, *bias)
+        return x._replace(name=name, shape=(*x.trailing, n))
     # The matrix lies transposed: onnxruntime rounds activations to 8 bits where a matrix of small
     # integers stands behind a plain product.
-    x = read(b, x, op.in_shape[1:])
-    inputs = [x.name, array_of(b, op.weight.then("transpose", (1, 0)))]
-    if op.bias is not None:
-        inputs.append(floats(b, op.bias.values))
-    return x._replace(name=b.add("Gemm", *inputs, transB=1), shape=op.out_shape[1:])
+    x = read(b, x, (m,))
+    return x._replace(name=b.add("Gemm", x.name, array_of(b, kernel), *bias, transB=1), shape=(n,))
 
 
 def project(b: Builder, op: Project, x: Tensor) -> Tensor:
@@ -118,7 +122,8 @@ def _aligned(b: Builder, op: Map, xs: tuple[Tensor, ...]) -> tuple[list[str], Te
     whole = np.broadcast_shapes(*op.in_shapes)
     shapes = [(1,) * (len(whole) - len(shape)) + tuple(shape) for shape in op.in_shapes]
     full = [x for x, shape in zip(xs, shapes, strict=True) if shape == whole and not x.weight]
-    lead = next((x for x in full if x.first), full[0] if full else None)
+    # Channels first, else rows rather than matrices: what comes next is likely to want them so.
+    lead = min(full, key=lambda x: (not x.first, len(x.shape)), default=None)
     batched = any(x.batched for x in xs)
     if lead is not None:
         found = [_beside(b, x, shape, whole, lead) for x, shape in zip(xs, shapes, strict=True)]
@@ -132,7 +137,7 @@ def _aligned(b: Builder, op: Map, xs: tuple[Tensor, ...]) -> tuple[list[str], Te
 def _beside(b: Builder, x: Tensor, shape: Shape, whole: Shape, lead: Tensor) -> str | None:
     """An operand in a form that meets the form of another; None if there is none."""
     n = math.prod(shape)
-    if shape == whole:
+    if shape == whole and (x.batched == lead.batched or math.prod(lead.shape) == n):
         return read(b, x, lead.shape, lead.first).name
     if x.batched or n not in (1, whole[-1]) or math.prod(shape[:-1]) > 1:
         return None
@@ -287,8 +292,10 @@ def norm(b: Builder, op: Norm, x: Tensor) -> Tensor:
 def gather(b: Builder, op: Gather, table: Tensor, ids: Tensor) -> Tensor:
     """Rows of a table; beyond it what JAX fills in."""
     (rows, width), (n,) = op.in_shapes
+    table = as_type(b, table, "int32") if table.dtype == "bool" else table
     ids = read(b, as_type(b, ids, "int32"), (n,))
-    inside = b.add("Clip", ids.name, b.number(-rows, "int32"), b.number(rows - 1, "int32"))
+    least = b.number(-rows if op.wrap else 0, "int32")
+    inside = b.add("Clip", ids.name, least, b.number(rows - 1, "int32"))
     if not table.batched:
         name = _rows_of(b, table, (rows, width), inside)
     elif ids.batched:
@@ -298,10 +305,11 @@ def gather(b: Builder, op: Gather, table: Tensor, ids: Tensor) -> Tensor:
     else:
         flat = b.add("Reshape", inside, b.ints(n))
         name = b.add("Gather", read(b, table, (rows, width)).name, flat, axis=1)
-    fill = {"float32": math.nan, "int32": np.iinfo(np.int32).min, "bool": True}[table.dtype]
+    fill = math.nan if table.dtype == "float32" else np.iinfo(np.int32).min
     known = reshape(b, b.add("Equal", ids.name, inside), n, 1)
     name = b.add("Where", known, name, b.number(fill, table.dtype))
-    return Tensor(name, (n, width), False, table.batched or ids.batched, table.dtype)
+    y = Tensor(name, (n, width), False, table.batched or ids.batched, table.dtype)
+    return as_type(b, y, op.dtypes[0])
 
 
 def _rows_of(b: Builder, table: Tensor, shape: Shape, ids: str) -> str:

@@ -60,7 +60,7 @@ def _dilated(
     n = len(window.size)
     none = ((0, 0),) * n
     if all(d == 1 for d in window.input_dilation):
-        # Operators take no negative padding, and those that pool only less than the window.
+        # Operators that pool take less padding than the window.
         pairs = zip(window.size, window.padding, strict=True)
         if all(k >= 0 and not (pooled and k >= size) for size, pair in pairs for k in pair):
             return x.name, window.padding

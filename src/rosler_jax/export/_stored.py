@@ -62,7 +62,8 @@ def in_integers(weight: Weight, bits: int, axis: int | None = None) -> Weight:
         along another axis are not kept.
     """
     shape = weight.shape
-    if weight.integers is not None and weight.bits <= bits and axis in (None, weight.axis):
+    kept = weight.integers is not None and weight.bits <= bits
+    if kept and (axis is None or axis == weight.axis):
         return weight
     if axis is None:
         axis = channel_axis(weight.name, shape)

@@ -204,6 +204,10 @@ def _scan(b: Builder, op: Scan, *xs: Tensor) -> list[Tensor]:
         infos.append(_signature(names[-1], Value(0, "", (), "bool"), False))
     results = [b.fresh(f"t{len(b.root.names)}") for _ in outputs]
     scanned, stacked = len(outer) - op.carries, len(outputs) - op.carries
+    axes = {
+        "scan_output_axes": [1] * stacked,
+        "scan_output_directions": [int(op.reverse)] * stacked,
+    }
     body = _helper().make_graph(
         inner.nodes,
         results[0],
@@ -218,8 +222,7 @@ def _scan(b: Builder, op: Scan, *xs: Tensor) -> list[Tensor]:
         num_scan_inputs=scanned,
         scan_input_axes=[1] * scanned,
         scan_input_directions=[int(op.reverse)] * scanned,
-        scan_output_axes=[1] * stacked,
-        scan_output_directions=[int(op.reverse)] * stacked,
+        **(axes if stacked else {}),  # an empty list has no type
     )
     b.nodes.append(node)
     return [
