@@ -20,7 +20,7 @@ INLINED = (
 )  # fmt: skip
 KEEP_LAYOUT = (
     "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose", "rev", "copy", "slice",
-    "convert_element_type", "stop_gradient",
+    "convert_element_type", "stop_gradient", "split",
 )  # fmt: skip
 """Of a stored array these give the same tensor, laid out another way."""
 UNROLLED = 128  # stacked layers: at most so many runs of a scan are written out
@@ -85,7 +85,7 @@ def _advice(name: str) -> str:
         return "random numbers drawn from a key that is an input; pass the numbers, or a fixed key"
     if name in ("pure_callback", "io_callback", "debug_callback"):
         return "code of Python runs on no device; leave it out"
-    if name in ("sort", "top_k", "scatter", "scatter-add", "dynamic_update_slice"):
+    if name in ("sort", "top_k", "scatter", "dynamic_update_slice"):
         return "it has no operation; do it outside of the model"
     return "it has no operation in a graph"
 

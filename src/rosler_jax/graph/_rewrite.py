@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from rosler_jax.graph.graph import Graph
+from rosler_jax.graph.graph import Graph, map_weights
 from rosler_jax.graph.kinds import Op, Scan
 from rosler_jax.graph.weight import Weight
 
@@ -126,6 +126,23 @@ def renumbered(graph: Graph) -> Graph:
         inputs=tuple(v._replace(id=new[v.id]) for v in graph.inputs),
         outputs=tuple(v._replace(id=new[v.id]) for v in graph.outputs),
     )  # fmt: skip
+
+
+def named_apart(graph: Graph) -> Graph:
+    """A name for every stored tensor: of two tensors of one name the second gets a number."""
+    names: dict[int, str] = {}
+    count: Counter[str] = Counter()
+
+    def change(weight: Weight) -> Weight:
+        key = id(weight.stored)
+        if key not in names:
+            count[weight.name] += 1
+            n = count[weight.name]
+            names[key] = weight.name if n == 1 else f"{weight.name}.{n}"
+        same = names[key] == weight.name
+        return weight if same else dataclasses.replace(weight, name=names[key])
+
+    return map_weights(graph, change)
 
 
 def trailing(constant: Weight, view: Sequence[int], out: Sequence[int]) -> np.ndarray | None:

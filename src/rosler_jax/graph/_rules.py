@@ -16,14 +16,18 @@ from rosler_jax.graph.functions import FUNCTIONS
 from rosler_jax.graph.kinds import (
     Concat,
     Conv,
+    Convolve,
     Cumulative,
     Dense,
     Gather,
+    KernelGrad,
     PatchProject,
     Pool,
     Project,
     Run,
+    Scatter,
     Slice,
+    Unpool,
     Window,
 )
 
@@ -80,6 +84,8 @@ def _select(b: Builder, eqn: Any, which: Held, *cases: Held) -> Held:
 
 
 def _reshape(b: Builder, eqn: Any, x: Held, *_: Held) -> Held:
+    if eqn.params.get("dimensions") and eqn.primitive.name == "reshape":
+        x = b.transpose(x, eqn.params["dimensions"])
     return b.reshape(x, _shape(eqn))
 
 
@@ -98,7 +104,7 @@ def _transpose(b: Builder, eqn: Any, x: Held) -> Held:
 def _slice(b: Builder, eqn: Any, x: Held) -> Held:
     starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
     strides = eqn.params["strides"] or (1,) * len(starts)
-    if x.known and isinstance(x.source, rk.Sketch) is False and all(s == 1 for s in strides):
+    if x.known and all(s == 1 for s in strides):
         for axis, (low, high) in enumerate(zip(starts, limits, strict=True)):
             if (low, high) != (0, x.shape[axis]):
                 x = x.laid("slice", axis, low, high)
@@ -247,12 +253,16 @@ def _dense(b: Builder, x: Held, w: Held, xa: Any, wa: Any, out: tuple[int, ...])
 
 def _conv(b: Builder, eqn: Any, x: Held, kernel: Held) -> Held:
     p = eqn.params
-    if not kernel.known:
-        raise refuse(eqn, "a convolution with a kernel that the model computes has no operation")
-    if p["batch_group_count"] != 1:
-        raise refuse(eqn, "batch groups have no operation")
     numbers = p["dimension_numbers"]
     lhs, rhs, result = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+    if (
+        not kernel.known
+        and x.shape[lhs[1]] == 1
+        and (p["batch_group_count"] != 1 or x.shape[lhs[0]] != 1)
+    ):
+        return _kernel_grad(b, eqn, x, kernel)
+    if p["batch_group_count"] != 1:
+        raise refuse(eqn, "batch groups have no operation")
     x = b.whole(b.transpose(x, (lhs[0], *lhs[2:], lhs[1])))
     w = b.transpose(b.whole(kernel), (*rhs[2:], rhs[1], rhs[0]))
     pads = [(int(low), int(high)) for low, high in p["padding"]]
@@ -271,14 +281,47 @@ def _conv(b: Builder, eqn: Any, x: Held, kernel: Held) -> Held:
     window, shape = _with_batch(window, x.shape)
     weight = w if len(window.size) == len(w.shape) - 2 else b.reshape(w, (1, *w.shape))
     out = (*window.outputs(shape[:-1]), w.shape[-1])
-    y = b.emit(
-        Conv, [x], [shape], out, name=kernel.weight.name, weight=weight.weight, window=window
-    )
+    if kernel.known:
+        name = kernel.weight.name
+        y = b.emit(Conv, [x], [shape], out, name=name, weight=weight.weight, window=window)
+    else:
+        y = b.emit(Convolve, [x, weight], [shape, weight.shape], out, window=window)
     whole = b.reshape(y, (x.shape[0], *out[len(out) + 1 - len(x.shape) :]))
     back = [0] * len(result)
     for i, k in enumerate((result[0], *result[2:], result[1])):
         back[k] = i
     return b.transpose(whole, back)
+
+
+def _kernel_grad(b: Builder, eqn: Any, x: Held, dy: Held) -> Held:
+    """A convolution of channels as a batch with a cotangent as the kernel: a kernel's cotangent."""
+    p = eqn.params
+    numbers = p["dimension_numbers"]
+    lhs, rhs, result = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+    if any(d != 1 for d in p["lhs_dilation"]) or p["feature_group_count"] != 1:
+        raise refuse(eqn, "the gradient of a convolution with input dilation has no operation")
+    x = b.whole(b.transpose(x, (lhs[1], *lhs[2:], lhs[0])))
+    dy = b.whole(b.transpose(dy, (rhs[1], *rhs[2:], rhs[0])))
+    size = tuple(_shape(eqn)[k] for k in result[2:])
+    strides, dilation = tuple(p["rhs_dilation"]), tuple(p["window_strides"])
+    ins, outs = x.shape[1:-1], dy.shape[1:-1]
+    pads = []
+    for n, o, k, s, d, (low, _) in zip(
+        ins, outs, size, strides, dilation, p["padding"], strict=True
+    ):
+        pads.append((int(low), max(0, (o - 1) * s + (k - 1) * d + 1 - n - int(low))))
+    window = Window(
+        size=size, strides=strides, padding=tuple(pads), dilation=dilation,
+        input_dilation=(1,) * len(size), groups=int(p["batch_group_count"]),
+    )  # fmt: skip
+    if min(low for low, _ in pads) < 0 or window.outputs(ins) != outs:
+        raise refuse(eqn, "the gradient of a convolution that leaves pixels out; pad it evenly")
+    shape = (*size, x.shape[-1] // window.groups, dy.shape[-1])
+    y = b.emit(KernelGrad, [x, dy], [x.shape[1:], dy.shape[1:]], shape, window=window)
+    back = [0] * len(result)
+    for i, k in enumerate((*result[2:], result[0], result[1])):
+        back[k] = i
+    return b.transpose(y, back)
 
 
 def _with_batch(window: Window, shape: tuple[int, ...]) -> tuple[Window, tuple[int, ...]]:
@@ -328,6 +371,24 @@ def _any_pool(b: Builder, eqn: Any, x: Held, start: Held) -> Held:
     if len(names) != 1 or names[0] not in wanted or start.scalar != wanted[names[0]]:
         raise refuse(eqn, f"a pool by {names}; only max and sum (mean) have an operation")
     return _pool("max" if names[0] == "max" else "sum")(b, eqn, x)  # type: ignore[return-value]
+
+
+def _unpool(b: Builder, eqn: Any, dy: Held, x: Held) -> Held:
+    p = eqn.params
+    if str(p["select_prim"]) != "ge":
+        raise refuse(eqn, "only the gradient of a max pool has an operation")
+    x, dy = b.whole(x), b.whole(dy)
+    ones = (1,) * (len(x.shape) - 2)
+    sizes, strides, pads = (tuple(p[k]) for k in ("window_dimensions", "window_strides", "padding"))
+    if x.shape[0] != 1 or sizes[0] != 1 or sizes[-1] != 1:
+        raise refuse(eqn, "the gradient of a pool over batch or channels has no operation")
+    window = Window(
+        size=sizes[1:-1], strides=strides[1:-1],
+        padding=tuple((int(low), int(high)) for low, high in pads[1:-1]), dilation=ones,
+        input_dilation=ones,
+    )  # fmt: skip
+    y = b.emit(Unpool, [x, dy], [x.shape[1:], dy.shape[1:]], x.shape[1:], window=window)
+    return b.reshape(y, x.shape)
 
 
 # Reductions, indexing
@@ -387,6 +448,30 @@ def _gather(b: Builder, eqn: Any, table: Held, ids: Held) -> Held:
         order.append(right if k in offsets else left)
         left, right = (left, right + 1) if k in offsets else (left + 1, right)
     return b.transpose(picked, order)
+
+
+def _scatter_add(b: Builder, eqn: Any, zeros: Held, ids: Held, rows: Held) -> Held:
+    numbers = eqn.params["dimension_numbers"]
+    axes, inserted = numbers.scatter_dims_to_operand_dims, numbers.inserted_window_dims
+    simple = tuple(axes) == tuple(inserted) == (0,) and not numbers.operand_batching_dims
+    rank = len(ids.shape) - 1
+    windows = tuple(numbers.update_window_dims)
+    if not simple or windows != tuple(range(rank, rank + len(zeros.shape) - 1)):
+        raise refuse(eqn, "adding at these positions has no operation; add rows of one axis")
+    v, d, n = zeros.shape[0], math.prod(zeros.shape[1:]), math.prod(ids.shape)
+    ids, rows = b.whole(ids), b.whole(rows)
+    y = b.emit(Scatter, [ids, rows], [(n,), (n, d)], (v, d), dtype=rows.dtype, size=v)
+    y = b.reshape(y, zeros.shape)
+    return y if zeros.scalar == 0.0 else b.map("add", [zeros, y], zeros.shape)
+
+
+def _split(b: Builder, eqn: Any, x: Held) -> list[Held]:
+    axis, start, made = int(eqn.params["axis"]), 0, []
+    for size in map(int, eqn.params["sizes"]):
+        runs = [((start, 1, size),) if k == axis else None for k in range(len(x.shape))]
+        made.append(x.laid("slice", axis, start, start + size) if x.known else b.take(x, runs))
+        start += size
+    return made
 
 
 def _dynamic_slice(b: Builder, eqn: Any, x: Held, *starts: Held) -> Held:
@@ -503,6 +588,11 @@ RULES: dict[str, Rule] = {
     "argmax": _reduce("argmax"),
     "argmin": _reduce("argmin"),
     **{f"cum{name}": _cumulative(name) for name in ("sum", "prod", "max", "min")},
+    "select_and_scatter_add": _unpool,
+    "scatter-add": _scatter_add,
+    "scatter_add": _scatter_add,
+    "split": _split,
+    "add_any": _function("add"),
     "gather": _gather,
     "dynamic_slice": _dynamic_slice,
     "rosler_project": _project,

@@ -20,9 +20,11 @@ from rosler_jax.graph.kinds import (
     Affine,
     Concat,
     Conv,
+    Convolve,
     Cumulative,
     Dense,
     Gather,
+    KernelGrad,
     Map,
     MatMul,
     Norm,
@@ -32,10 +34,12 @@ from rosler_jax.graph.kinds import (
     Project,
     Reduce,
     Scan,
+    Scatter,
     Slice,
     Softmax,
     Take,
     Transpose,
+    Unpool,
     Window,
 )
 from rosler_jax.graph.weight import Layout, Shape, Weight
@@ -275,6 +279,36 @@ def _scan(op: Scan) -> list[Shape]:
     return [*shapes[: op.carries], *((op.length, *shape) for shape in shapes[op.carries :])]
 
 
+def _convolve(op: Convolve) -> list[Shape]:
+    shape = op.in_shapes[1]
+    out, channels = _window(op.window, op.in_shape)
+    g = op.window.groups
+    wanted = (*op.window.size, channels // g, shape[-1] if shape else 0)
+    require(shape == wanted and shape[-1] % g == 0, f"a kernel {shape} for {wanted}")
+    return [(*out, shape[-1])]
+
+
+def _kernel_grad(op: KernelGrad) -> list[Shape]:
+    out, channels = _window(op.window, op.in_shape)
+    given, g = op.in_shapes[1], op.window.groups
+    fits = given[:-1] == out and given[-1] % g == 0
+    require(fits, f"a cotangent {given} for outputs {out}")
+    return [(*op.window.size, channels // g, given[-1])]
+
+
+def _unpool(op: Unpool) -> list[Shape]:
+    out, channels = _window(op.window, op.in_shape)
+    wanted = (*out, channels)
+    require(op.in_shapes[1] == wanted, f"a cotangent {op.in_shapes[1]} for outputs {wanted}")
+    return [op.in_shape]
+
+
+def _scatter(op: Scatter) -> list[Shape]:
+    (n,), (m, d) = op.in_shapes
+    require(n == m and op.size >= 1, f"{n} positions for {m} rows among {op.size}")
+    return [(op.size, d)]
+
+
 SHAPES: dict[type[Op], tuple[tuple[int | None, ...] | None, Callable[[Any], list[Shape]]]] = {
     Dense: ((2,), _dense),
     Conv: ((None,), _conv),
@@ -294,12 +328,16 @@ SHAPES: dict[type[Op], tuple[tuple[int | None, ...] | None, Callable[[Any], list
     Cumulative: ((3,), _cumulative),
     Slice: ((3, None), _slice),
     Scan: (None, _scan),
+    Convolve: ((None, None), _convolve),
+    KernelGrad: ((None, None), _kernel_grad),
+    Unpool: ((None, None), _unpool),
+    Scatter: ((1, 2), _scatter),
 }
 """Of each kind, how many axes its inputs have (None: any; for all: any number of inputs), and the
 shapes of its outputs."""
 
 _SAME = (Pool, Take, Transpose, Concat, Gather, Cumulative, Slice, MatMul)
-_WHOLE: dict[type[Op], int] = {Gather: 1, Slice: 1}  # the input that is a whole number
+_WHOLE: dict[type[Op], int] = {Gather: 1, Slice: 1, Scatter: 0}  # the input that is a whole number
 
 
 def out_shapes(op: Op) -> list[Shape]:
@@ -314,7 +352,8 @@ def out_shapes(op: Op) -> list[Shape]:
         require(len(op.inputs) == len(ranks), f"it reads {len(ranks)} values")
         for rank, shape in zip(ranks, op.in_shapes, strict=True):
             require(rank in (None, len(shape)), f"a value in shape {shape}, not of {rank} axes")
-    require(type(op) not in (Conv, PatchProject, Pool) or len(op.in_shape) > 1, "no spatial axes")
+    windowed = (Conv, PatchProject, Pool, Convolve, KernelGrad, Unpool)
+    require(type(op) not in windowed or len(op.in_shape) > 1, "no spatial axes")
     return rule(op)
 
 

@@ -24,9 +24,11 @@ from rosler_jax.graph.kinds import (
     Affine,
     Concat,
     Conv,
+    Convolve,
     Cumulative,
     Dense,
     Gather,
+    KernelGrad,
     Map,
     MatMul,
     Norm,
@@ -36,10 +38,12 @@ from rosler_jax.graph.kinds import (
     Project,
     Reduce,
     Scan,
+    Scatter,
     Slice,
     Softmax,
     Take,
     Transpose,
+    Unpool,
     Window,
     elements,
 )
@@ -197,6 +201,24 @@ def _scan(op: Scan, params: Params | None, *given: Array) -> list[Array]:
     return [*last, *gave]
 
 
+def _kernel_grad(op: KernelGrad, params: Params | None, x: Array, dy: Array) -> Array:
+    w = op.window
+    shape = (*w.size, x.shape[-1] // w.groups, dy.shape[-1])
+    kernel = jnp.zeros(shape, x.dtype)
+    _, back = jax.vjp(lambda kernel: convolve(x[None], kernel, w)[0], kernel)
+    return back(dy)[0]
+
+
+def _unpool(op: Unpool, params: Params | None, x: Array, dy: Array) -> Array:
+    _, back = jax.vjp(lambda x: pool(x[None], "max", op.window)[0], x)
+    return back(dy)[0]
+
+
+def _scatter(op: Scatter, params: Params | None, ids: Array, rows: Array) -> Array:
+    at = jnp.where(ids < 0, op.size, ids)
+    return jnp.zeros((op.size, rows.shape[-1]), rows.dtype).at[at].add(rows, mode="drop")
+
+
 COMPUTE: dict[type[Op], Callable[..., Any]] = {
     Dense: _dense,
     Conv: _conv,
@@ -218,6 +240,10 @@ COMPUTE: dict[type[Op], Callable[..., Any]] = {
         x, start.reshape(()), op.size, axis=1
     ),
     Scan: _scan,
+    Convolve: lambda op, params, x, kernel: convolve(x[None], kernel, op.window)[0],
+    KernelGrad: _kernel_grad,
+    Unpool: _unpool,
+    Scatter: _scatter,
 }
 """What each kind of operation computes on one example."""
 

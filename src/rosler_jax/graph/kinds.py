@@ -253,6 +253,37 @@ class Slice(Op):
 
 
 @_kind
+class Convolve(Op):
+    """A convolution whose kernel ``(*window, c / groups, n)`` is a value: while a model trains."""
+
+    window: Window
+
+
+@_kind
+class KernelGrad(Op):
+    """The cotangent ``(*window, c / groups, n)`` of a kernel, from the input and the output's.
+
+    ``dK_w = sum_p x_{p s + w d}^T dy_p``, of each group by itself.
+    """
+
+    window: Window
+
+
+@_kind
+class Unpool(Op):
+    """The cotangent of a max pool's input: ``dy`` goes to the first largest under each window."""
+
+    window: Window
+
+
+@_kind
+class Scatter(Op):
+    """``(size, d)`` zeros, and rows ``(n, d)`` added at whole numbers ``(n,)`` that lie within."""
+
+    size: int
+
+
+@_kind
 class Scan(Op):
     """A body that runs once for each position of the sequences, with a state.
 
@@ -279,7 +310,8 @@ KINDS: dict[str, type[Op]] = {
     cls.__name__: cls
     for cls in (
         Dense, Conv, Project, PatchProject, MatMul, Affine, Map, Reduce, Pool, Take, Transpose,
-        Concat, Softmax, Norm, Gather, Cumulative, Slice, Scan,
+        Concat, Softmax, Norm, Gather, Cumulative, Slice, Scan, Convolve, KernelGrad, Unpool,
+        Scatter,
     )
 }  # fmt: skip
 """Every kind of operation by name: a new one is one line here, in ``compute``, in each target."""

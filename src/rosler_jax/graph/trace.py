@@ -15,6 +15,7 @@ from rosler_jax._paths import path_name
 from rosler_jax.graph._builder import Builder, Held, dtype_name, known
 from rosler_jax.graph._fold import simplified
 from rosler_jax.graph._jaxpr import walk
+from rosler_jax.graph._rewrite import named_apart
 from rosler_jax.graph._source import TraceError
 from rosler_jax.graph.graph import Graph, Value
 from rosler_jax.graph.weight import Weight
@@ -91,7 +92,7 @@ def _traced(
         for x, name, axis in zip(results, names, _axes(out_axes, out), strict=True)
     ]
     structure = _structure(jax.tree.unflatten(treedef, range(len(outputs))))
-    return simplified(b.graph(inputs, outputs, structure))
+    return named_apart(simplified(b.graph(inputs, outputs, structure)))
 
 
 def _held(name: str, leaf: Any, stored: Mapping[str, Weight]) -> Held:
