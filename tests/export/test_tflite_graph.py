@@ -244,6 +244,10 @@ LAYERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     "wrap": (lambda x: jnp.pad(x, ((0, 0), (2, 1)), mode="wrap"), (normal(4, 5),)),
     "repeat": (lambda x: jnp.repeat(x, 3, 1), (normal(4, 5),)),
     "embed": (lambda i: jnp.asarray(normal(9, 4))[i], (whole(9, 4, 5),)),
+    "embed_from_the_end": (lambda i: jnp.asarray(normal(9, 4))[i - 4], (whole(9, 4, 5),)),
+    "conv_of_many": (
+        lambda x: jax.vmap(nnx.Conv(2, 3, (3, 3), rngs=nnx.Rngs(0)))(x), (normal(4, 2, 5, 6, 2),)
+    ),
     "embed_one": (lambda i: jnp.asarray(normal(9, 4))[i], (whole(9, 4),)),
     "cumsum": (lambda x: jnp.cumsum(x, 1), (normal(4, 5, 3),)),
     "cumsum_back": (lambda x: jax.lax.cumsum(x, 2, reverse=True), (normal(4, 5, 3),)),

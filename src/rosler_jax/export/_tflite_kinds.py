@@ -38,7 +38,7 @@ from rosler_jax.export._tflite_builder import (
 )
 from rosler_jax.export._tflite_file import Operator, Tensor
 from rosler_jax.export._tflite_functions import FUNCTIONS, IN_INTEGERS, cast, looked_up, zero_of
-from rosler_jax.export._tflite_window import convolved, inner, pooled
+from rosler_jax.export._tflite_window import convolved, pooled
 from rosler_jax.export.inputs import check_finite
 from rosler_jax.graph import kinds
 from rosler_jax.graph.compute import COMPUTE, group_filters
@@ -170,8 +170,7 @@ def _weight(
     """A weight with the output's axis first; scales of its inputs go to what comes in."""
     if b.bits == 32:
         return x, np.ascontiguousarray(w.values.transpose(order))
-    # A factor more in 8 bits would cost more than new scales do.
-    integers = integers_of(w, b.bits, -1 if b.activations == 8 else None)
+    integers = _whole(b, w)
     values = np.ascontiguousarray(integers.values.transpose(order))
     values = values.astype(np.int16 if b.bits == 16 else np.int8)
     if integers.axis != -2:
@@ -179,6 +178,17 @@ def _weight(
     channels = x.shape[-1]
     x = with_numbers(b, "MUL", x, np.tile(integers.scale, channels // integers.scale.size))
     return x, Integers(values, np.ones(1, np.float32), None)
+
+
+def _whole(b: Builder, w: Weight) -> Integers:
+    """A weight in integers with scales of its outputs or of its inputs: the file's where they are.
+
+    A factor more in 8 bits would cost more than new scales do.
+    """
+    axis = -1 if b.activations == 8 else None
+    if sum(n > 1 for n in w.factors.shape) > 1 or w.axis not in (None, -1, -2):
+        w, axis = Weight(w.name, w.values), -1
+    return integers_of(w, b.bits, axis)
 
 
 def _bias(bias: Weight | None) -> np.ndarray | None:
@@ -193,16 +203,20 @@ def _dense(b: Builder, op: kinds.Dense, act: str | None, x: Value) -> Value:
 
 def _conv(b: Builder, op: kinds.Conv, act: str | None, x: Value) -> Value:
     n = len(op.window.size)
-    x = quantized(b, reshape(b, x, *inner(op.in_shape)))
-    x, weight = _weight(b, x, op.weight, (n + 1, *range(n + 1)))
+    x, weight = _weight(b, _channels(b, x, op), op.weight, (n + 1, *range(n + 1)))
     return convolved(b, op, x, weight, _bias(op.bias), act)
 
 
 def _patches(b: Builder, op: kinds.PatchProject, act: str | None, x: Value) -> Value:
     filters = group_filters(op, entries(op.sketch) * np.float32(op.scale))
     weight = sketches.matrix(b, np.moveaxis(np.asarray(filters), -1, 0))
-    x = quantized(b, reshape(b, x, *inner(op.in_shape)))
-    return convolved(b, op, x, weight, None, None)
+    return convolved(b, op, _channels(b, x, op), weight, None, None)
+
+
+def _channels(b: Builder, x: Value, op: Op) -> Value:
+    """What a window slides over, its channels last."""
+    n = op.in_shape[-1]
+    return quantized(b, x if x.shape[-1] == n else reshape(b, x, *op.in_shape))
 
 
 def _project(b: Builder, op: kinds.Project, act: str | None, x: Value) -> Value:
@@ -537,10 +551,13 @@ def _gather(b: Builder, op: kinds.Gather, act: str | None, table: Node, ids: Nod
     if isinstance(table, Value):
         rows = reshape(b, table, *op.in_shape)
         if isinstance(ids, Weight):
-            return gather(b, rows, ids.values.ravel(), 1)
+            at = ids.values.ravel()
+            return gather(b, rows, np.where(at < 0, at + op.in_shape[0], at), 1)
+        ids = _from_end(b, ids, op.in_shape[0]) if op.wrap else ids
         return _each(b, rows, reshape(b, ids, n), 1)
     assert isinstance(ids, Value)
-    index = reshape(b, ids)
+    index = _from_end(b, ids, op.in_shape[0]) if op.wrap else ids
+    index = reshape(b, index)
     if b.bits == 8:
         return _stored_rows(b, table, index, width)
     array = table.values.reshape(op.in_shape)
@@ -594,12 +611,16 @@ def _slice(b: Builder, op: kinds.Slice, act: str | None, x: Node, start: Node) -
         rows = _value(b, x, op.in_shape[1:])
         return cut(b, rows, [at, 0], [op.size, op.in_shape[2]])
     first = reshape(b, start, 1)
-    below = cast(b, elementwise(b, "LESS", first, np.int32(0)), "int32")
-    first = elementwise(b, "ADD", first, elementwise(b, "MUL", below, np.int32(n)))
-    first = elementwise(b, "MAXIMUM", first, np.int32(0))
+    first = elementwise(b, "MAXIMUM", _from_end(b, first, n), np.int32(0))
     first = elementwise(b, "MINIMUM", first, np.int32(n - op.size))
     index = elementwise(b, "ADD", first, np.arange(op.size, dtype=np.int32))
     return _each(b, _value(b, x, op.in_shape), index, 2)
+
+
+def _from_end(b: Builder, index: Value, n: int) -> Value:
+    """Whole numbers of which those below 0 count from the end."""
+    below = cast(b, elementwise(b, "LESS", index, np.int32(0)), "int32")
+    return elementwise(b, "ADD", index, elementwise(b, "MUL", below, np.int32(n)))
 
 
 # --- scans --------------------------------------------------------------------------------------

@@ -56,14 +56,16 @@ def convolved(
     act: str | None,
 ) -> Value:
     """A convolution with a weight ``(n, *window, c / groups)``."""
-    window, n = op.window, op.out_shape[-1]
-    same = _is_same(window, op.in_shape[:-1])
+    window, lead = _without_batch(op.window)
+    in_shape, out_shape, n = op.in_shape[lead:], op.out_shape[lead:], op.out_shape[-1]
+    x = reshape(b, x, *inner(in_shape))
+    same = _is_same(window, in_shape[:-1])
     kind, options, weight, axis = _form(op, window, weight, SAME if same else VALID)
     if not same:
         rows = [(0, 0)] * (len(window.size) == 1)  # that a series has
         x = _padded(b, x, [*rows, *window.padding], [*(1 for _ in rows), *window.input_dilation])
     within = window if same else _unpadded(window)
-    shape = (1, *inner(op.out_shape))
+    shape = (x.shape[0], *inner(out_shape))
 
     def convolve(s: np.ndarray, w: np.ndarray) -> np.ndarray:
         kernel = (np.moveaxis(w, 0, -1) if axis == 0 else w).reshape(*window.size, -1, n)
@@ -78,13 +80,26 @@ def convolved(
     return product(b, x, weight, bias, shape, Product(convolve, operator, axis), act)
 
 
+def _without_batch(window: Window) -> tuple[Window, int]:
+    """A window without the axes in front along which it does nothing, and how many these are."""
+    idle = zip(window.size, window.strides, window.input_dilation, window.padding, strict=True)
+    k = 0
+    for k, axis in enumerate(idle):
+        if axis != (1, 1, 1, (0, 0)) or k == len(window.size) - 1:
+            break
+    names = ("size", "strides", "padding", "dilation", "input_dilation")
+    return dataclasses.replace(window, **{name: getattr(window, name)[k:] for name in names}), k
+
+
 def _form(
     op: Conv | PatchProject, window: Window, weight: Integers | np.ndarray, padding: int
 ) -> tuple[str, tuple[str, dict[str, Any]], Integers | np.ndarray, int]:
     """The operator of a window, its options, its weight, and the weight's axis of the outputs."""
     n, axis = len(window.size), 0
     values = weight if isinstance(weight, np.ndarray) else weight.values
-    if n > 2 and (n > 3 or window.groups > 1 or not isinstance(weight, np.ndarray)):
+    values = values.reshape(len(values), *window.size, -1)
+    floats = isinstance(weight, np.ndarray)
+    if n > 2 and (n > 3 or window.groups > 1 or not floats):
         raise ExportError(
             f"{op.name}: TFLite has {n}-D convolutions of floats without groups alone (3-D), in "
             "LiteRT; use bits=32 (float32) and a learnt, gaussian or dense layer, or another "
