@@ -127,7 +127,7 @@ def save_network(
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{path}: the network cannot be saved: {error}") from error
     data = modelfile.encode(tensors, {"layers": trained.specs}, metadata or {}, name=str(path))
-    _loaded(path, modelfile.decode(data, name=str(path)))
+    load_file(path, modelfile.decode(data, name=str(path)))
     modelfile.write_encoded(path, data)
     return len(data)
 
@@ -147,11 +147,11 @@ def load_network(path: str | os.PathLike[str]) -> LoadedNetwork:
       ModelFileError: if the file is damaged, or its tensors do not fit its layers.
       OSError: if it cannot be read.
     """
-    return _loaded(path, modelfile.load(path))
+    return load_file(path, modelfile.load(path))
 
 
-def _loaded(path: str | os.PathLike[str], file: ModelFile) -> LoadedNetwork:
-    """The network of a model file's contents."""
+def load_file(path: str | os.PathLike[str], file: ModelFile) -> LoadedNetwork:
+    """The network of a model file's contents; raises as :func:`load_network` does."""
     specs = described_layers(file, str(path))
     try:
         return LoadedNetwork(specs, rebuild(specs, file.tensors), file)

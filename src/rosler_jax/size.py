@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,15 +17,22 @@ import numpy as np
 from flax import nnx
 
 from rosler_jax import _table, modelfile
-from rosler_jax._applications import Applications, applications
 from rosler_jax._layer_views import matrix_views
-from rosler_jax._operations import LayerCost, Operations, layer_cost
 from rosler_jax._paths import TRAINING_ONLY, path_name
 from rosler_jax._quantized import scale_shape
-from rosler_jax.modelfile import ModelFile, ModelFileError, QuantizedTensor
-from rosler_jax.network import Network
+from rosler_jax.deploy import described_layers, load_file
+from rosler_jax.graph._source import TraceError
+from rosler_jax.graph.count import ELSEWHERE, Operations, Part, parts
+from rosler_jax.graph.file import put
+from rosler_jax.graph.graph import Graph, map_weights, op_weights
+from rosler_jax.graph.layers import _input_shape as input_shape_of
+from rosler_jax.graph.quantize import quantization_plan
+from rosler_jax.graph.save import graph_of_file
+from rosler_jax.graph.trace import trace
+from rosler_jax.graph.weight import Weight
+from rosler_jax.modelfile import ModelFile, QuantizedTensor
+from rosler_jax.network import Network, split_state
 from rosler_jax.quantization import leaf_bits, scale_axes
-from rosler_jax.views import Seen, Views
 
 MODEL = "model.rosler"
 _PREFIX = "layers/"  # of a Network's layers; model files leave it out
@@ -44,8 +52,8 @@ class LayerSize:
       scales: scales of its quantised tensors.
       seeds: 32-bit words of seeds.
       other: all other stored numbers (normalisation, statistics).
-      bytes: of all these in the model file.
-      multiplications, additions: of products, projections and bias.
+      bytes: of all these in the model file; a seed's are eight, also where it is in the header.
+      multiplications, additions: of products, projections and bias, for one example.
       dense_parameters, dense_bytes, dense_multiplications, dense_additions: of the dense float32
         layer with the same sizes.
     """
@@ -61,8 +69,8 @@ class LayerSize:
     bytes: int
     multiplications: int | None
     additions: int | None
-    dense_parameters: int
-    dense_bytes: int
+    dense_parameters: int | None
+    dense_bytes: int | None
     dense_multiplications: int | None
     dense_additions: int | None
 
@@ -130,17 +138,17 @@ class SizeReport:
 
 
 class _Source(NamedTuple):
-    """A model to be reported: its structure (variables may be abstract) and its stored tensors.
+    """A model to be reported.
 
-    ``prefix`` is what the names of the tensors leave out of the model's paths.
+    Attributes:
+      tensors: what is stored, by name.
+      graph: what is computed; None where the shapes of the inputs are not known.
+      file_bytes: of the file, if it is one.
     """
 
-    model: Any
     tensors: Mapping[str, Any]
-    file_bytes: int | None
-    input_shape: Any
-    views: Views
-    prefix: str = ""
+    graph: Graph | None
+    file_bytes: int | None = None
 
 
 def size_report(
@@ -155,246 +163,285 @@ def size_report(
 
     The dense counterpart has the same layer sizes, in float32. Operations are those of products,
     projections and biases for one input, by the thin side; activations, pooling and normalisation
-    are the same in both networks and not counted. Products that a model makes outside of the layers
-    that are known (attention scores, an embedding that attends) have a row of their own, the same
-    in both. Nothing is computed: shapes suffice.
+    are the same in both networks and not counted. Products of two computed values (attention
+    scores) have a row of their own, the same in both. A layer counts as often as it is applied, in
+    a scan at every position. Nothing is computed: shapes suffice.
 
     Args:
-      source: a model file, the folder of a run, a :class:`rosler_jax.modelfile.ModelFile`, a
-        network that was loaded from one, ``(specs, params)`` or ``(specs, params, buffers)`` as
-        :class:`rosler_jax.network.Network` has them, or any NNX model.
+      source: a model file, the folder of a run, a :class:`rosler_jax.modelfile.ModelFile`, what
+        was loaded from one, a graph, an NNX model, a Linen ``(module, variables)``, ``(function,
+        params)``, or ``(specs, params)`` or ``(specs, params, buffers)`` as
+        :class:`rosler_jax.network.Network` has them. Parameters may be ``jax.ShapeDtypeStruct``.
       bits: in which a model that is no file would be stored: for its weights, or a function from a
-        leaf's path; None for 32.
-      input_shape: of one input of floats, without the batch; by default ``input_shape`` in the
-        file's spec. Without it a linear layer counts as applied once, and the work of a convolution
-        is not known.
+        tensor's path; None for 32.
+      input_shape: of one input of floats, without the batch; by default what the file says. Where
+        it is not known, neither is the work.
       inputs: in its place, all arguments of one call, with their batch: arrays or
-        ``jax.ShapeDtypeStruct`` of tokens, several inputs, a carry. Operations are then those of
-        that call.
-      kwargs: keyword arguments of that call, such as ``rngs``.
+        ``jax.ShapeDtypeStruct`` of tokens, several inputs, a carry. Operations are those of one
+        example, whatever the batch.
+      kwargs: keyword arguments of that call.
 
     Returns:
       The report. For a file its rows, the header's included, add up to the bytes of the file.
 
     Raises:
-      ModelFileError: for a damaged model file, or one that is not of a Network.
+      ModelFileError: for a damaged model file.
+      TraceError: for a model that has no graph.
       ValueError: for unknown bits, bits for a file, or inputs that the model does not take.
       TypeError: for any other source.
       OSError: if there is no such file.
 
     Example:
+      >>> from flax import nnx
       >>> from rosler_jax import SketchLinear
       >>> layer = SketchLinear(784, 1024, rank=16, mode="seeded", rngs=nnx.Rngs(0))
-      >>> report = size_report(nnx.Sequential(layer), bits=16)
+      >>> report = size_report(nnx.Sequential(layer), bits=16, input_shape=(784,))
       >>> report.total("weights"), report.total("seeds"), report.total("dense_parameters")
       (2048, 4, 803840)
       >>> report.layers[0].multiplications
       2048
     """
-    found = _read(source, bits)
-    shape = found.input_shape if input_shape is None else tuple(input_shape)
-    if inputs is None and shape is not None:
-        inputs = (jax.ShapeDtypeStruct((1, *shape), jnp.float32),)
-    done = None if inputs is None else _applied(found, inputs, kwargs, shape)
-    stacks = {row.name.rpartition("/")[0]: row.stack for row in found.views.rows}
-    modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(found.model)}
-    layers = [
-        _layer_size(name, tensors, modules.get(path), math.prod(stacks.get(path, ())), path, done)
-        for name, tensors in _by_layer(found.tensors)
-        for path in (found.prefix + name,)
-    ]
-    if done is not None and done.products.multiplications:
-        layers.append(_elsewhere(done.products))
+    if inputs is None and input_shape is not None:
+        inputs = (jax.ShapeDtypeStruct((1, *input_shape), jnp.float32),)
+    found = _read(source, bits, None if inputs is None else tuple(inputs), kwargs)
+    layers = _rows(found)
     stored = sum(layer.bytes for layer in layers)
     header = 0 if found.file_bytes is None else found.file_bytes - stored
     return SizeReport(tuple(layers), header, found.file_bytes is not None)
 
 
-def _applied(
-    found: _Source, inputs: Sequence[Any], kwargs: Mapping[str, Any], shape: Any
-) -> Applications:
-    try:
-        done = applications(found.model, inputs, kwargs)
-    except (TypeError, ValueError, IndexError, AssertionError) as error:
-        what = "these inputs" if shape is None else f"inputs of shape {tuple(shape)}"
-        raise ValueError(f"the model does not take {what}: {error}") from error
-    return done._replace(outputs={k.replace(".", "/"): n for k, n in done.outputs.items()})
-
-
 # Sources.
 
 
-def _read(source: Any, bits: Any) -> _Source:
-    if isinstance(source, nnx.Module):
-        return _from_model(source, bits, _PREFIX if isinstance(source, Network) else "")
+def _read(source: Any, bits: Any, inputs: Any, kwargs: Any) -> _Source:
     file = getattr(source, "file", source)
     if isinstance(file, str | os.PathLike):
         path = Path(file)
         path = path / MODEL if path.is_dir() else path
-        return _from_file(modelfile.load(path), str(path), bits)
+        return _from_file(modelfile.load(path), str(path), bits, inputs)
     if isinstance(file, ModelFile):
-        return _from_file(file, "model file", bits)
-    if isinstance(source, tuple) and len(source) in (2, 3):
-        return _from_parts(*source, bits=bits)
-    raise TypeError(
-        f"size_report cannot read a {type(source).__name__}; pass a path, a ModelFile, an NNX "
-        f"model, or (specs, params) of a Network"
-    )
+        return _from_file(file, "model file", bits, inputs)
+    if isinstance(source, Graph):
+        return _from_graph(source, bits)
+    if isinstance(source, tuple) and len(source) in (2, 3) and isinstance(source[0], list):
+        return _from_specs(*source, bits=bits, inputs=inputs)
+    known = isinstance(source, nnx.Module) or (isinstance(source, tuple) and len(source) == 2)
+    if not known:
+        raise TypeError(
+            f"size_report cannot read a {type(source).__name__}; pass a path, a ModelFile, a "
+            "graph, an NNX model, (module, variables), (function, params), or (specs, params) of "
+            "a Network"
+        )
+    return _from_model(source, bits, inputs, kwargs)
 
 
-def _from_file(file: ModelFile, name: str, bits: Any) -> _Source:
+def _from_file(file: ModelFile, name: str, bits: Any, inputs: Any) -> _Source:
     if bits is not None:
         raise ValueError(f"{name} has its bits already; pass bits only for a model that is no file")
-    specs = file.spec.get("layers")
-    if not isinstance(specs, list) or not all(isinstance(spec, dict) for spec in specs):
-        raise ModelFileError(f"{name}: its spec has no list of layers; save it with save_network")
+    shape = None if inputs is None else inputs[0].shape[1:]
+    if file.version == 1:
+        shape = file.spec.get("input_shape") if shape is None else shape
+        shape = known_shape(described_layers(file, name)) if shape is None else shape
+        if shape is None:
+            load_file(name, file)  # refuses what makes no network
+            return _Source(file.tensors, None, file.file_bytes)
+    return _Source(file.tensors, graph_of_file(file, name, shape), file.file_bytes)
+
+
+def known_shape(specs: Sequence[Any]) -> tuple[int, ...] | None:
+    """The shape of an input that the layers of a network tell; None if they do not."""
     try:
-        model = _abstract(specs)
-    except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
-        raise ModelFileError(f"{name}: its layers cannot be built: {error}") from error
-    whole = _from_model(model, None, _PREFIX)
-    expected = {key: tensor.shape for key, tensor in whole.tensors.items()}
-    actual = {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}
-    if expected != actual:
-        wrong = sorted(key for key, _ in expected.items() ^ actual.items())
-        raise ModelFileError(f"{name}: tensors and layers do not fit: {', '.join(wrong)}")
-    shape = file.spec.get("input_shape")
-    return _Source(model, file.tensors, file.file_bytes, shape, whole.views, _PREFIX)
+        return input_shape_of(specs, None)
+    except TraceError:
+        return None
 
 
-def _from_model(model: Any, bits: Any, prefix: str) -> _Source:
-    _, *states = nnx.split(model, nnx.Param, nnx.RngState, ...)
-    params, _, buffers = map(nnx.to_pure_dict, states)
-    views = matrix_views(model)
-    tensors = _stored(params, buffers, bits, views, prefix)
-    return _Source(model, tensors, None, None, views, prefix)
-
-
-def _from_parts(specs: Any, params: Any, buffers: Any = None, *, bits: Any) -> _Source:
-    model = _abstract(specs)
-    views = matrix_views(model)
-    tensors = _stored(params, buffers or {}, bits, views, _PREFIX)
-    return _Source(model, tensors, None, None, views, _PREFIX)
-
-
-def _abstract(specs: Any) -> Any:
-    return nnx.eval_shape(lambda: Network(specs, rngs=nnx.Rngs(0)))
-
-
-def _stored(params: Any, buffers: Any, bits: Any, views: Views, prefix: str) -> dict[str, Any]:
-    """The tensors of a model file of these shapes, all zero; they take no memory."""
+def _from_graph(graph: Graph, bits: Any) -> _Source:
+    planned = quantization_plan(graph, 32 if bits is None else bits)
     tensors: dict[str, Any] = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    for weight in graph.weights():
+        put(weight.name, weight.stored, tensors)
+    return _Source({k: _zeros(*planned[id(stored)]) for k, stored in tensors.items()}, graph)
+
+
+def _from_specs(specs: Any, params: Any, buffers: Any = None, *, bits: Any, inputs: Any) -> _Source:
+    graphdef, *states = split_state(nnx.eval_shape(lambda: Network(specs, rngs=nnx.Rngs(0))))
+    like = (params, {} if buffers is None else buffers)
+    states = [jax.tree.map(lambda _, x: x, a, b) for a, b in zip(states, like, strict=True)]
+    shape = known_shape(specs) if inputs is None else None
+    if shape is not None:
+        inputs = (jax.ShapeDtypeStruct((1, *shape), jnp.float32),)
+    return _from_model(nnx.merge(graphdef, *states), bits, inputs, {})
+
+
+def _from_model(source: Any, bits: Any, inputs: Any, kwargs: Any) -> _Source:
+    model = _generic(source)
+    if inputs is None:
+        return _Source(_stored(source, bits), None)
+    try:
+        found = _from_graph(trace(model, *inputs, **kwargs), bits)
+    except TraceError:
+        raise
+    except (TypeError, ValueError, IndexError, AssertionError) as error:
+        shapes = ", ".join(str(np.shape(x)[1:]) for x in jax.tree.leaves(inputs))
+        raise ValueError(f"the model does not take inputs of shape {shapes}: {error}") from error
+    if not isinstance(source, Network):
+        return found
+    named = {name.removeprefix(_PREFIX): tensor for name, tensor in found.tensors.items()}
+    assert found.graph is not None
+    graph = map_weights(
+        found.graph, lambda w: Weight(w.name.removeprefix(_PREFIX), w.stored, w.layout)
+    )
+    return found._replace(tensors=named, graph=graph)
+
+
+def _generic(source: Any) -> Any:
+    """The model with numbers that no rewriting leaves out, as it does a bias of zeros."""
+
+    def filled(leaf: Any) -> Any:
+        if not hasattr(leaf, "dtype"):
+            return leaf
+        abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0) if abstract and not leaf.shape else leaf
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or not leaf.shape:
+            return np.zeros(leaf.shape, leaf.dtype) if abstract else leaf
+        if not abstract and np.ptp(np.asarray(leaf, np.float32)) > 0:
+            return leaf
+        numbers = np.linspace(0.5, 1.5, math.prod(leaf.shape), dtype=np.float32)
+        return jnp.asarray(numbers.reshape(leaf.shape), leaf.dtype)
+
+    if isinstance(source, nnx.Module):
+        graphdef, state = nnx.split(source)
+        return nnx.merge(graphdef, jax.tree.map(filled, state))
+    module, state = source
+    return module, jax.tree.map(filled, state)
+
+
+def _stored(source: Any, bits: Any) -> dict[str, Any]:
+    """The tensors that a model's parameters would be, by names and shapes alone."""
+    prefix = _PREFIX if isinstance(source, Network) else ""
+    is_module = isinstance(source, nnx.Module)
+    state = nnx.to_pure_dict(nnx.state(source, nnx.Not(nnx.RngState))) if is_module else source[1]
+    views = matrix_views(source) if is_module else {}
+    tensors: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         name = path_name(keys)
-        if name.rsplit("/", 1)[-1] in TRAINING_ONLY:
+        path = tuple(name.split("/"))
+        if path[-1] in TRAINING_ONLY:
             continue
-        tensors[name] = _zeros(name, leaf, 32 if bits is None else bits, views.get(name))
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(buffers)[0]:
-        tensors[path_name(keys)] = _plain(leaf)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        width, axes, seen = 32, None, views.get(name)
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.shape:
+            asked = 32 if bits is None else bits
+            width = int(leaf_bits(path, leaf.shape, asked, None if seen is None else seen.role))
+            axes = None if width == 32 else scale_axes(path, leaf.shape, seen)
+        tensors[name.removeprefix(prefix)] = _zeros(leaf, width, axes)
+    return tensors
 
 
-def _zeros(name: str, leaf: Any, bits: Any, seen: Seen | None) -> Any:
-    if not leaf.shape or not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return _plain(leaf)
-    path = tuple(name.split("/"))
-    width = leaf_bits(path, leaf.shape, bits, None if seen is None else seen.role)
-    axis = None if width == 32 else scale_axes(path, leaf.shape, seen)
-    values = np.broadcast_to(np.int8(0), leaf.shape)
-    scale = np.ones(scale_shape(leaf.shape, axis), np.float32)
-    return QuantizedTensor(values, scale, int(width), axis)
+def _zeros(stored: Any, width: int, axes: Any) -> Any:
+    """A tensor of these shapes, all zero: it takes no memory."""
+    if isinstance(stored, QuantizedTensor) and stored.bits == width:
+        return stored
+    floats = isinstance(stored, QuantizedTensor) or jnp.issubdtype(stored.dtype, jnp.floating)
+    if not floats:
+        return np.broadcast_to(np.zeros((), np.dtype(stored.dtype)), stored.shape)
+    values = np.broadcast_to(np.int8(0), stored.shape)
+    scale = np.ones(scale_shape(tuple(stored.shape), axes), np.float32)
+    return QuantizedTensor(values, scale, width, axes)
 
 
-def _plain(leaf: Any) -> np.ndarray:
-    dtype = np.dtype(leaf.dtype) if np.dtype(leaf.dtype).kind in "iuf" else np.dtype("f4")
-    return np.broadcast_to(np.zeros((), dtype), leaf.shape)
+# Rows.
 
 
-# Layers.
-
-
-def _by_layer(tensors: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Groups tensors by the layer that holds them, in the order of the layers' first tensors."""
-    groups: dict[str, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        layer, _, leaf = name.rpartition("/")
-        groups.setdefault(layer, {})[leaf] = tensor
-    # In a file all parameters come before all seeds and statistics.
-    yield from sorted(groups.items(), key=lambda item: _natural(item[0]))
+def _rows(found: _Source) -> list[LayerSize]:
+    """One row for each layer that stores or computes anything, layer 10 after layer 9."""
+    done = None if found.graph is None else parts(found.graph)
+    layer_of = {name: part.layer for part in done or () for name in part.held}
+    readers = {} if found.graph is None else _readers(found.graph)
+    groups: dict[str, dict[str, Any]] = {part.layer: {} for part in done or ()}
+    for name, tensor in found.tensors.items():
+        groups.setdefault(layer_of.get(name, name.rpartition("/")[0]), {})[name] = tensor
+    return [
+        _row(name, groups[name], None if done is None else [p for p in done if p.layer == name],
+             readers)
+        for name in sorted(groups, key=_natural)
+    ]  # fmt: skip
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Sorts layer 10 after layer 9."""
+    """Sorts layer 10 after layer 9, and what is of no layer last."""
+    if name == ELSEWHERE:
+        return [(2, name)]
     return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split("/")]
 
 
-def _layer_size(
-    name: str, tensors: Mapping[str, Any], module: Any, stack: int, path: str,
-    done: Applications | None,
-) -> LayerSize:  # fmt: skip
-    """The row of the layer at ``path``: ``stack`` layers in one, applied as ``done`` says."""
+def _readers(graph: Graph) -> dict[str, str]:
+    """What kind of operation reads each stored array."""
+    found: dict[str, str] = {}
+    for op in graph.ops:
+        read = (graph.constants[k] for k in op.inputs if k in graph.constants)
+        found |= {weight.name: type(op).__name__.lower() for weight in (*read, *op_weights(op))}
+    return found
+
+
+def _row(
+    name: str, tensors: Mapping[str, Any], done: Sequence[Part] | None, readers: Mapping[str, str]
+) -> LayerSize:
+    """The row of a layer: what it stores, and the parts of the graph that it computes."""
     count = {"weights": 0, "biases": 0, "scales": 0, "seeds": 0, "other": 0}
     bits: set[int] = set()
-    for leaf, tensor in tensors.items():
-        group = _group(leaf, tensor)
-        count[group] += math.prod(tensor.shape)
+    alone = 0  # numbers in matrices that no product reads: tables, positions
+    once = {_key(part): part for part in done or ()}  # a layer that is applied twice is stored once
+    multiplied = {weight.name.rstrip("*") for part in once.values() for weight in part.weights}
+    for path, tensor in tensors.items():
+        group, size = _group(path.rpartition("/")[2], tensor), math.prod(tensor.shape)
+        count[group] += size
         if isinstance(tensor, QuantizedTensor):
             count["scales"] += 0 if tensor.bits == 32 else int(np.size(tensor.scale))
-            bits |= {tensor.bits} if group == "weights" else set()
-    cost = None if module is None else layer_cost(module)
-    if cost is not None and stack * cost.weights != count["weights"]:
-        cost = None  # not the layer that its class says
-    mine, dense = _work(cost, count["weights"], stack, path, done)
-    weights = count["weights"] if cost is None else stack * cost.dense_weights
-    parameters = weights + count["biases"] + count["other"]
-    kind = type(module).__name__ if cost is None else cost.kind
+        if group == "weights":
+            bits |= {getattr(tensor, "bits", 32)}
+            alone += 0 if path.rstrip("*") in multiplied else size
+    stored = sum(size.total for size in modelfile.bytes_of(tensors).values())
+    if not count["seeds"]:  # in the graph itself, not in tensors as files of version 1 have them
+        count["seeds"] = 2 * sum(part.sketches for part in once.values())
+        stored += 4 * count["seeds"]
+    work = dense = parameters = None
+    kinds = {readers[path]: None for path in tensors if path in readers}
+    if done is not None:
+        work = sum((part.operations for part in done), Operations())
+        dense = sum((part.dense for part in done), Operations())
+        whole = sum(part.dense_weights for part in once.values()) + alone
+        parameters = whole + count["biases"] + count["other"]
+        found = Counter(part.kind for part in once.values() if part.kind)
+        kinds = {k if n == 1 else f"{n} layers of {k}": None for k, n in found.items()} or kinds
     return LayerSize(
         name=name,
-        kind=kind if stack == 1 else f"{stack} layers of {kind}",
+        kind="; ".join(kinds),
         **count,
         bits=tuple(sorted(bits)),
-        bytes=sum(size.total for size in modelfile.bytes_of(tensors).values()),
-        multiplications=None if mine is None else mine.multiplications,
-        additions=None if mine is None else mine.additions,
+        bytes=stored,
+        multiplications=None if work is None else work.multiplications,
+        additions=None if work is None else work.additions,
         dense_parameters=parameters,
-        dense_bytes=_FLOAT32_BYTES * parameters,
+        dense_bytes=None if parameters is None else _FLOAT32_BYTES * parameters,
         dense_multiplications=None if dense is None else dense.multiplications,
         dense_additions=None if dense is None else dense.additions,
     )
 
 
-def _elsewhere(products: Operations) -> LayerSize:
-    """The row of the products that no known layer makes."""
-    both = (products.multiplications, products.additions)
-    return LayerSize(
-        "(elsewhere)", "products of the model", 0, (), 0, 0, 0, 0, 0, *both, 0, 0, *both
-    )
+def _key(part: Part) -> Any:
+    return tuple((weight.name, weight.layout) for weight in part.weights) or id(part)
 
 
 def _group(leaf: str, tensor: Any) -> str:
+    leaf = leaf.rstrip("*").partition(".")[0]  # as tracing names what it has changed
     if leaf.endswith("seed"):
         return "seeds"
     if leaf == "bias":
         return "biases"
-    is_weight = isinstance(tensor, QuantizedTensor) and len(tensor.shape) >= 2
-    return "weights" if is_weight else "other"
-
-
-def _work(
-    cost: LayerCost | None, weights: int, stack: int, path: str, done: Applications | None
-) -> tuple[Operations | None, Operations | None]:
-    """Operations of a layer and of its dense counterpart for one input, None where not known."""
-    if done is not None and not done.known:
-        return None, None
-    if cost is None:
-        # What holds no matrix works element by element, and that is not counted; the products of
-        # what does are counted among the model's own.
-        return (None, None) if weights and done is None else (Operations(0, 0), Operations(0, 0))
-    if done is None:
-        once = None if cost.spatial else stack
-    else:
-        once = done.outputs.get(path, 0) // cost.outputs
-    return (None, None) if once is None else (once * cost.operations, once * cost.dense_operations)
+    floats = isinstance(tensor, QuantizedTensor) or tensor.dtype.kind == "f"
+    return "weights" if floats and len(tensor.shape) >= 2 else "other"
 
 
 # The table.
@@ -422,7 +469,7 @@ def _draw(report: SizeReport) -> str:
     text = _table.draw(table[0], table[1:-1], table[-1], left=(0, 1))
     lines = [text, "", _ratios(report)]
     if None in totals:
-        lines.append("?: not known without the input's shape (input_shape), or in a while_loop")
+        lines.append("?: not known without the input's shape (input_shape)")
     return "\n".join(lines)
 
 

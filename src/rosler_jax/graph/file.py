@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import rosler_kernels as rk
+from rosler_jax._quantized import QuantizedTensor
 from rosler_jax.graph.check import (
     MAX_DEPTH,
     MAX_ELEMENTS,
@@ -376,20 +377,32 @@ _STEPS = {"reshape": "r", "transpose": "t", "slice": "s", "reverse": "v"}
 _NAMES = {letter: step for step, letter in _STEPS.items()}
 
 
-def _put(name: str, tensor: Any, tensors: Tensors) -> int:
-    """The place of a tensor in the table; another of the same name gets a name of its own."""
-    unique = name
-    while unique in tensors and not _alike(tensors[unique], tensor):
+def put(name: str, tensor: Any, tensors: Tensors) -> str:
+    """Adds a tensor under its name, or another if a different one has it; gives the name."""
+    base, _, number = name.rpartition(".")
+    unique = base if number.isdigit() and base in tensors else name  # maybe a copy of tracing's
+    if unique in tensors and not alike(tensors[unique], tensor):
+        unique = name
+    while unique in tensors and not alike(tensors[unique], tensor):
         unique = f"{name}.{len(tensors)}"
     tensors.setdefault(unique, tensor)
+    return unique
+
+
+def _place_of(name: str, tensor: Any, tensors: Tensors) -> int:
+    """The place of a tensor in the table."""
+    unique = put(name, tensor, tensors)
     return list(tensors).index(unique)
 
 
-def _alike(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    plain = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
-    return plain and a.dtype == b.dtype and np.array_equal(a, b)
+def alike(a: Any, b: Any) -> bool:
+    """Whether two stored arrays are the same: tracing may copy one."""
+    if a is b or type(a) is not type(b):
+        return a is b
+    if isinstance(a, QuantizedTensor):
+        same = (a.bits, a.axis) == (b.bits, b.axis)
+        return same and alike(*map(np.asarray, (a.values, b.values))) and alike(a.scale, b.scale)
+    return a.dtype == b.dtype and np.array_equal(a, b)
 
 
 def _write_weight(weight: Weight | None, tensors: Tensors) -> Any:
@@ -398,7 +411,7 @@ def _write_weight(weight: Weight | None, tensors: Tensors) -> Any:
     steps = [
         [_STEPS[step], *(rest if step == "slice" else rest[0])] for step, *rest in weight.layout
     ]
-    k = _put(weight.name, weight.stored, tensors)
+    k = _place_of(weight.name, weight.stored, tensors)
     return [k, *steps] if steps else k
 
 
@@ -443,7 +456,7 @@ def _write_sketch(sketch: rk.Sketch, tensors: Tensors) -> list[Any]:
         params = params if tuple(sketch.params) != usual else {}
     if sketch.data is not None:
         arrays = (np.asarray(sketch.data[name]) for name in _DATA)
-        data = [_put(f"sketch.{len(tensors)}", array, tensors) for array in arrays]
+        data = [_place_of(f"sketch.{len(tensors)}", array, tensors) for array in arrays]
     listed = [[name, value] for name, value in params.items()]
     return trimmed([sketch.kind, sketch.rows, sketch.cols, *seed, listed or None, data])
 
@@ -484,7 +497,7 @@ def _write_numbers(array: np.ndarray, tensors: Tensors) -> Any:
             break
     best = min(ways, key=lambda way: len(json.dumps(way)), default=None)
     if best is None or (len(best) > _FEW and len(json.dumps(best)) > _DIGITS * len(best)):
-        return [None, _put(f"numbers.{len(tensors)}", values, tensors)]
+        return [None, _place_of(f"numbers.{len(tensors)}", values, tensors)]
     if values.ndim == 0:
         return best[0] if len(best) == 1 else f"/{best[1]!r}"
     return best
