@@ -13,6 +13,7 @@ from flax import nnx
 from hand_made import Maker, every_kind, weight, window
 
 import rosler_kernels as rk
+from rosler_jax.export._errors import ExportError
 from rosler_jax.export.onnx import EMIT, onnx_model
 from rosler_jax.graph import KINDS, Graph, Weight, Window, run, trace
 from rosler_jax.graph.functions import FUNCTIONS
@@ -20,6 +21,7 @@ from rosler_jax.graph.kinds import (
     Affine,
     Concat,
     Conv,
+    Convolve,
     Cumulative,
     Dense,
     Gather,
@@ -31,10 +33,12 @@ from rosler_jax.graph.kinds import (
     Project,
     Reduce,
     Scan,
+    Scatter,
     Slice,
     Softmax,
     Take,
     Transpose,
+    Unpool,
 )
 from rosler_jax.quantization import quantize
 
@@ -339,6 +343,22 @@ def gathers(m: Maker) -> list[int]:
 
 
 @case
+def scattered(m: Maker) -> list[int]:
+    ids, rows = m.input(6, dtype="int32"), m.input(6, 2)
+    known = m.constant(Weight("k", np.array([2, 0, -1, 2, 1, 5], np.int32)))
+    c = m.constant(weight("rows", 6, 2))
+    back = m.add(Map, ids, function="neg")
+    given = ((ids, rows), (known, rows), (ids, c), (known, c), (back, rows))
+    return [m.add(Scatter, *pair, size=3) for pair in given]
+
+
+@case
+def convolved_with_a_kernel_that_is_computed(m: Maker) -> int:
+    kernel = m.add(Map, m.constant(weight("k", 2, 3, 2, 4)), function="tanh")
+    return m.add(Convolve, m.input(5, 6, 4), kernel, window=window(2, 3, groups=2))
+
+
+@case
 def running(m: Maker) -> list[int]:
     x, k = m.input(2, 7, 3), m.input(1, 5, 2, dtype="int32")
     return [
@@ -443,6 +463,20 @@ def test_every_kind_at_once() -> None:
     graph, xs = every_kind()
     assert set(EMIT) == set(KINDS.values())
     assert_equal(graph, [np.stack([x, x[::-1]]) for x in xs])
+
+
+def test_what_only_gradients_have_is_refused() -> None:
+    m = Maker()
+    x = m.input(4, 4, 1)
+    pooled = m.add(
+        Unpool, x, m.add(Pool, x, function="max", window=window(2, 2)), window=window(2, 2)
+    )
+    with pytest.raises(ExportError, match="ONNX has no Unpool, which is a gradient's"):
+        onnx_model(m.graph(pooled))
+    m = Maker()
+    y = m.add(Convolve, m.input(4, 1), m.input(2, 1, 1), window=window(2))
+    with pytest.raises(ExportError, match="no convolution with a kernel for each example"):
+        onnx_model(m.graph(y))
 
 
 NUMBERS = {"clamp": (-0.5, 1.0), "power": (3.0,)}

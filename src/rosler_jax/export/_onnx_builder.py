@@ -147,7 +147,9 @@ def read(b: Builder, x: Tensor, shape: Shape, first: bool = False) -> Tensor:
     """A value in that shape; of a part of it, as of rows, the first axis counts the parts."""
     if x.weight is not None:
         return _read_stored(b, x, x.weight, shape, first)
-    if x.shape != shape:
+    if x.shape != shape and x.first and first and x.shape[-1] == shape[-1]:
+        x = x._replace(name=reshape(b, x.name, shape[-1], *shape[:-1]), shape=shape)
+    elif x.shape != shape:
         name = x.name if _same_order(x) else channels_last(b, x).name
         x = x._replace(name=reshape(b, name, *shape), shape=shape, first=False)
     return channels_first(b, x) if first else channels_last(b, x)

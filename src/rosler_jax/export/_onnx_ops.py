@@ -9,6 +9,7 @@ import numpy as np
 
 from rosler_jax.export import _onnx_functions as functions
 from rosler_jax.export import _onnx_sketch as sketches
+from rosler_jax.export._errors import ExportError
 from rosler_jax.export._onnx_builder import (
     Builder,
     Tensor,
@@ -33,9 +34,11 @@ from rosler_jax.graph.kinds import (
     Map,
     MatMul,
     Norm,
+    Op,
     Project,
     Reduce,
     Run,
+    Scatter,
     Slice,
     Softmax,
     Take,
@@ -51,8 +54,8 @@ def dense(b: Builder, op: Dense, x: Tensor) -> Tensor:
     bias = () if op.bias is None else (floats(b, op.bias.values),)
     kernel = op.weight.then("transpose", (1, 0))
     if x.first and x.shape[-1] == m and math.prod(x.trailing) > 1:
-        kernel = array_of(b, kernel.then("reshape", (n, m, *(1,) * len(x.trailing))))
-        name = b.add("Conv", x.name, kernel, *bias)
+        window = array_of(b, kernel.then("reshape", (n, m, *(1,) * len(x.trailing))))
+        name = b.add("Conv", x.name, window, *bias)
         return x._replace(name=name, shape=(*x.trailing, n))
     # The matrix lies transposed: onnxruntime rounds activations to 8 bits where a matrix of small
     # integers stands behind a plain product.
@@ -317,6 +320,32 @@ def _rows_of(b: Builder, table: Tensor, shape: Shape, ids: str) -> str:
         return b.add("Gather", b.add("Reshape", table.name, b.ints(*shape)), ids, axis=0)
     weight = table.weight.then("reshape", shape)
     return b.add("Gather", array_of(b, weight), ids, axis=0)
+
+
+def scatter(b: Builder, op: Scatter, ids: Tensor, rows: Tensor) -> Tensor:
+    """Rows added where numbers say; those beyond go to one row more, which is cut off."""
+    (n,), (_, width) = op.in_shapes
+    ids, rows = read(b, as_type(b, ids, "int32"), (n,)), read(b, rows, (n, width))
+    beyond = b.number(op.size, "int32")
+    below = b.add("Less", ids.name, b.number(0, "int32"))
+    at = b.add("Where", below, beyond, b.add("Min", ids.name, beyond))
+    at = b.add("Expand", reshape(b, at, n, 1), b.ints(1, n, width))
+    zeros = b.constant(np.zeros((1, 1, 1), rows.dtype))
+    zeros = b.add("Expand", zeros, b.ints(1, op.size + 1, width))
+    batched = ids.batched or rows.batched
+    shapes = zip((zeros, at, rows.name), (False, ids.batched, rows.batched), strict=True)
+    parts = [Tensor(name, (n, width), batched=many) for name, many in shapes]
+    names = [(expanded(b, x) if batched else x).name for x in parts]
+    name = b.add("ScatterElements", *names, axis=1, reduction="add")
+    name = b.add("Slice", name, b.ints(0), b.ints(op.size), b.ints(1))
+    return Tensor(name, (op.size, width), batched=batched, dtype=rows.dtype)
+
+
+def refused(b: Builder, op: Op, *xs: Tensor) -> Tensor:
+    """What only the gradients of a model have."""
+    raise ExportError(
+        f"{op.name}: ONNX has no {type(op).__name__}, which is a gradient's; export the model"
+    )
 
 
 _IDENTITY = {"prod": 1, "max": -np.inf, "min": np.inf}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rosler_jax.export import _onnx_sketch as sketches
+from rosler_jax.export._errors import ExportError
 from rosler_jax.export._onnx_builder import (
     Builder,
     Tensor,
@@ -18,7 +19,7 @@ from rosler_jax.export._onnx_builder import (
     read,
     reshape,
 )
-from rosler_jax.graph.kinds import Conv, PatchProject, Pool, Window
+from rosler_jax.graph.kinds import Conv, Convolve, PatchProject, Pool, Window
 
 Padding = Sequence[tuple[int, int]]
 
@@ -38,7 +39,21 @@ def patches(b: Builder, op: PatchProject, x: Tensor) -> Tensor:
     return _convolved(b, op, x, kernel)
 
 
-def _convolved(b: Builder, op: Conv | PatchProject, x: Tensor, *weights: str) -> Tensor:
+def convolve(b: Builder, op: Convolve, x: Tensor, kernel: Tensor) -> Tensor:
+    """A convolution with a kernel that is computed, but not from the inputs."""
+    if kernel.batched:
+        raise ExportError(
+            f"{op.name}: ONNX has no convolution with a kernel for each example; export a model "
+            "whose kernels do not depend on its inputs"
+        )
+    n = len(op.window.size)
+    whole = read(b, kernel, op.in_shapes[1]).name
+    turned = b.add("Transpose", whole, perm=[n + 2, n + 1, *range(1, n + 1), 0])
+    *size, c, d = op.in_shapes[1]
+    return _convolved(b, op, x, b.add("Reshape", turned, b.ints(d, c, *size)))
+
+
+def _convolved(b: Builder, op: Conv | PatchProject | Convolve, x: Tensor, *weights: str) -> Tensor:
     x = read(b, x, op.in_shape, first=True)
     name, padding = _dilated(b, x, op.window, 0.0, False)
     y = b.add("Conv", name, *weights, group=op.window.groups, **_options(op.window, padding))

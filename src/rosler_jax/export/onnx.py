@@ -30,9 +30,11 @@ from rosler_jax.graph.kinds import (
     Affine,
     Concat,
     Conv,
+    Convolve,
     Cumulative,
     Dense,
     Gather,
+    KernelGrad,
     Map,
     MatMul,
     Norm,
@@ -41,10 +43,12 @@ from rosler_jax.graph.kinds import (
     Project,
     Reduce,
     Scan,
+    Scatter,
     Slice,
     Softmax,
     Take,
     Transpose,
+    Unpool,
 )
 
 OPSETS = {32: 18, 16: 21, 8: 18, 4: 21}
@@ -271,5 +275,9 @@ EMIT: dict[type[Op], Callable[..., Any]] = {
     Cumulative: ops.cumulative,
     Slice: ops.dynamic_slice,
     Scan: _scan,
+    Scatter: ops.scatter,
+    Convolve: windows.convolve,
+    KernelGrad: ops.refused,
+    Unpool: ops.refused,
 }
 """How each operation becomes ONNX nodes: a new one is one line here."""
