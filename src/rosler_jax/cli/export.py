@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rosler_jax.cli._command import Command, Outcome, UsageError, integers
+from rosler_jax.cli._command import Command, Outcome, UsageError
+from rosler_jax.cli._model_argument import add_model_argument, model_argument
 
 DTYPES = ("float32", "int16", "int8", "int4")
 TARGETS = ("c", "onnx", "tflite", "stablehlo")
@@ -14,17 +15,18 @@ TARGETS = ("c", "onnx", "tflite", "stablehlo")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the target, and what the target has."""
-    parser.add_argument("path", metavar="DIR", help="folder of a run, or a model file")
+    add_model_argument(parser)
     parser.add_argument("--target", choices=TARGETS, default="c", help="default: c")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)"
     )
     parser.add_argument("--out", metavar="EDGE", required=True, help="folder to write into")
     parser.add_argument(
-        "--input-shape",
-        type=integers,
-        metavar="N,N,...",
-        help="shape of one input; needed for convolutions",
+        "--activations",
+        type=int,
+        choices=(16, 8),
+        default=16,
+        help="C, integers: bits of the values between operations; 8 halves the arena (default: 16)",
     )
     parser.add_argument(
         "--calibration",
@@ -86,12 +88,13 @@ def run(args: argparse.Namespace) -> Outcome:
 
     training = _training(args)
     calibration, others = _calibration(args)
+    model = model_argument(args)
     done = export(
-        args.path,
+        model.graph(),
         args.out,
         target=args.target,
         dtype=args.dtype,
-        input_shape=args.input_shape,
+        activations=args.activations,
         calibration=calibration,
         flash=args.flash,
         ram=args.ram,
@@ -127,7 +130,8 @@ def _calibration(args: argparse.Namespace) -> tuple[Any, Any]:
     if args.calibration is None:
         integer = args.dtype != "float32" or args.train == "fixed"
         known = args.data is not None or (integer and args.target in ("c", "tflite"))
-        return calibration_and_others(args.path, args.data) if known else (None, None)
+        is_file = Path(args.path).exists()
+        return calibration_and_others(args.path, args.data) if known and is_file else (None, None)
     import numpy as np
 
     path = Path(args.calibration)
@@ -158,6 +162,7 @@ COMMAND = Command(
         "rosler export runs/compact --target c --dtype int16 --out edge",
         "rosler export runs/compact --dtype int8 --flash 65536 --ram 8192 --out edge",
         "rosler export runs/compact --target onnx --out edge",
+        "rosler export my_model.py:build --input-shape 32,32,3 --out edge",
     ),
     add_arguments=add_arguments,
     run=run,

@@ -6,8 +6,6 @@ export("runs/compact", "edge", target="c", dtype="int16", calibration=inputs)
 
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.api import DTYPES, TARGETS, Exported, Training, calibration_of, export
-from rosler_jax.export.build import build_graph
-from rosler_jax.export.graph import Graph
 from rosler_jax.export.integer import Program, run_integer
 from rosler_jax.export.lowering import lower
 
@@ -16,10 +14,8 @@ __all__ = [
     "TARGETS",
     "ExportError",
     "Exported",
-    "Graph",
     "Program",
     "Training",
-    "build_graph",
     "calibration_of",
     "export",
     "lower",

@@ -13,17 +13,18 @@ import jax
 import numpy as np
 
 from rosler_jax._files import json_text
-from rosler_jax.deploy import LoadedNetwork, load_network
-from rosler_jax.export import _calibration, reference, report
+from rosler_jax.deploy import load_network
+from rosler_jax.export import _calibration, report
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export._place import put
-from rosler_jax.export.build import build_graph
 from rosler_jax.export.c.naming import DEFAULT, check_name, renamed
-from rosler_jax.export.graph import Graph
 from rosler_jax.export.inputs import calibration_inputs
 from rosler_jax.export.lowering import WEIGHT_BITS
+from rosler_jax.graph import Graph, run
+from rosler_jax.graph._source import TraceError
+from rosler_jax.graph.kinds import Gather
+from rosler_jax.graph.save import MODEL, Model, load
 
-MODEL = "model.rosler"
 DTYPES = ("float32", *WEIGHT_BITS)
 EXAMPLES = 16  # inputs and outputs that are written beside a C model
 
@@ -54,10 +55,9 @@ class Options(NamedTuple):
     """What an export is told.
 
     Attributes:
-      dtype: ``"float32"``, ``"int16"``, ``"int8"`` or ``"int4"``: of the weights; integer exports
-        have activations of 16 bits in C.
-      input_shape: of one example; needed for convolutions.
-      calibration: representative inputs, for integers.
+      dtype: ``"float32"``, ``"int16"``, ``"int8"`` or ``"int4"``: of the weights.
+      activations: bits of the values between operations of an integer export in C: 16 or 8.
+      calibration: representative inputs, for integers; a sequence of them for several inputs.
       limits: of the target's flash and RAM, in bytes.
       board: whose instructions are counted where an emulator is installed; None for no count.
       probabilities: whether C code has ``rosler_softmax``, too.
@@ -67,7 +67,7 @@ class Options(NamedTuple):
     """
 
     dtype: str = "float32"
-    input_shape: tuple[int, ...] | None = None
+    activations: int = 16
     calibration: Any = None
     limits: report.Limits = report.Limits()
     board: str | None = "cortex-m4"
@@ -92,11 +92,12 @@ class Exported(NamedTuple):
 
 
 def export(
-    model: str | os.PathLike[str] | LoadedNetwork,
+    model: str | os.PathLike[str] | Model | Graph,
     out: str | os.PathLike[str],
     *,
     target: str = "c",
     dtype: str = "float32",
+    activations: int = 16,
     input_shape: Sequence[int] | None = None,
     calibration: Any = None,
     flash: int | None = None,
@@ -110,13 +111,16 @@ def export(
     """Exports a trained model.
 
     Args:
-      model: a model file, the folder of a run, or what ``load_network`` gave.
+      model: a model file, the folder of a run, or what :func:`rosler_jax.load` or
+        :func:`rosler_jax.trace` gave.
       out: folder to write into; made if it does not exist.
       target: a key of :data:`TARGETS`.
       dtype: of the weights: ``"float32"``, ``"int16"``, ``"int8"`` or ``"int4"``.
-      input_shape: of one example; needed where convolutions come before any linear layer.
+      activations: bits of the values between operations of integers in C: 16, or 8 with weights
+        of 8 or 4 bits, which halves the arena.
+      input_shape: of one example; needed for convolutions in a file of version 1.
       calibration: representative inputs, some hundreds, as the network is trained on; needed for
-        integers.
+        integers; a sequence of them for a model with several inputs.
       flash, ram: bytes that the target has; a model that takes more is refused. C only.
       board: whose instructions are counted where an emulator is installed; None to count none.
       probabilities: whether C code has ``rosler_softmax``, too.
@@ -137,15 +141,12 @@ def export(
       OSError: if files cannot be read or written; nothing is left half-written.
 
     Example:
-      >>> import jax, tempfile
+      >>> import tempfile
       >>> from flax import nnx
-      >>> from rosler_jax.deploy import Trained, save_network
-      >>> from rosler_jax.network import Network, split_state
-      >>> specs = [{"kind": "linear", "in_features": 4, "out_features": 2}]
-      >>> _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(0)))
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), np.ones((1, 4), np.float32))
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     _ = save_network(f"{folder}/m.rosler", Trained(specs, params, buffers), bits=16)
-      ...     done = export(f"{folder}/m.rosler", f"{folder}/edge", board=None)
+      ...     done = export(graph, f"{folder}/edge", board=None)
       ...     [path.name for path in done.files]
       ['rosler_model.h', 'rosler_model.c', 'examples.npz', 'size_report.json']
     """
@@ -154,12 +155,10 @@ def export(
     if dtype not in DTYPES:
         raise ExportError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     check_name(name)
-    loaded = load_network(_model_path(model)) if not isinstance(model, LoadedNetwork) else model
-    shape = loaded.file.spec.get("input_shape") if input_shape is None else input_shape
-    graph = build_graph(loaded.specs, loaded.file.tensors, shape)
+    graph = _graph(model, input_shape)
     options = Options(
         dtype,
-        graph.in_shape if shape is not None else None,
+        activations,
         calibration,
         report.Limits(flash, ram),
         board,
@@ -168,8 +167,22 @@ def export(
         others,
         name,
     )
-    done = TARGETS[target](loaded, graph, options)
+    done = TARGETS[target](graph, options)
     return Exported(put(Path(out), done.files, done.stale), done.report, done.text)
+
+
+def _graph(model: Any, input_shape: Sequence[int] | None) -> Graph:
+    if isinstance(model, Graph | Model):
+        return model if isinstance(model, Graph) else model.graph
+    if not isinstance(model, str | os.PathLike):
+        raise ExportError(
+            f"a model of type {type(model).__name__}; trace it first: export(rosler_jax.trace("
+            "model, examples), ...)"
+        )
+    try:
+        return load(model, input_shape=input_shape).graph
+    except TraceError as error:
+        raise ExportError(f"{model}: {error}") from error
 
 
 def _model_path(model: str | os.PathLike[str]) -> Path:
@@ -186,7 +199,7 @@ class _Written(NamedTuple):
     stale: tuple[str, ...] = ()
 
 
-def _to_c(loaded: LoadedNetwork, graph: Graph, options: Options) -> _Written:
+def _to_c(graph: Graph, options: Options) -> _Written:
     from rosler_jax.export.c import train
     from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 
@@ -199,11 +212,10 @@ def _to_c(loaded: LoadedNetwork, graph: Graph, options: Options) -> _Written:
         with tempfile.TemporaryDirectory() as work:
             put(Path(work), {name: text.encode() for name, text in texts.items()})
             counted, missing = report.count(work, inputs, options.board)
-    sizes = _sizes(loaded, options.input_shape)
-    found = report.edge_report(source, sizes, loaded.specs, graph, options.dtype, counted, missing)
+    found = report.edge_report(source, graph, options.dtype, counted, missing)
     found["training"] = training
     limits = None
-    if options.dtype != "float32":
+    if options.dtype != "float32" and len(graph.inputs) == 1:
         info = np.iinfo(model.input_dtype)
         limits = model.input_scale, int(info.min), int(info.max)
     warnings = _saturation(limits, options, found)
@@ -214,7 +226,8 @@ def _to_c(loaded: LoadedNetwork, graph: Graph, options: Options) -> _Written:
     files = {renamed(file, name): renamed(text, name).encode() for file, text in texts.items()}
     own = "" if name == DEFAULT else f"{name}_"
     examples = io.BytesIO()
-    np.savez(examples, inputs=inputs, outputs=outputs)
+    arrays: dict[str, Any] = {**_named("inputs", inputs), **_named("outputs", outputs)}
+    np.savez(examples, **arrays)
     files[f"{own}examples.npz"] = examples.getvalue()
     files[f"{own}size_report.json"] = (json_text(found) + "\n").encode()
     stale = [renamed(file, name) for file in (train.HEADER, train.SOURCE)]
@@ -248,37 +261,57 @@ def _training(graph: Graph, options: Options, texts: dict[str, str]) -> dict[str
     }
 
 
-def _sizes(loaded: LoadedNetwork, input_shape: tuple[int, ...] | None) -> Any:
-    from rosler_jax.size import size_report
-
-    try:
-        return size_report(loaded, input_shape=input_shape)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise ExportError(f"the network cannot be run on its own inputs: {error}") from error
+def _named(kind: str, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of a file by name: ``inputs``, or ``inputs_0``, ``inputs_1`` if there are several."""
+    if len(arrays) == 1:
+        return {kind: arrays[0]}
+    return {f"{kind}_{i}": array for i, array in enumerate(arrays)}
 
 
-def _with_examples(graph: Graph, options: Options) -> tuple[Any, np.ndarray, np.ndarray]:
-    """The graph or its integer program, some inputs of its type, and the outputs for them."""
+def _with_examples(graph: Graph, options: Options) -> tuple[Any, Any, Any]:
+    """The graph or its integer program, some inputs of its types, and the outputs for them."""
     from rosler_jax.export.integer import run_integer
     from rosler_jax.export.lowering import lower
 
     given = options.calibration
-    if given is None and options.dtype == "float32":
-        # None are needed; these only show that C computes what Python does.
-        given = np.random.default_rng(0).normal(size=(EXAMPLES, *graph.in_shape))
-    if given is None:
+    if given is None and options.dtype != "float32":
         raise ExportError(
             f"dtype {options.dtype} needs calibration inputs to choose scales by; pass "
             "calibration= (--calibration FILE.npy), or export the folder of a run, whose data is "
             "known"
         )
-    x = calibration_inputs(given, graph.in_shape)
+    # None are needed for floats; these only show that C computes what Python does.
+    single = len(graph.inputs) == 1
+    given = _made(graph) if given is None else [given] if single else list(given)
+    if len(given) != len(graph.inputs):
+        raise ExportError(
+            f"calibration inputs for {len(given)} inputs; the model takes {len(graph.inputs)}"
+        )
+    xs = [calibration_inputs(x, v.shape, v.dtype) for x, v in zip(given, graph.inputs, strict=True)]
+    some = [_some(x) for x in xs]
     if options.dtype == "float32":
-        inputs = _some(x)
-        return graph, inputs, np.asarray(reference.run(graph, jax.numpy.asarray(inputs)))
-    program = lower(graph, x, dtype=options.dtype)
-    inputs = program.quantize_input(_some(x))
-    return program, inputs, run_integer(program, inputs)
+        outputs = jax.vmap(lambda *x: run(graph, x))(*some)
+        return graph, some, [np.asarray(y) for y in outputs]
+    whole = xs[0] if single else xs
+    program = lower(graph, whole, dtype=options.dtype, activations=options.activations)
+    inputs = [
+        program.quantize_input(x, i) if v.dtype == "float32" else x
+        for i, (x, v) in enumerate(zip(some, graph.inputs, strict=True))
+    ]
+    got = run_integer(program, *inputs)
+    return program, inputs, [got] if len(graph.outputs) == 1 else list(got)
+
+
+def _made(graph: Graph) -> list[np.ndarray]:
+    """Random inputs: real numbers, or whole ones below the size of every table."""
+    rng = np.random.default_rng(0)
+    sizes = [op.in_shapes[0][0] for op in graph.ops if isinstance(op, Gather)]
+    return [
+        rng.normal(size=(EXAMPLES, *v.shape))
+        if v.dtype == "float32"
+        else rng.integers(0, min(sizes, default=2), (EXAMPLES, *v.shape))
+        for v in graph.inputs
+    ]
 
 
 def _some(x: np.ndarray) -> np.ndarray:
@@ -290,15 +323,17 @@ def _to_file(
     write: Callable[[Graph, Options], bytes],
     suffix: str,
     limits: Callable[[Options], tuple[float, int, int] | None] = lambda options: None,
-) -> Callable[[LoadedNetwork, Graph, Options], _Written]:
+) -> Callable[[Graph, Options], _Written]:
     """A target that is one file."""
 
-    def to(loaded: LoadedNetwork, graph: Graph, options: Options) -> _Written:
+    def to(graph: Graph, options: Options) -> _Written:
+        from rosler_jax.size import size_report
+
         for_c = (options.limits, options.train, options.name)
         if for_c != (report.Limits(), None, DEFAULT):
             raise ExportError(f"flash, ram, training and name are for the target c, not {suffix}")
         data = write(graph, options)
-        dense = _sizes(loaded, options.input_shape).total("dense_bytes")
+        dense = size_report(graph).total("dense_bytes")
         found = {"dtype": options.dtype, "file_bytes": len(data), "dense_bytes": dense}
         rows = f"{options.dtype}: {len(data):,} bytes; the dense float32 network has {dense:,}"
         warnings = _saturation(limits(options), options, found)
@@ -337,7 +372,7 @@ def _tflite_limits(options: Options) -> tuple[float, int, int] | None:
     return float(np.abs(options.calibration).max() or 1.0) * MARGIN / HIGH, -HIGH, HIGH
 
 
-Target = Callable[[LoadedNetwork, Graph, Options], _Written]
+Target = Callable[[Graph, Options], _Written]
 
 TARGETS: dict[str, Target] = {
     "c": _to_c,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rosler_jax.export.c.source import CSource
-from rosler_jax.export.graph import Graph, Shape
-from rosler_jax.size import SizeReport
+from rosler_jax.graph import Graph, Op
+from rosler_jax.size import size_report
 
 NANOJOULES_PER_CYCLE = 0.43
 """MLPerf Tiny v1.0 and v1.1, a Cortex-M4 (L4R5 at 120 MHz) and an M7 (H7A3): about the same."""
@@ -59,20 +58,31 @@ def estimates(counted: Counted) -> dict[str, Any]:
     }
 
 
-def dense_arena_bytes(specs: Sequence[Mapping[str, Any]], graph: Graph) -> int:
-    """Bytes of the two largest neighbouring float32 activations between whole layers."""
-    shapes: dict[str, Shape] = {}  # of each layer's output: its last operation's
-    for op in graph.ops:
-        shapes[op.name.split("/")[0]] = op.out_shape
-    sizes = [math.prod(graph.in_shape), *(math.prod(shape) for shape in shapes.values())]
-    inner = [0, *(4 * n for n in sizes[1:-1]), 0]
-    return max(a + b for a, b in itertools.pairwise(inner)) if len(inner) > 1 else 0
+def dense_arena_bytes(graph: Graph) -> int:
+    """Bytes of the most float32 values that are needed at one time, between whole layers."""
+    consumers = graph.consumers()
+    layers = {op.name: op.name.rsplit("/", 1)[0] for op in graph.ops}
+
+    def within(op: Op) -> bool:  # a value inside of a sketched layer, which a dense one has not
+        after = consumers.get(op.output, [])
+        return len(after) == 1 and "/" in op.name and layers[after[0].name] == layers[op.name]
+
+    last = {v: i for i, op in enumerate(graph.ops) for v in op.inputs}
+    sizes = {
+        op.output: 4 * math.prod(op.out_shape)
+        for op in graph.ops
+        if not within(op) and op.output in last
+    }
+    live, most = set[int](), 0
+    for i, op in enumerate(graph.ops):
+        live |= sizes.keys() & set(op.outputs)
+        most = max(most, sum(sizes[v] for v in live))
+        live -= {v for v in live if last[v] <= i}
+    return most
 
 
 def edge_report(
     source: CSource,
-    sizes: SizeReport,
-    specs: Sequence[Mapping[str, Any]],
     graph: Graph,
     dtype: str,
     counted: Counted | None,
@@ -82,12 +92,12 @@ def edge_report(
 
     Args:
       source: the model in C.
-      sizes: operations of the model and of its dense counterpart.
-      specs, graph: of the model.
+      graph: the model.
       dtype: that was exported.
       counted: what the emulator counted, if it is installed.
       missing: why nothing was counted.
     """
+    sizes = size_report(graph)
     code = None if counted is None else counted.code_bytes
     dense_bytes = sizes.total("dense_bytes")
     return {
@@ -100,6 +110,7 @@ def edge_report(
         },
         "ram": {
             "arena_bytes": source.arena_bytes,
+            "least_arena_bytes": source.least_bytes,
             "stack_bytes": None if counted is None else counted.stack_bytes,
         },
         "work": {
@@ -111,7 +122,7 @@ def edge_report(
         "estimates": None if counted is None else estimates(counted),
         "dense_float32": {
             "data_bytes": dense_bytes,
-            "arena_bytes": dense_arena_bytes(specs, graph),
+            "arena_bytes": dense_arena_bytes(graph),
             "multiplications": sizes.total("dense_multiplications"),
             "additions": sizes.total("dense_additions"),
         },
@@ -217,7 +228,7 @@ def _smaller(report: Mapping[str, Any], limit: int, flash: int, graph: Graph) ->
 
 
 def count(
-    folder: str | os.PathLike[str], inputs: np.ndarray, board: str
+    folder: str | os.PathLike[str], inputs: Sequence[np.ndarray], board: str
 ) -> tuple[Counted | None, str | None]:
     """Counts instructions on the emulator; nothing, and why, where it is not installed.
 
@@ -228,8 +239,10 @@ def count(
     """
     from rosler_jax.export.firmware import ToolchainError, run_firmware
 
+    if len(inputs) != 1:
+        return None, "instructions not counted: the emulated program feeds models of one input"
     try:
-        run = run_firmware(Path(folder), inputs, board=board)
+        run = run_firmware(Path(folder), inputs[0], board=board)
     except ToolchainError as error:
         return None, f"instructions not counted: {error}"
     return (
