@@ -14,9 +14,11 @@ from rosler_jax.graph.kinds import (
     Affine,
     Concat,
     Conv,
+    Convolve,
     Cumulative,
     Dense,
     Gather,
+    KernelGrad,
     Map,
     MatMul,
     Norm,
@@ -25,10 +27,12 @@ from rosler_jax.graph.kinds import (
     Project,
     Reduce,
     Scan,
+    Scatter,
     Slice,
     Softmax,
     Take,
     Transpose,
+    Unpool,
 )
 
 
@@ -109,6 +113,12 @@ def every_kind() -> tuple[Graph, list[np.ndarray]]:
         window=window(3, 3, padding=((1, 1), (1, 1)), groups=2),
     )  # fmt: skip
     x = m.add(Map, x, function="clamp", numbers=(-1.0, 6.0))
+    same = window(3, 3, padding=((1, 1), (1, 1)), groups=4)
+    kernel = m.add(KernelGrad, x, x, window=same)
+    x = m.add(Convolve, x, kernel, window=same)
+    top = m.add(Pool, x, function="max", window=window(2, 2, strides=(2, 2)))
+    x = m.add(Unpool, x, top, window=window(2, 2, strides=(2, 2)))
+    x = m.add(Map, x, function="tanh")
     x = m.add(Pool, x, function="sum", window=window(2, 1, strides=(2, 1)), scale=0.5)
     patches = rk.make("rademacher", 3, 2 * 2 * 4, 5)
     x = m.add(PatchProject, x, sketch=patches, scale=0.56, window=window(2, 2, groups=2))
@@ -123,8 +133,9 @@ def every_kind() -> tuple[Graph, list[np.ndarray]]:
     heads = m.constant(weight("heads", 2, 4, 3))
     x = m.add(MatMul, x, heads, shapes=[(2, 4, 3), (2, 4, 3)], transpose=True)
     table = m.constant(weight("table", 9, 4))
-    looked = m.add(Gather, table, ids)
+    looked = m.add(Gather, table, ids, wrap=True)
     running = m.add(Cumulative, looked, shapes=[(1, 3, 4)], function="sum", reverse=True)
+    running = m.add(Scatter, ids, m.add(Map, running, function="neg", shapes=[(3, 4)]), size=3)
     x = m.add(Concat, x, running, shapes=[(8, 4), (3, 4)], axis=0)
     start = m.add(Reduce, ids, function="argmax", axes=(0,))
     x = m.add(Slice, x, start, shapes=[(1, 11, 4), ()], size=5)

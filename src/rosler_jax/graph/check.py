@@ -365,6 +365,8 @@ def out_dtypes(op: Op, given: Sequence[str]) -> tuple[str, ...]:
         return (result_dtype(op.function, tuple(given)),)
     if isinstance(op, Reduce) and op.function in ("argmax", "argmin", "all", "any"):
         return ("int32" if op.function.startswith("arg") else "bool",)
+    if isinstance(op, Scatter):
+        return (given[1],)
     return (given[0] if isinstance(op, (*_SAME, Reduce)) else "float32",)
 
 

@@ -17,7 +17,9 @@ from rosler_jax.graph.check import op_vectors, weight_shape
 from rosler_jax.graph.graph import Graph
 from rosler_jax.graph.kinds import (
     Conv,
+    Convolve,
     Dense,
+    KernelGrad,
     Map,
     MatMul,
     Op,
@@ -124,8 +126,8 @@ class Matrices(NamedTuple):
         return self.groups * self.times * product(self.met or self.m, self.n)
 
 
-def _conv(op: Conv) -> Matrices:
-    *window, channels, n = weight_shape(op.weight)
+def _conv(op: Conv | Convolve) -> Matrices:
+    *window, channels, n = weight_shape(op.weight) if isinstance(op, Conv) else op.in_shapes[1]
     g, m = op.window.groups, math.prod(window) * channels
     spread = math.prod(op.window.input_dilation)  # of a transposed one, only one in so many meets
     return Matrices(g, math.prod(op.out_shape[:-1]), m, n // g, max(1, m // spread))
@@ -136,11 +138,19 @@ def _patches(op: PatchProject) -> Matrices:
     return Matrices(op.window.groups, positions, op.sketch.rows, op.sketch.cols)
 
 
+def _kernel_grad(op: KernelGrad) -> Matrices:
+    *window, channels, n = op.out_shape
+    positions, g = math.prod(op.in_shapes[1][:-1]), op.window.groups
+    return Matrices(g, math.prod(window) * channels, positions, n // g)
+
+
 MATRICES: dict[type[Op], Callable[[Any], Matrices]] = {
     Dense: lambda op: Matrices(1, op.in_shape[0], op.in_shape[1], op.out_shape[1]),
     Conv: _conv,
     Project: lambda op: Matrices(1, op.in_shape[0], op.in_shape[1], op.out_shape[1]),
     PatchProject: _patches,
+    Convolve: _conv,
+    KernelGrad: _kernel_grad,
     MatMul: lambda op: Matrices(op.in_shape[0], op.in_shape[1], op.in_shape[2], op.out_shape[2]),
 }
 """What each kind of linear operation multiplies with."""
@@ -155,7 +165,7 @@ def _sketched(op: Any) -> Operations:
 
 
 COUNT: dict[type[Op], Callable[[Any], Operations]] = {
-    **{cls: lambda op: MATRICES[type(op)](op).operations for cls in (Dense, Conv, MatMul)},
+    **{cls: lambda op: MATRICES[type(op)](op).operations for cls in MATRICES},
     Project: _sketched,
     PatchProject: _sketched,
     Scan: lambda op: op.length * sum(map(operations, op.body.ops), Operations()),
