@@ -116,7 +116,7 @@ def _signs(op: Project, state: State) -> None:
     all_in = op.sketch.cols if op.transpose else op.sketch.rows
     reach = all_in if op.sketch.kind == "srht" else int(matrix.sum(int(op.transpose)).max())
     bound = checked32(op, reach * x.bound + int(np.abs(bias).max(initial=0)))
-    form, number = finish(unit, bound, op, state, gain, end)
+    form, number = finish(unit, bound, op, state, gain, end, small=False)
     state.emit(
         Signs, op, [value], number, end.value, sketch=op.sketch, transpose=op.transpose, bias=bias,
         requant=form,
@@ -132,7 +132,7 @@ def _patch_signs(op: PatchProject, state: State) -> None:
     gain = _gain(end.value, state) if end.value == op.output else None
     reach = int(np.abs(sign_matrix(op.sketch).astype(np.int64)).sum(0).max())
     bound = checked32(op, reach * x.bound)
-    form, number = finish(x.scale * unit, bound, op, state, gain, end)
+    form, number = finish(x.scale * unit, bound, op, state, gain, end, small=False)
     state.emit(
         PatchSigns, op, [value], number, end.value, sketch=op.sketch, requant=form,
         window=op.window,

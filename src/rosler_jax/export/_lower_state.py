@@ -122,10 +122,10 @@ class State:
         low = min(found.low, found.high - MASKED) if found.low > -HUGE else -MASKED
         return found._replace(low=low, channels=np.maximum(found.channels, -low))
 
-    def target(self, value: int) -> Number:
-        """The scale for a value that is made anew; results have 16 bits."""
+    def target(self, value: int, small: bool = True) -> Number:
+        """The scale for a value that is made anew; results, and what is not small, have 16 bits."""
         seen = self.seen(value)
-        if self.activations == 16 or value in self.results:
+        if self.activations == 16 or not small or value in self.results:
             return Number(finest(seen.size), -LOW)
         low, high = min(seen.low, 0.0), max(seen.high, 0.0)
         scale = (high - low) / 255.0 or 1.0
@@ -279,10 +279,16 @@ def limits(number: Number, end: End) -> tuple[int, int]:
 
 
 def finish(
-    unit: Any, bound: int, op: Op, state: State, gain: np.ndarray | None, end: End
+    unit: Any,
+    bound: int,
+    op: Op,
+    state: State,
+    gain: np.ndarray | None,
+    end: End,
+    small: bool = True,
 ) -> tuple[Requant, Number]:
     """From an accumulator with units per channel to the scale that calibration gives."""
-    number = state.target(end.value)
+    number = state.target(end.value, small)
     if gain is not None:
         number = Number(finest(float((state.seen(end.value).channels * gain).max())), -LOW)
     factor = unit / number.scale if gain is None else unit * gain / number.scale

@@ -1,28 +1,99 @@
-"""Integer operations as C."""
+"""Integer programs as C: products, windows and rows; the steps of a program and what they read."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rosler_jax.export import softmax
+from rosler_jax.export.c import integer_loops as each
+from rosler_jax.export.c import moves
+from rosler_jax.export.c.arena import Use
+from rosler_jax.export.c.integer_loops import CTYPE
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
+from rosler_jax.export.c.program import scan_step
 from rosler_jax.export.c.sketches import FILL, Call, filled_bytes, project_step
 from rosler_jax.export.c.unit import BYTES, CTYPES, INTEGER, Numbers, Step, Unit
-from rosler_jax.export.c.windows import is_pointwise, pool_step, window_step
+from rosler_jax.export.c.windows import is_disjoint, pool_step, window_step
+from rosler_jax.export.c.wiring import Wiring, settled
 from rosler_jax.export.intops import (
+    HIGH,
+    LIMITS,
+    LOW,
+    Accumulated,
+    Chosen,
+    Combined,
+    Gathered,
     IntOp,
+    Joined,
     Limited,
     Lookup,
+    Looped,
+    Normed,
     PatchSigns,
     Pooled,
+    Probabilities,
     Product,
+    Products,
+    Program,
+    Reduced,
     Requant,
     Shifted,
     Signs,
+    Sliced,
+    Taken,
+    Times,
+    Transposed,
+    Whole,
 )
+from rosler_jax.graph.kinds import count
+
+FUSED_SHIFT = 33  # from here on half a unit lies in the upper word of the product
+
+
+def wire_integers(
+    program: Program, unit: Unit, names: Sequence[str], label: str = "layer"
+) -> Wiring:
+    """The steps of a program, and the values that they work on.
+
+    Args:
+      program: the model, or the body of a loop.
+      unit: of the file.
+      names: C expressions of the inputs.
+      label: what the names of functions and data begin with.
+    """
+    ctypes = {value: CTYPE[dtype] for value, dtype in program.dtypes().items()}
+    outside = {value.id: x for value, x in zip(program.inputs, names, strict=True)}
+    read = {k for op in program.ops for k in op.inputs} | {v.id for v in program.outputs}
+    for value, array in program.constants.items():
+        if value in read:
+            name = f"{label}_constant{value}"
+            outside[value] = unit.array(ctypes[value], name, array, "weights")
+    uses = []
+    for i, op in enumerate(program.ops):
+        step = _loop(op, unit, f"{label}{i}") if isinstance(op, Looped) else EMIT[type(op)](
+            op, unit, f"{label}{i}"
+        )  # fmt: skip
+        uses.append(Use(step, op.inputs, op.outputs))
+    sizes = {v.id: count(v.shape) * CTYPES[ctypes[v.id]] for v in program.outputs}
+    return settled(Wiring(uses, ctypes, outside, [v.id for v in program.outputs]), sizes)
+
+
+def _loop(op: Looped, unit: Unit, label: str) -> Step:
+    x = [CTYPE[dtype] for dtype in op.in_dtypes]
+    y = [CTYPE[dtype] for dtype in op.dtypes]
+    return scan_step(
+        op, unit, label, (x, y), lambda names: wire_integers(op.body, unit, names, f"{label}_")
+    )
+
+
+def _limits(r: Requant) -> int:
+    """How ``rosler_clip`` is told of the limits."""
+    return {(LOW, HIGH): 0, (0, HIGH): 1, LIMITS["int8"]: 2}[r.low, r.high]
 
 
 def _finish(
@@ -49,15 +120,13 @@ def _finish(
         offset = g * size
         bias_of = add if add == "0" else f"{add} + {offset}"
         multiplier_of = multiplier + (f" + {offset}" if each else "")
-        entries.append(f"{{{bias_of}, {multiplier_of}, {int(each)}, {r.shift}, {int(r.low == 0)}}}")
+        end = f"{int(each)}, {r.shift}, {_limits(r)}, {r.zero}"
+        entries.append(f"{{{bias_of}, {multiplier_of}, {end}}}")
     name = f"{label}_finish"
     unit.data.append(
         f"static const rosler_finish_{kind} {name}[{groups}] = {{{', '.join(entries)}}};"
     )
     return f"{name} + g" if groups > 1 else name
-
-
-FUSED_SHIFT = 33  # from here on half a unit lies in the upper word of the product
 
 
 class _Kernel(NamedTuple):
@@ -90,29 +159,46 @@ class _Kernel(NamedTuple):
         return -(-n * size // 8) * 8
 
 
-def _kernel(unit: Unit, bits: int, wide: bool, shift: int) -> _Kernel:
-    """Adds the product with weights of so many bits."""
+def _kernel(unit: Unit, bits: int, wide: bool, shift: int, dtype: str = "int16") -> _Kernel:
+    """Adds the product with weights of so many bits, to values of a dtype."""
     kind = f"w{bits}_wide" if wide else f"w{bits}"
+    suffix = "_i8" if dtype == "int8" else ""
     names = {
         "BITS": f"w{bits}", "KIND": kind, "ACC": "int64_t" if wide else "int32_t",
         "BLOCK": "block_w16" if kind == "w16" else "block", "UNIT": str(PER_WORD[bits]),
         "START": "rosler_start_w4(x, whole * 8)" if bits == 4 else "0",
+        "Y": CTYPE[dtype], "T": suffix,
     }  # fmt: skip
     if not wide and shift >= FUSED_SHIFT:
         unit.use("fused", names)
-        return _Kernel(f"rosler_fused_{kind}", None, "", PER_WORD[bits])
+        return _Kernel(f"rosler_fused_{kind}{suffix}", None, "", PER_WORD[bits])
     finish = "i64" if wide else "i32"
     unit.use("dense", names)
-    unit.use(f"rows_{finish}")
-    return _Kernel(f"rosler_dense_{kind}", names["ACC"], f"rosler_rows_{finish}", PER_WORD[bits])
+    unit.use(f"rows_{finish}", names)
+    name = f"rosler_dense_{kind}"
+    return _Kernel(name, names["ACC"], f"rosler_rows_{finish}{suffix}", PER_WORD[bits])
 
 
-def _product(op: Product, unit: Unit, label: str, numbers: Numbers = INTEGER) -> Step:
+def _source(dtype: str, fill: int, made: str = "int16") -> Numbers:
+    """How a window reads values of a dtype: as 16 bits."""
+    if dtype == "int16":
+        numbers = INTEGER
+    elif dtype == "uint8":
+        numbers = BYTES
+    else:
+        suffix = f"i8_{'m' if fill < 0 else ''}{abs(fill)}"
+        numbers = Numbers(
+            suffix, "int16_t", "int32_t", "i32", "uint32_t", 2, "int8_t", "copy_fill", str(fill)
+        )
+    return numbers if made == "int16" else dataclasses.replace(numbers, result=CTYPE[made])
+
+
+def _product(op: Product, unit: Unit, label: str) -> Step:
     # There is no 64-bit sum of nibbles: such sums are rare, and bytes serve.
     bits = 8 if op.wide and op.bits == 4 else op.bits
     m, n = math.prod(op.weight.shape[:-1]), op.weight.shape[-1]
     groups = 1 if op.window is None else op.window.groups
-    kernel = _kernel(unit, bits, op.wide, op.requant.shift)
+    kernel = _kernel(unit, bits, op.wide, op.requant.shift, op.dtypes[0])
     rows = op.weight.reshape(m, n).T.reshape(groups, n // groups, m)
     words = [pack_rows(group, bits) for group in rows]
     w = unit.array("uint32_t", f"{label}_weights", np.concatenate(words), "weights")
@@ -120,9 +206,8 @@ def _product(op: Product, unit: Unit, label: str, numbers: Numbers = INTEGER) ->
     offset = f" + g * {words[0].size}" if groups > 1 else ""
     scratch = kernel.sum_bytes(n // groups)
     if op.window is None:
-        return Step(
-            lambda x, y, memory: kernel.call(x, y, (m, n), w, finish, memory), 2 * n, scratch
-        )
+        return _dense(op, unit, (m, n), kernel, (w, finish))
+    numbers = _source(op.in_dtypes[0], op.fill, op.dtypes[0])
     return window_step(
         unit, numbers, label, (op.in_shape, op.out_shape), op.window,
         lambda x, y, pixels: kernel.call(
@@ -130,6 +215,34 @@ def _product(op: Product, unit: Unit, label: str, numbers: Numbers = INTEGER) ->
         ),
         align=kernel.unit, sum_bytes=scratch,
     )  # fmt: skip
+
+
+def _dense(
+    op: Product, unit: Unit, sizes: tuple[int, int], kernel: _Kernel, names: tuple[str, str]
+) -> Step:
+    """Rows through a matrix, each widened to 16 bits before if it has 8."""
+    (m, n), rows, (w, finish) = sizes, op.in_shape[0], names
+    room = kernel.sum_bytes(n)
+    size = rows * n * CTYPES[CTYPE[op.dtypes[0]]]
+    wide = op.in_dtypes[0] != "int16"
+    name = _widening(unit, op.in_dtypes[0]) if wide else ""
+
+    def call(x: str, y: str, memory: str) -> str:
+        if rows > 1:
+            x, y = f"({x}) + v * {m}", f"({y}) + v * {n}"
+        text = kernel.call(x, y, sizes, w, finish, memory)
+        if wide:
+            row = f"(int16_t *)({memory} + {room})"
+            text = f"{name}({x}, {m}, 0, {row}); " + kernel.call(row, y, sizes, w, finish, memory)
+        return f"{{ int v; for (v = 0; v < {rows}; ++v) {{ {text} }} }}" if rows > 1 else text
+
+    return Step(call, size, room + (-(-2 * m // 8) * 8 if wide else 0))
+
+
+def _widening(unit: Unit, dtype: str) -> str:
+    """Adds the copy of values of one byte as 16 bits; gives its name."""
+    unit.use("widen", {"S": dtype, "X": CTYPE[dtype]})
+    return f"rosler_widen_{dtype}"
 
 
 def _signs(op: Signs, unit: Unit, label: str) -> Step:
@@ -146,7 +259,7 @@ def _patch_signs(op: PatchSigns, unit: Unit, label: str) -> Step:
     cols = op.sketch.cols
     begin = FILL[op.sketch.kind](Call(unit, INTEGER, label, op.sketch, finish))
     return window_step(
-        unit, INTEGER, label, (op.in_shape, op.out_shape), op.window,
+        unit, _source(op.in_dtypes[0], 0), label, (op.in_shape, op.out_shape), op.window,
         lambda x, y, pixels: kernel.call(x, y, (pixels, cols), "w", finish, "sums"),
         align=kernel.unit, sum_bytes=kernel.sum_bytes(cols),
         begin=begin, begin_bytes=filled_bytes(op.sketch, INTEGER),
@@ -154,62 +267,114 @@ def _patch_signs(op: PatchSigns, unit: Unit, label: str) -> Step:
 
 
 def _shifted(op: Shifted, unit: Unit, label: str) -> Step:
+    plain = (op.in_dtypes[0], op.dtypes[0]) == ("int16", "int16")
+    if not plain or (op.requant.low, op.requant.high) != (LOW, HIGH):
+        return each.shifted_step(op, unit, label)
     unit.use("shifted")
-    count, channels = math.prod(op.in_shape), op.in_shape[-1]
+    size, channels = math.prod(op.in_shape), op.in_shape[-1] if op.in_shape else 1
     finish = _finish(unit, label, op.requant)
     bias = unit.array("int32_t", f"{label}_bias", op.bias, "biases")
-    each = channels if op.bias.size > 1 or op.requant.multiplier.ndim else 1
-    if each > 1 and op.bias.size == 1:
+    many = channels if op.bias.size > 1 or op.requant.multiplier.ndim else 1
+    if many > 1 and op.bias.size == 1:
         bias = unit.array("int32_t", f"{label}_biases", np.full(channels, op.bias), "biases")
-    sizes = f"{count}, {each}, {op.left}, {bias}, {finish}"
-    return Step(lambda x, y, _: f"rosler_shifted({x}, {sizes}, {y});", 2 * count, in_place=True)
+    sizes = f"{size}, {many}, {op.left}, {bias}, {finish}"
+    return Step(lambda x, y, _: f"rosler_shifted({x}, {sizes}, {y});", 2 * size, in_place=True)
 
 
-def _relu(op: Limited, unit: Unit, label: str) -> Step:
+def _limited(op: Limited, unit: Unit, label: str) -> Step:
+    if (op.dtypes[0], op.low, op.high) != ("int16", 0, HIGH):
+        return each.limited_step(op, unit, label)
     unit.use("relu_i16")
-    count = math.prod(op.in_shape)
-    return Step(lambda x, y, _: f"rosler_relu_i16({x}, {count}, {y});", 2 * count, in_place=True)
+    size = math.prod(op.in_shape)
+    return Step(lambda x, y, _: f"rosler_relu_i16({x}, {size}, {y});", 2 * size, in_place=True)
 
 
 def _lookup(op: Lookup, unit: Unit, label: str) -> Step:
-    unit.use("lookup")
-    count = math.prod(op.in_shape)
-    table = unit.array("int16_t", f"{label}_table", op.table, "tables")
+    size, made = math.prod(op.in_shape), CTYPE[op.dtypes[0]]
+    table = unit.array(made, f"{label}_table", op.table, "tables")
+    small = op.table.size == 256
+    suffix = "" if (small, made) == (False, "int16_t") else f"_{op.in_dtypes[0]}_{op.dtypes[0]}"
+    unit.use("lookup_bytes" if small else "lookup", {"S": suffix, "Y": made})
     return Step(
-        lambda x, y, _: f"rosler_lookup({x}, {count}, {table}, {y});", 2 * count, in_place=True
-    )
+        lambda x, y, _: f"rosler_lookup{suffix}({x}, {size}, {table}, {y});",
+        size * CTYPES[made], in_place=op.in_dtypes == op.dtypes,
+    )  # fmt: skip
 
 
 def _pooled(op: Pooled, unit: Unit, label: str) -> Step:
+    if op.dtypes[0] != "int16" or op.zero or not is_disjoint(op.window) or op.window.groups > 1:
+        return each.pool_step(op, unit, label)
     mean = op.function == "sum"
-    finish = _finish(unit, label, op.requant) if mean else "0"
+    finish = _finish(unit, label, op.requant) if op.requant is not None else "0"
     shapes = (op.in_shape, op.out_shape)
     return pool_step(unit, INTEGER, label, shapes, op.window.size, mean, finish)
 
 
-EMIT: dict[type[IntOp], Callable[[Any, Unit, str], Step | None]] = {
+def _probabilities(op: Probabilities, unit: Unit, label: str) -> Step:
+    dtype = op.in_dtypes[0]
+    table = unit.array("uint16_t", "rosler_exp", softmax.TABLE, "tables")
+    unit.use("softmax_rows", {"S": dtype, "X": CTYPE[dtype]})
+    rows, n = op.in_shape
+    sizes = f"{rows}, {n}, {op.multiplier}u, {op.shift}, {table}"
+    return Step(
+        lambda x, y, _: f"rosler_softmax_rows_{dtype}({x}, {sizes}, {y});",
+        2 * rows * n, in_place=dtype == "int16",
+    )  # fmt: skip
+
+
+def _normed(op: Normed, unit: Unit, label: str) -> Step:
+    (rows, n), dtype, made = op.in_shape, op.in_dtypes[0], op.dtypes[0]
+    names = {"S": f"{dtype}_{made}", "X": CTYPE[dtype], "Y": CTYPE[made]}
+    unit.use("norm_rows", names)
+    m = unit.array("int32_t", f"{label}_multiplier", op.multiplier, "scales")
+    offset = unit.array("int64_t", f"{label}_offset", op.offset, "biases")
+    sizes = (
+        f"{rows}, {n}, {int(op.center)}, {op.zero}, INT64_C({op.epsilon}), {m}, {offset}, "
+        f"{op.shift}, {op.low}, {op.high}"
+    )
+    return Step(
+        lambda x, y, _: f"rosler_norm_rows_{names['S']}({x}, {sizes}, {y});",
+        rows * n * CTYPES[CTYPE[made]], in_place=dtype == made,
+    )  # fmt: skip
+
+
+def _moved(move: Callable[..., Step], *more: Any) -> Callable[[Any, Unit, str], Step]:
+    """A step that only moves numbers, of the first input's type."""
+
+    def emit(op: Any, unit: Unit, label: str) -> Step:
+        rest = [str(f(op)) for f in more]
+        return move(op, unit, label, CTYPE[op.in_dtypes[0]], *rest)
+
+    return emit
+
+
+def _joined(op: Joined, unit: Unit, label: str) -> Step:
+    if all(r is None for r in op.requants):
+        return moves.concat_step(op, CTYPE[op.dtypes[0]])  # type: ignore[arg-type]
+    return each.join_step(op, unit, label)
+
+
+EMIT: dict[type[IntOp], Callable[[Any, Unit, str], Step]] = {
     Product: _product,
     Signs: _signs,
     PatchSigns: _patch_signs,
+    Products: each.products_step,
     Shifted: _shifted,
-    Limited: _relu,
+    Limited: _limited,
     Lookup: _lookup,
+    Combined: each.combined_step,
+    Chosen: each.chosen_step,
+    Times: each.times_step,
+    Whole: each.whole_step,
+    Reduced: each.reduce_step,
     Pooled: _pooled,
+    Taken: _moved(moves.take_step, lambda op: op.fill),
+    Transposed: _moved(moves.transpose_step),
+    Joined: _joined,
+    Probabilities: _probabilities,
+    Normed: _normed,
+    Gathered: _moved(moves.gather_step, lambda op: op.zero),
+    Accumulated: each.cumulative_step,
+    Sliced: lambda op, unit, label: moves.slice_step(op, CTYPE[op.in_dtypes[0]]),
 }
-"""Each integer operation as a step: a new one is one line here."""
-
-
-def reads_bytes(op: IntOp) -> bool:
-    """Whether an operation can read inputs of one byte: one that gathers them anyway."""
-    return isinstance(op, Product) and op.window is not None and not is_pointwise(op.window)
-
-
-def first_steps(op: IntOp, unit: Unit, label: str) -> list[Step]:
-    """The first operation on inputs of one byte."""
-    if isinstance(op, Product) and reads_bytes(op):
-        return [_product(op, unit, label, BYTES)]
-    unit.use("bytes")
-    count = math.prod(op.in_shape)
-    step = EMIT[type(op)](op, unit, label)
-    taken = Step(lambda x, y, _: f"rosler_bytes({x}, {count}, {y});", 2 * count)
-    return [taken] if step is None else [taken, step]
+"""Each integer operation as a step: a new one is one line here; loops have a function of theirs."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from rosler_jax.export.c.arena import Use
 from rosler_jax.export.c.floats import EMIT
@@ -11,7 +13,7 @@ from rosler_jax.export.c.maps import CTYPE, Fused, fuse, fused_step
 from rosler_jax.export.c.unit import CTYPES, Step, Unit
 from rosler_jax.export.c.wiring import Wiring, settled, statements
 from rosler_jax.graph.graph import Graph
-from rosler_jax.graph.kinds import Op, Scan, count
+from rosler_jax.graph.kinds import Scan, count
 
 
 def wire(graph: Graph, unit: Unit, names: Sequence[str], label: str = "layer") -> Wiring:
@@ -41,7 +43,9 @@ def wire(graph: Graph, unit: Unit, names: Sequence[str], label: str = "layer") -
         if isinstance(op, Fused):
             step = fused_step(op, unit, name, types)
         elif isinstance(op, Scan):
-            step = _scan(op, unit, name, types)
+            inner = functools.partial(wire, op.body, unit, label=f"{name}_")
+            made = [CTYPE[dtype] for dtype in op.dtypes]
+            step = scan_step(op, unit, name, (types, made), inner)
         else:
             step = EMIT[type(op)](op, unit, name, types)
         uses.append(Use(step, op.inputs, op.outputs))
@@ -49,19 +53,23 @@ def wire(graph: Graph, unit: Unit, names: Sequence[str], label: str = "layer") -
     return settled(Wiring(uses, ctypes, outside, [v.id for v in graph.outputs]), sizes)
 
 
-def bytes_of(op: Op) -> list[int]:
-    """Bytes of each output."""
-    pairs = zip(op.out_shapes, op.dtypes, strict=True)
-    return [count(shape) * CTYPES[CTYPE[dtype]] for shape, dtype in pairs]
+def scan_step(
+    op: Any, unit: Unit, label: str, types: tuple[Sequence[str], Sequence[str]],
+    wire_body: Callable[[Sequence[str]], Wiring],
+) -> Step:  # fmt: skip
+    """A function that calls another, the body, for each position; the state is copied for it.
 
-
-def _scan(op: Scan, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
-    """A function that calls another, the body, for each position; the state is copied for it."""
-    made = [CTYPE[value.dtype] for value in op.body.outputs]
+    Args:
+      op: a scan in floats or integers.
+      unit: of the file.
+      label: for names.
+      types: C types of its inputs and outputs.
+      wire_body: the steps of the body, given names of its inputs.
+    """
+    ctypes, made = types
     x = [f"x{k}" for k in range(len(ctypes))]
     y = [f"y{k}" for k in range(len(made))]
-    body = wire(op.body, unit, x, f"{label}_")
-    lines, arena = statements(body, y, unit.poison)
+    lines, arena = statements(wire_body(x), y, unit.poison)
     given = [f"const {c} *{name}" for c, name in zip(ctypes, x, strict=True)]
     wanted = [f"{c} *{name}" for c, name in zip(made, y, strict=True)]
     signature = ", ".join([*given, *wanted, "unsigned char *a"])
@@ -97,7 +105,8 @@ def _scan(op: Scan, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
         f"rosler_{label}",
         "\n".join([f"static void @NAME@({signature})", "{", *(f"    {s}" for s in loop), "}"]),
     )
-    first, *more = bytes_of(op)
+    pairs = zip(op.out_shapes, made, strict=True)
+    first, *more = [count(shape) * CTYPES[c] for shape, c in pairs]
     return Step(
         lambda *parts: f"{outer}({', '.join(parts)});", first, room + arena.bytes,
         more_out_bytes=tuple(more),

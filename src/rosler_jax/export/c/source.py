@@ -10,19 +10,17 @@ from typing import NamedTuple
 from rosler_jax._version import __version__
 from rosler_jax.export import softmax
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export.c import integers
-from rosler_jax.export.c.arena import chain
+from rosler_jax.export.c.integers import wire_integers
 from rosler_jax.export.c.old import new_graph
 from rosler_jax.export.c.program import mentions, wire
 from rosler_jax.export.c.unit import (
     ABOUT_CONST,
-    Step,
     Unit,
     about_scales,
     quantize_function,
     template,
 )
-from rosler_jax.export.c.wiring import Wiring, copy_step, statements
+from rosler_jax.export.c.wiring import Wiring, statements
 from rosler_jax.export.graph import Graph as Layers
 from rosler_jax.export.integer import Program
 from rosler_jax.graph.graph import Graph
@@ -126,34 +124,15 @@ def write_c(
 
 
 def _ports(model: Graph | Program) -> tuple[list[Port], list[Port]]:
-    if isinstance(model, Program):
-        sizes = math.prod(model.in_shape), math.prod(model.out_shape)
-        first = Port("", model.input_dtype, sizes[0], model.input_scale)
-        return [first], [Port("", "int16", sizes[1], model.output_scale)]
     inputs, outputs = (
-        [Port(v.name, v.dtype, math.prod(v.shape)) for v in values]
+        [Port(v.name, v.dtype, math.prod(v.shape), *v[4:]) for v in values]
         for values in (model.inputs, model.outputs)
     )
     return inputs, outputs
 
 
 def _wiring(model: Graph | Program, unit: Unit, names: list[str]) -> Wiring:
-    if isinstance(model, Graph):
-        return wire(model, unit, names)
-    steps = _integer_steps(model, unit)
-    ctypes = {0: CTYPE[model.input_dtype], **{i + 1: "int16_t" for i in range(len(steps))}}
-    return Wiring(chain(steps), ctypes, {0: names[0]}, [len(steps)])
-
-
-def _integer_steps(program: Program, unit: Unit) -> list[Step]:
-    steps: list[Step] = []
-    for i, op in enumerate(program.ops):
-        if i == 0 and program.input_dtype == "uint8":
-            steps += integers.first_steps(op, unit, "layer0")
-            continue
-        step = integers.EMIT[type(op)](op, unit, f"layer{i}")
-        steps += [] if step is None else [step]
-    return steps or [copy_step(2 * math.prod(program.in_shape), 0)]
+    return (wire if isinstance(model, Graph) else wire_integers)(model, unit, names)  # type: ignore[operator]
 
 
 def _names(name: str, ports: list[Port]) -> list[str]:
@@ -219,12 +198,26 @@ def _macros(kind: str, ports: list[Port]) -> tuple[str, str, str, str]:
     return "\n".join(sizes), "\n".join(types), "\n".join(scales), "\n".join(typedefs)
 
 
+def _quantize(inputs: list[Port]) -> list[str]:
+    """A function for each real input of integers."""
+    names = _names("", inputs)
+    texts = []
+    for name, port in zip(names, inputs, strict=True):
+        if port.dtype in ("int16", "uint8"):
+            text = quantize_function(port.dtype, port.scale)
+            text = text.replace("rosler_quantize", f"rosler_quantize{name}")
+            text = re.sub(r"rosler_input\b", f"rosler_input{name}", text)
+            text = re.sub(r"INPUT_(SIZE|SCALE)", rf"INPUT{name.upper()}_\1", text)
+            texts.append(text)
+    return texts
+
+
 def _header(
     inputs: list[Port], outputs: list[Port], arena: int, unit: Unit, probabilities: bool
 ) -> str:
     model_bytes = sum(unit.constant_bytes.values())
-    integer = outputs[0].dtype == "int16"
-    quantize = f"\n{quantize_function(inputs[0].dtype, inputs[0].scale)}" if integer else ""
+    integer = bool({port.dtype for port in [*inputs, *outputs]} & {"int16", "uint8"})
+    quantize = "".join(f"\n{text}" for text in _quantize(inputs)) if integer else ""
     x, y = _macros("INPUT", inputs), _macros("OUTPUT", outputs)
     counts = [
         f"#define ROSLER_{kind}S {len(ports)} /* {', '.join(port.name for port in ports)} */"

@@ -39,6 +39,8 @@ class Numbers:
       size: bytes of an activation.
       source: C type that a window reads, if another.
       copy: kernel that copies from there.
+      fill: what a window reads beyond its input.
+      result: C type of what is made, if another.
     """
 
     suffix: str
@@ -49,6 +51,8 @@ class Numbers:
     size: int
     source: str | None = None
     copy: str = "copy"
+    fill: str = "0"
+    result: str | None = None
 
     def names(self, **more: str) -> dict[str, str]:
         """What stands for the templates' placeholders."""
@@ -60,6 +64,7 @@ class Numbers:
             "W": self.weight,
             "SOURCE": self.source or self.element,
             "COPY": self.copy,
+            "FILL": self.fill,
             **more,
         }
 
@@ -70,7 +75,7 @@ FLOAT = Numbers("f32", "float", "float", "f32", "float", 4)
 
 CTYPES = {
     "uint32_t": 4, "int32_t": 4, "int64_t": 8, "int16_t": 2, "uint16_t": 2, "float": 4,
-    "uint8_t": 1,
+    "uint8_t": 1, "int8_t": 1,
 }  # fmt: skip
 """Bytes of the types that constant data has."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rosler_jax.export.c.unit import Numbers, Step, Unit
+from rosler_jax.export.c.unit import CTYPES, Numbers, Step, Unit
 from rosler_jax.export.graph import Shape
 from rosler_jax.graph.kinds import Window
 
@@ -147,8 +147,9 @@ def window_step(
     if not flat:  # all positions in one row
         height, width = 1, math.prod(shapes[1][:-1])
     groups, element = window.groups, numbers.element
+    made = numbers.result or element
     inner = math.prod(window.size) * shapes[0][-1] // groups
-    direct = is_pointwise(window)
+    direct = is_pointwise(window) and numbers.source is None
     filled = inner if direct else -(-inner // align) * align
     room = 0 if direct else -(-filled * numbers.size // 8) * 8
     source = f"x + (i * {width} + j) * {shapes[0][-1]} + g * {inner}" if direct else "patch"
@@ -165,7 +166,7 @@ def window_step(
     types = {"patch": f"{element} *", "sums": "unsigned char *", "w": f"{numbers.weight} *"}
     used = [(types[kind] + kind, value) for kind, value, wanted in memory if wanted]
     lines = [
-        f"static void rosler_{label}(const {numbers.source or element} *x, {element} *y"
+        f"static void rosler_{label}(const {numbers.source or element} *x, {made} *y"
         f"{', unsigned char *memory' if used else ''})",
         "{",
         *(f"    {declared} = {value};" for declared, value in used),
@@ -179,7 +180,7 @@ def window_step(
     def call(x: str, y: str, scratch: str) -> str:
         return f"rosler_{label}({x}, {y}{f', {scratch}' if used else ''});"
 
-    return Step(call, math.prod(shapes[1]) * numbers.size, room + sum_bytes + begin_bytes)
+    return Step(call, math.prod(shapes[1]) * CTYPES[made], room + sum_bytes + begin_bytes)
 
 
 def _loops(counted: Sequence[tuple[str, int]], body: Sequence[str]) -> list[str]:

@@ -1,10 +1,11 @@
 /* requires: clip
-   y = clip(((acc + bias) * multiplier + 2^(shift - 1)) >> shift) with a product of 64 bits; the
-   shifted number fits 32 bits, as rosler-jax proved. */
+   y = clip((((acc + bias) * multiplier + 2^(shift - 1)) >> shift) + zero) with a product of 64 bits;
+   the shifted number fits 32 bits, as rosler-jax proved. */
 typedef struct {
     const int32_t *bias;       /* one for each output, or none */
     const int32_t *multiplier; /* one for each output, or one */
     int each;
     int shift;
-    int relu;
+    int limits;
+    int zero;
 } rosler_finish_i32;

@@ -5,5 +5,6 @@ typedef struct {
     const int32_t *multiplier;
     int each;
     int shift;
-    int relu;
+    int limits;
+    int zero;
 } rosler_finish_i64;

@@ -1,8 +1,8 @@
-/* requires: @BLOCK@, rest, row, upper
+/* requires: @BLOCK@, rest, row, upper4
    y = finish(W x): rows of W in blocks of four, their words interleaved; the last n % 4 rows one by
    one. A word holds @UNIT@ weights of a row. For shifts of 33 and more. */
-ROSLER_INLINE void rosler_fused_@KIND@(const int16_t *x, int m, int n, const uint32_t *w,
-                                       const rosler_finish_i32 *f, int16_t *y)
+ROSLER_INLINE void rosler_fused_@KIND@@T@(const int16_t *x, int m, int n, const uint32_t *w,
+                                       const rosler_finish_i32 *f, @Y@ *y)
 {
     const int whole = m / @UNIT@, left = m % @UNIT@, words = (m + @UNIT@ - 1) / @UNIT@;
     const int32_t *bias = f->bias, *multiplier = f->multiplier;
@@ -19,10 +19,10 @@ ROSLER_INLINE void rosler_fused_@KIND@(const int16_t *x, int m, int n, const uin
         w = rosler_block_@KIND@(x, whole, w, acc);
         rosler_rest_@KIND@(x + whole * @UNIT@, left, w, acc);
         w += left ? 4 : 0;
-        rosler_upper4(acc, multiplier, f->each, f->shift, f->relu, y);
+        rosler_upper4@T@(acc, multiplier, f, y);
     }
     for (j = n % 4; j > 0; --j, multiplier += f->each, ++y, w += words) {
         const int32_t sum = rosler_row_@KIND@(x, m, w, start + (bias ? *bias++ : 0));
-        *y = rosler_clip(rosler_scaled(sum, *multiplier, f->shift), f->relu);
+        *y = (@Y@)rosler_clip(rosler_scaled(sum, *multiplier, f->shift, f->zero), f->limits);
     }
 }

@@ -1,11 +1,13 @@
 /* requires: finish_i32
    Finishes n sums that hold their biases, whatever the shift. */
-ROSLER_INLINE void rosler_rows_i32(const rosler_finish_i32 *f, const int32_t *acc, int n, int16_t *y)
+ROSLER_INLINE void rosler_rows_i32@T@(const rosler_finish_i32 *f, const int32_t *acc, int n,
+                                       @Y@ *y)
 {
     const int64_t half = (int64_t)1 << (f->shift - 1);
     int j;
     for (j = 0; j < n; ++j) {
         const int32_t m = f->multiplier[f->each ? j : 0];
-        y[j] = rosler_clip((int32_t)(((int64_t)acc[j] * m + half) >> f->shift), f->relu);
+        const int32_t v = (int32_t)(((int64_t)acc[j] * m + half) >> f->shift);
+        y[j] = (@Y@)rosler_clip(v + f->zero, f->limits);
     }
 }
