@@ -105,6 +105,27 @@ def _fold(layer: Layer, norm: nnx.BatchNorm) -> Layer:
     return layer._replace(weight=layer.weight * scale, bias=bias)
 
 
+def module_of(layer: Layer, shape: tuple[int, ...]) -> nnx.Sequential:
+    """The Flax module of a convolution or dense layer; ``shape`` is its input's."""
+    assert layer.weight is not None and layer.bias is not None
+    m, n, rngs = shape[-1], layer.shape[-1], nnx.Rngs(0)
+    module: nnx.Conv | nnx.Linear
+    if layer.kind == "dense":
+        module = nnx.Linear(m, n, rngs=rngs)
+    else:
+        module = nnx.Conv(
+            m,
+            n,
+            layer.weight.shape[:2],
+            strides=(layer.stride, layer.stride),
+            feature_group_count=m if layer.kind == "depthwise" else 1,
+            rngs=rngs,
+        )
+    assert module.bias is not None
+    module.kernel[...], module.bias[...] = layer.weight, layer.bias
+    return nnx.Sequential(module, nnx.relu) if layer.relu else nnx.Sequential(module)
+
+
 def padding(layer: Layer, shape: tuple[int, ...]) -> list[int]:
     """Zeros above, left, below and right, for SAME."""
     assert layer.weight is not None

@@ -6,8 +6,8 @@
 Every engine runs the same network (``tests/tiny_models.py``, random weights and statistics) on the
 same random inputs, from a file that ``bench_tiny_files.py`` writes: nothing of our exporter is in
 it. The same compiler, flags, driver and counts as in ``bench_edge_peers.py``, which says what the
-columns hold and where the peers come from. With --layers each distinct layer is also run as a
-network of its own, for instructions by product.
+columns hold and where the peers come from. The engines named by --layers also run each distinct
+layer as a network of its own, for instructions by product.
 
   --tflm, --tflm-library  tflite-micro's sources, for their headers, and a library of them with
                           CMSIS-NN's kernels, compiled for the board with our flags
@@ -54,6 +54,7 @@ from bench_tiny_files import (
     input_scale,
     layers_of,
     macs,
+    module_of,
     put_inline,
     quantize_onnx,
     run_onnx,
@@ -92,14 +93,14 @@ class Tiny(NamedTuple):
 
     Attributes:
       name: of the network.
-      model: the Flax module; none for a layer of its own.
+      model: the Flax module.
       layers: what is written for peers.
       calibration, inputs: one a row.
-      expected: the module's outputs, one a row; for a layer of its own the TFLite file's.
+      expected: the module's outputs, one a row.
     """
 
     name: str
-    model: nnx.Sequential | None
+    model: nnx.Sequential
     layers: Sequence[Layer]
     calibration: np.ndarray
     inputs: np.ndarray
@@ -131,7 +132,7 @@ def make_case(name: str, count: int) -> Tiny:
     return Tiny(name, model, layers, calibration, x, np.asarray(model(x)).reshape(count, -1))
 
 
-def single_layers(cases: Sequence[Tiny], path: Path) -> list[Tiny]:
+def single_layers(cases: Sequence[Tiny]) -> list[Tiny]:
     """Each distinct layer of the networks as a network of its own."""
     found: dict[str, Tiny] = {}
     rng = np.random.default_rng(0)
@@ -146,8 +147,9 @@ def single_layers(cases: Sequence[Tiny], path: Path) -> list[Tiny]:
             x = np.abs(rng.normal(size=(16, *at))).astype(np.float32)
             alone = [layer._replace(inputs=(0,))]
             if name not in found:
-                write_tflite(alone, at, path)
-                found[name] = Tiny(name, None, alone, x, x[:1], run_tflite(path, x[:1]))
+                model = module_of(layer, at)
+                expected = np.asarray(model(x[:1])).reshape(1, -1)
+                found[name] = Tiny(name, model, alone, x, x[:1], expected)
     return list(found.values())
 
 
@@ -215,6 +217,9 @@ def tflm(kind: str) -> Engine:
         }
         kernels = {} if kind == "float32" else INTEGER_KERNELS
         built = interpreted(path, inputs, folder, peers, kernels)
+        if len(case.layers) == 1:  # nobody asks for the arena of a layer of its own
+            arena = f"-DARENA_BYTES={ARENA}"
+            built = built._replace(arena=None, flags=(*built.flags, arena))
         return built._replace(remark=remarks[kind]), expected
 
     return build
@@ -274,27 +279,25 @@ def run(case: Tiny, name: str, place: Path, peers: Peers, empty: Ran) -> dict[st
     return row
 
 
-def layer_rows(cases: Sequence[Tiny], place: Path, peers: Peers, empty: Ran) -> dict[str, Any]:
-    """Instructions by product of each distinct layer, int8."""
-    rows = {}
-    for case in single_layers(cases, place / "layer.tflite"):
-        row = run(case, "TFLM + CMSIS-NN, int8", place, peers, empty)
-        products = macs(case.layers[0])
-        if "skipped" not in row:
-            row |= {"macs": products, "instructions_per_mac": row["instructions"] / products}
-        rows[case.name] = row
-    return rows
+def layer_rows(
+    cases: Sequence[Tiny], engines: Sequence[str], place: Path, peers: Peers, empty: Ran
+) -> dict[str, dict[str, Any]]:
+    """Each distinct layer in some engines, and its products."""
+    return {
+        case.name: {"macs": macs(case.layers[0])}
+        | {name: run(case, name, place, peers, empty) for name in engines}
+        for case in single_layers(cases)
+    }
 
 
-def layer_table(rows: dict[str, Any]) -> str:
-    lines = ["| layer, int8 | products | instructions | by product |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {row['macs']:,} | {row['instructions']:,.0f} "
-        f"| {row['instructions_per_mac']:.2f} |"
-        for name, row in rows.items()
-        if "skipped" not in row
-    ]
-    lines += ["", *(f"- {k}: {v['skipped']}" for k, v in rows.items() if "skipped" in v)]
+def layer_table(rows: dict[str, dict[str, Any]], engines: Sequence[str]) -> str:
+    """Instructions of each layer, and by product."""
+    lines = ["| layer | products | " + " | ".join(engines) + " |"]
+    lines += ["|---" * (2 + len(engines)) + "|"]
+    for name, row in rows.items():
+        counts = [row[engine].get("instructions") for engine in engines]
+        cells = ["" if n is None else f"{n:,.0f} ({n / row['macs']:.2f})" for n in counts]
+        lines.append(f"| {name} | {row['macs']:,} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
@@ -309,8 +312,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quantizer-python", metavar="PYTHON", help="one with ai-edge-quantizer")
     parser.add_argument("--reference", type=Path, metavar="FOLDER", help="MLCommons's files")
     parser.add_argument("--networks", nargs="+", default=list(BUILDERS), choices=list(BUILDERS))
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
-    parser.add_argument("--layers", action="store_true", help="each layer alone, too")
+    parser.add_argument("--engines", nargs="*", default=list(ENGINES), choices=list(ENGINES))
+    parser.add_argument(
+        "--layers", nargs="*", default=[], choices=list(ENGINES), help="engines for single layers"
+    )
     parser.add_argument("--count", type=int, default=4, help="inputs that are emulated")
     parser.add_argument("--board", default="cortex-m4")
     return parser.parse_args(arguments)
@@ -331,12 +336,12 @@ def main(arguments: list[str]) -> int:
         case.name: {name: run(case, name, place, peers, empty) for name in options.engines}
         for case in cases
     }
-    layers = layer_rows(cases, place, peers, empty) if options.layers else {}
+    layers = layer_rows(cases, options.layers, place, peers, empty) if options.layers else {}
     facts = about(tools, options, ["scripts/bench_tiny_peers.py", *arguments])
     facts["macs"] = {case.name: sum(map(macs, case.layers)) for case in cases}
     contents = {"about": facts, "results": results, "layers": layers}
     replace_json(options.out / "tiny.json", contents)
-    text = markdown(results) + (layer_table(layers) if layers else "")
+    text = markdown(results) + (layer_table(layers, options.layers) if layers else "")
     replace_text(options.out / "tiny.md", text)
     print(f"\n{text}")
     return 0
