@@ -290,7 +290,7 @@ def fused_step(op: Fused, unit: Unit, label: str, ctypes: Sequence[str]) -> Step
         ctype = CTYPE[number.dtype.name]
         text = literal(ctype, number.item())
         text = f"({text})" if text.startswith("-") else text
-        given[value] = [_Given(number.shape, size == 1, text, ctype)]
+        given[value] = [_Given((), size == 1, text, ctype)]
     lines: list[str] = []
     for k, (value, shape) in enumerate(zip(op.inputs, op.in_shapes, strict=True)):
         found = _Given(shape, count(shape) == size, f"v{k}", ctypes[k])
@@ -312,7 +312,7 @@ def _body(op: Fused, given: dict[int, list[_Given]], target: str) -> list[str]:
         texts, types = [], []
         for value, shape in zip(member.inputs, member.in_shapes, strict=True):
             whole = count(shape) == size
-            found = next(g for g in given[value] if g.shape == shape or (g.whole and whole))
+            found = next(g for g in given[value] if g.shape in (shape, ()) or (g.whole and whole))
             texts.append(found.text)
             types.append(found.ctype)
         text, made = expression(member, texts, types), CTYPE[member.dtypes[0]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,18 @@ from rosler_jax.graph.weight import Shape
 
 _SHORT = 4
 """Numbers that a loop copies; more take memcpy."""
-_BLOCKS = 12
-"""Blocks of runs that are written out; more go through tables."""
+_RUNS = 6
+"""Runs along an axis that are written out; more go through a table."""
+_LETTERS = "ijklmnopq"
+
+
+class _Pick(NamedTuple):
+    """What the lines of one pick share."""
+
+    unit: Unit
+    label: str
+    ctype: str
+    fill: str
 
 
 def _step(unit: Unit, label: str, ctype: str, size: int, lines: Sequence[str]) -> Step:
@@ -28,11 +39,11 @@ def _step(unit: Unit, label: str, ctype: str, size: int, lines: Sequence[str]) -
 
 def _copied(shape: Shape, strides: Sequence[int], start: str, ctype: str, deep: int) -> list[str]:
     """Lines that copy a block in row-major order to ``y``, which moves on."""
-    axes = merged(shape, [strides])
+    axes = [axis for axis in merged(shape, [strides]) if axis.size > 1]
     chunk = 1
-    if axes[-1].strides[0] == 1 and axes[-1].size > _SHORT:
+    if axes and axes[-1].strides[0] == 1 and axes[-1].size > _SHORT:
         chunk = axes.pop().size
-    counted = loops(axes, "ijklm"[deep]) if axes else []
+    counted = loops(axes, _LETTERS[deep]) if axes else []
     index = offset([name for name, _ in counted], [axis.strides[0] for axis in axes])
     index = start if index == "0" else index if start == "0" else f"{start} + {index}"
     if chunk == 1:
@@ -72,9 +83,8 @@ def take_step(op: Take, unit: Unit, label: str, ctype: str, fill: str) -> Step:
     start = _contiguous(index, op.in_shape, op.out_shape)
     if start is not None:
         return copy_step(size * CTYPES[ctype], start * CTYPES[ctype])
-    if math.prod(len(runs) for runs in index) > _BLOCKS:
-        return _take_by_tables(op, unit, label, ctype, fill)
-    lines = _runs(index, strides_of(op.in_shape), 0, ctype, fill)
+    pick = _Pick(unit, label, ctype, fill)
+    lines = _runs(pick, index, strides_of(op.in_shape), 0, 0, "")
     return _step(unit, label, ctype, size, [f"    {line}" for line in lines])
 
 
@@ -91,72 +101,79 @@ def _contiguous(index: Sequence[tuple[Run, ...]], shape: Shape, out_shape: Shape
 
 
 def _runs(
-    index: Sequence[tuple[Run, ...]], strides: Sequence[int], start: int, ctype: str, fill: str,
-    deep: int = 0, base: str = "",
+    pick: _Pick, index: Sequence[tuple[Run, ...]], strides: Sequence[int], start: int, deep: int,
+    base: str,
 ) -> list[str]:  # fmt: skip
     """Lines for every block of runs; what is filled is filled in one piece."""
-    cut = next((k for k, runs in enumerate(index) if len(runs) > 1 or runs[0][0] < 0), None)
-    if cut is None:
-        firsts = [runs[0] for runs in index]
-        start += sum(s * a for s, (a, *_) in zip(strides, firsts, strict=True))
-        steps = [s * step for s, (_, step, _) in zip(strides, firsts, strict=True)]
-        where = " + ".join([*([base] if base else []), *([str(start)] if start else [])]) or "0"
-        return _copied(tuple(n for *_, n in firsts), steps, where, ctype, deep)
-    if cut:
-        return _outer(index, strides, start, ctype, fill, deep, base, cut)
-    lines: list[str] = []
+    cut = next((k for k, runs in enumerate(index) if len(runs) > 1 or runs[0][0] < 0), len(index))
+    if cut or not index:
+        return _plain(pick, index, strides, start, deep, base, cut)
     inner = math.prod(sum(n for *_, n in runs) for runs in index[1:])
+    picked = [run for run in index[0] if run[0] >= 0]
+    blocks = math.prod(len(runs) for runs in index[1:])
+    if len(index[0]) > _RUNS or (len(picked) > 1 and blocks > 1):
+        return _tabled(pick, index, strides, start, deep, base)
+    lines: list[str] = []
     for first, step, n in index[0]:
         if first < 0:
-            name = "ijklm"[deep]
-            body = nested([(name, n * inner)], [f"*y++ = {fill};"])
-            lines += ["{", f"    int {name};", *body, "}"]
+            lines += _filled(pick, n * inner, deep)
         else:
             rest = [((first, step, n),), *index[1:]]
-            lines += _runs(rest, strides, start, ctype, fill, deep, base)
+            lines += _runs(pick, rest, strides, start, deep, base)
     return lines
 
 
-def _outer(
-    index: Sequence[tuple[Run, ...]], strides: Sequence[int], start: int, ctype: str, fill: str,
-    deep: int, base: str, cut: int,
+def _filled(pick: _Pick, size: int, deep: int) -> list[str]:
+    name = _LETTERS[deep]
+    body = nested([(name, size)], [f"*y++ = {pick.fill};"])
+    return ["{", f"    int {name};", *body, "}"]
+
+
+def _plain(
+    pick: _Pick, index: Sequence[tuple[Run, ...]], strides: Sequence[int], start: int, deep: int,
+    base: str, cut: int,
 ) -> list[str]:  # fmt: skip
-    """Loops over axes of one run each, within them the runs of the others."""
+    """Loops over axes of one run each, within them the others; if there are none, copies."""
     firsts = [runs[0] for runs in index[:cut]]
     start += sum(s * a for s, (a, *_) in zip(strides, firsts, strict=False))
     steps = [s * step for s, (_, step, _) in zip(strides, firsts, strict=False)]
-    axes = merged(tuple(n for *_, n in firsts), [steps])
-    if axes[0].size == 1:
-        return _runs(index[cut:], strides[cut:], start, ctype, fill, deep, base)
-    counted = loops(axes, "ijklm"[deep])
-    index_text = offset([name for name, _ in counted], [axis.strides[0] for axis in axes])
-    parts = [part for part in (base, index_text) if part not in ("", "0")]
-    body = _runs(index[cut:], strides[cut:], start, ctype, fill, deep + 1, " + ".join(parts))
+    shape = tuple(n for *_, n in firsts)
+    if cut == len(index):
+        where = " + ".join([*([base] if base else []), *([str(start)] if start else [])]) or "0"
+        return _copied(shape, steps, where, pick.ctype, deep)
+    axes = [axis for axis in merged(shape, [steps]) if axis.size > 1]
+    if not axes:
+        return _runs(pick, index[cut:], strides[cut:], start, deep, base)
+    counted = loops(axes, _LETTERS[deep])
+    position = offset([name for name, _ in counted], [axis.strides[0] for axis in axes])
+    parts = [part for part in (base, position) if part not in ("", "0")]
+    body = _runs(pick, index[cut:], strides[cut:], start, deep + 1, " + ".join(parts))
     return ["{", *declared(counted), *nested(counted, body), "}"]
 
 
-def _take_by_tables(op: Take, unit: Unit, label: str, ctype: str, fill: str) -> Step:
-    """Any positions: a table of offsets for each axis, -1 for what is filled."""
-    terms, counted, filled = [], [], []
-    for k, (runs, n, s) in enumerate(
-        zip(op.index, op.in_shape, strides_of(op.in_shape), strict=True)
-    ):
-        picked = np.asarray(elements(runs, n))
-        if len(picked) == 1 and picked[0] == 0:
-            continue
-        counted.append((f"i{k}", len(picked)))
-        if runs is None:
-            terms.append(f"i{k} * {s}" if s > 1 else f"i{k}")
-            continue
-        table = unit.array(
-            "int32_t", f"{label}_from_{k}", np.where(picked < 0, -1, picked * s), "tables"
-        )
-        terms.append(f"{table}[i{k}]")
-        filled += [f"{table}[i{k}] < 0"] if (picked < 0).any() else []
-    value = f"x[{' + '.join(terms) or 0}]"
-    value = f"{' || '.join(filled)} ? {fill} : {value}" if filled else value
-    lines = [*declared(counted), *nested(counted, [f"*y++ = {value};"])]
-    return _step(unit, label, ctype, count(op.out_shape), lines)
+def _tabled(
+    pick: _Pick, index: Sequence[tuple[Run, ...]], strides: Sequence[int], start: int, deep: int,
+    base: str,
+) -> list[str]:  # fmt: skip
+    """A loop over an axis whose positions a table has; -1 for what is filled."""
+    picked = np.asarray(elements(index[0], 0))
+    offsets = np.where(picked < 0, -1, picked * strides[0])
+    ctype = "int16_t" if offsets.max() < 2**15 else "int32_t"
+    table = pick.unit.array(ctype, f"{pick.label}_from{deep}", offsets, "tables")
+    name = _LETTERS[deep]
+    where = " + ".join([*([base] if base else []), f"{table}[{name}]"])
+    body = _runs(pick, index[1:], strides[1:], start, deep + 1, where)
+    if (picked < 0).any():
+        inner = math.prod(sum(n for *_, n in runs) for runs in index[1:])
+        filled = [f"    {line}" for line in _filled(pick, inner, deep + 1)]
+        body = [
+            f"if ({table}[{name}] < 0) {{",
+            *filled,
+            "} else {",
+            *(f"    {s}" for s in body),
+            "}",
+        ]
+    return ["{", f"    int {name};", *nested([(name, len(picked))], body), "}"]
 
 
 def concat_step(op: Concat, ctype: str) -> Step:
