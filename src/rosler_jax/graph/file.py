@@ -163,7 +163,7 @@ def _output_name(k: int, outputs: Sequence[Any]) -> str:
 
 
 def _write_field(op: Op, field: Any, tensors: Tensors) -> Any:
-    value, usual = getattr(op, field.name), _usual(field)
+    value, usual = getattr(op, field.name), _usual(type(op), field, vars(op))
     is_usual = value is usual or (isinstance(value, type(usual)) and value == usual)
     return None if is_usual else CODECS[str(field.type)].write(value, tensors)
 
@@ -190,10 +190,12 @@ def _fields(cls: type[Op]) -> list[Any]:
     return [field for field in dataclasses.fields(cls) if field.name not in base]
 
 
-def _usual(field: Any) -> Any:
-    """What a field is unless the file says."""
-    scale = field.name == "scale" and field.type == "float"
-    return 1.0 if scale else False if field.type == "bool" else field.default
+def _usual(cls: type[Op], field: Any, fields: Mapping[str, Any]) -> Any:
+    """What a field is unless the file says, of a kind whose fields before it are known."""
+    if field.name == "scale" and field.type == "float":
+        sketch = fields.get("sketch")
+        return math.sqrt(sketch.cols / sketch.rows) if cls is PatchProject and sketch else 1.0
+    return False if field.type == "bool" else field.default
 
 
 def _usual_reads(op: Op, shapes: list[Shape]) -> list[Shape]:
@@ -293,7 +295,7 @@ def _read_op(
     fields: dict[str, Any] = {}
     names = _fields(cls)
     for field, value in zip(names, _filled(rest, len(names), "attributes"), strict=True):
-        usual = _usual(field) if value is None else None
+        usual = _usual(cls, field, fields) if value is None else None
         require(usual is not dataclasses.MISSING, f"{field.name} is missing")
         fields[field.name] = usual if value is None else CODECS[str(field.type)].read(value, reader)
     op = cls(
