@@ -12,6 +12,8 @@ from rosler_jax._layer_views import matrix_views
 from rosler_jax._version import __version__
 from rosler_jax.factors import SeededFactors, SketchFactors, TwoFactors
 from rosler_jax.finish import finish
+from rosler_jax.graph import Graph, trace
+from rosler_jax.graph.save import load, save
 from rosler_jax.nn import (
     SketchConv,
     SketchEinsum,
@@ -28,6 +30,7 @@ from rosler_jax.sketchify import Rule, sketchify
 from rosler_jax.views import MatrixView
 
 __all__ = [
+    "Graph",
     "MatrixView",
     "Rule",
     "SeededFactors",
@@ -47,11 +50,14 @@ __all__ = [
     "factors",
     "finish",
     "initializers",
+    "load",
     "matrix_views",
     "nn",
     "optim",
     "quantization",
     "restrict_rank",
+    "save",
     "size_report",
     "sketchify",
+    "trace",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 
 from rosler_jax.graph._builder import Builder, Held, dtype_name, known
 from rosler_jax.graph._rules import RULES, evaluate
-from rosler_jax.graph._source import refuse
+from rosler_jax.graph._source import UnlocatedError, refuse
 from rosler_jax.graph.graph import Value
 from rosler_jax.graph.kinds import Op, Scan
 
@@ -50,7 +50,10 @@ def equation(b: Builder, eqn: Any, xs: list[Held]) -> list[Held]:
         return [known(y, base if _named_result(base) else f"{base}*") for y in evaluate(eqn, xs)]
     if name in INLINED:
         inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)
-        return walk(b, getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), xs)
+        try:
+            return walk(b, getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), xs)
+        except UnlocatedError as error:
+            raise refuse(eqn, error.why, error.primitive) from None
     if name == "cond":
         return _cond(b, eqn, xs)
     if name == "scan":

@@ -9,6 +9,14 @@ class TraceError(ValueError):
     """A model that cannot become a graph: says what, where it is written, and what would do."""
 
 
+class UnlocatedError(TraceError):
+    """One whose line JAX does not know: within a function of its own that it traced before."""
+
+    def __init__(self, primitive: str, why: str):
+        super().__init__(f"{primitive}: {why}")
+        self.primitive, self.why = primitive, why
+
+
 def line_of(eqn: Any) -> str:
     """``file.py:12 (function)`` of the user's frame, or nothing where JAX does not know it."""
     try:
@@ -16,9 +24,12 @@ def line_of(eqn: Any) -> str:
 
         return str(source_info_util.summarize(eqn.source_info))
     except (ImportError, AttributeError):
-        return "an unknown line"
+        return ""
 
 
-def refuse(eqn: Any, why: str) -> TraceError:
-    """The error for an equation."""
-    return TraceError(f"{eqn.primitive.name}, from {line_of(eqn)}: {why}")
+def refuse(eqn: Any, why: str, primitive: str = "") -> TraceError:
+    """The error for an equation (or for a primitive within it)."""
+    line, primitive = line_of(eqn), primitive or eqn.primitive.name
+    if not line:
+        return UnlocatedError(primitive, why)
+    return TraceError(f"{primitive}, from {line}: {why}")
