@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
@@ -11,6 +12,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rosler_jax.graph import Graph, Value, Weight, Window
+from rosler_jax.graph.kinds import Conv, Dense, Gather, Map, MatMul, Scan
+from rosler_jax.graph.quantize import quantize_graph
 from rosler_jax.modelfile import to_numpy
 from rosler_jax.quantization import (
     QuantizedTensor,
@@ -370,3 +374,154 @@ def test_tensors_that_do_not_fit():
         dequantize_params(tensors, {"fc": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2,))}})
     with pytest.raises(ValueError, match="two leaves are named 'a/b'"):
         quantize_params({"a": {"b": jnp.ones((2, 2))}, "a/b": jnp.ones((2, 2))}, 8)
+
+
+# --- graphs -------------------------------------------------------------------------------------
+
+
+def weight(name, *shape, layout=()):
+    values = np.random.default_rng([1, *shape]).normal(size=shape).astype(np.float32)
+    return Weight(name, values, layout)
+
+
+def dense(x, w, rows, m, n, out, **more):
+    return Dense(
+        name=f"{w.name}{out}", inputs=(x,), outputs=(out,), in_shapes=((rows, m),),
+        out_shapes=((rows, n),), weight=w, **more,
+    )  # fmt: skip
+
+
+def relu(x, n, out):
+    return Map(
+        name=f"relu{out}", inputs=(x,), outputs=(out,), in_shapes=((n,),), out_shapes=((n,),),
+        function="relu",
+    )  # fmt: skip
+
+
+def graph_of(ops, m, n, constants=None):
+    last = ops[-1].outputs[0]
+    return Graph((Value(0, "0", (m,)),), tuple(ops), (Value(last, "", (n,)),), constants or {})
+
+
+def planned(graph, bits=4):
+    """Bits and axes of every tensor, and one scale for each output where there is one."""
+    made = quantize_graph(graph, bits)
+    for before, after in zip(graph.weights(), made.weights(), strict=True):
+        assert (before.name, before.layout) == (after.name, after.layout)
+        expected = quantize(before.stored, after.bits, after.stored.axis)
+        np.testing.assert_array_equal(after.stored.values, expected.values)
+        np.testing.assert_array_equal(after.stored.scale, expected.scale)
+    return {w.name: (w.bits, w.stored.axis) for w in made.weights()}
+
+
+def test_what_a_tensor_is_used_for_says_its_bits_and_axes():
+    bias = weight("bias", 2, 3, layout=(("reshape", (6,)),))
+    heads = weight("heads", 5, 2, 3, layout=(("reshape", (5, 6)),))
+    out = weight("out", 2, 3, 7, layout=(("reshape", (6, 7)),))
+    turned = weight("turned", 9, 7, layout=(("transpose", (1, 0)),))
+    ops = [
+        dense(0, heads, 1, 5, 6, 1, bias=bias), relu(1, 6, 2), dense(2, out, 1, 6, 7, 3),
+        relu(3, 7, 4), dense(4, turned, 1, 7, 9, 5),
+    ]  # fmt: skip
+    assert planned(graph_of(ops, 5, 9)) == {
+        "heads": (4, (1, 2)),  # one for each output of each head
+        "bias": (16, None),
+        "out": (4, 2),  # heads are summed over
+        "turned": (4, 0),
+    }
+
+
+def test_layers_of_a_stack_have_scales_of_their_own():
+    stack, biases = weight("stack", 3, 4, 4), weight("biases", 3, 4)
+    ops, x = [], 0
+    for k in range(3):
+        w = Weight("stack", stack.stored, (("slice", 0, k, k + 1), ("reshape", (4, 4))))
+        b = Weight("biases", biases.stored, (("slice", 0, k, k + 1), ("reshape", (4,))))
+        ops += [dense(x, w, 1, 4, 4, 2 * k + 1, bias=b), relu(2 * k + 1, 4, 2 * k + 2)]
+        x = 2 * k + 2
+    assert planned(graph_of(ops, 4, 4)) == {"stack": (4, (0, 2)), "biases": (16, 0)}
+
+
+def test_the_rank_carries_the_scales_of_the_last_factor():
+    c, u, r = weight("c", 20, 3), weight("u", 3, 3), weight("r", 3, 30)
+    ops = [dense(0, c, 1, 20, 3, 1), dense(1, u, 1, 3, 3, 2), dense(2, r, 1, 3, 30, 3)]
+    found = {"c": (4, 1), "u": (4, 1), "r": (4, 0)}
+    assert planned(graph_of(ops, 20, 30)) == found
+    # With a function between, or another reader, the scales could not be moved to the product.
+    ops[2:] = [relu(2, 3, 4), dense(4, r, 1, 3, 30, 3)]
+    assert planned(graph_of(ops, 20, 30)) == found | {"r": (4, 1)}
+    ops[2:] = [dense(2, r, 1, 3, 30, 3)]
+    both = graph_of(ops, 20, 30)
+    both = dataclasses.replace(both, outputs=(*both.outputs, Value(2, "2", (3,))), structure=[0, 1])
+    assert planned(both) == found | {"r": (4, 1)}
+
+
+def test_groups_share_the_scales_of_the_rank():
+    window = Window(
+        size=(1,), strides=(1,), padding=((0, 0),), dilation=(1,), input_dilation=(1,), groups=2
+    )
+    cores = weight("u", 2, 3, 3, layout=(("transpose", (1, 0, 2)), ("reshape", (1, 3, 6))))
+    op = Conv(
+        name="u", inputs=(0,), outputs=(1,), in_shapes=((5, 6),), out_shapes=((5, 6),),
+        weight=cores, window=window,
+    )  # fmt: skip
+    graph = Graph((Value(0, "0", (5, 6)),), (op,), (Value(1, "", (5, 6)),))
+    assert planned(graph) == {"u": (4, 2)}
+
+
+def test_a_tied_table_has_the_scales_of_its_product():
+    table = weight("table", 9, 4)
+    turned = Weight("table", table.stored, (("transpose", (1, 0)),))
+    look = Gather(
+        name="look", inputs=(9, 0), outputs=(1,), in_shapes=((9, 4), (2,)), out_shapes=((2, 4),)
+    )
+    ids = (Value(0, "0", (2,), "int32"),)
+    alone = Graph(ids, (look,), (Value(1, "", (2, 4)),), {9: table})
+    assert planned(alone) == {"table": (4, 1)}
+    logits = dense(1, turned, 2, 4, 9, 2)
+    tied = Graph(ids, (look, logits), (Value(2, "", (2, 9)),), {9: table})
+    assert planned(tied) == {"table": (4, 0)}
+    stored = {id(w.stored) for w in quantize_graph(tied, 4).weights()}
+    assert len(stored) == 1
+
+
+def test_stacks_that_a_scan_goes_through():
+    body = Graph(
+        (Value(0, "0", (4,)), Value(1, "1", (4, 4)), Value(2, "2", (4,))),
+        (
+            MatMul(name="m", inputs=(0, 1), outputs=(3,), in_shapes=((1, 1, 4), (1, 4, 4)),
+                   out_shapes=((1, 1, 4),), transpose=False),
+            Map(name="b", inputs=(3, 2), outputs=(4,), in_shapes=((4,), (4,)),
+                out_shapes=((4,),), function="add"),
+        ),
+        (Value(4, "0", (4,)),),
+    )  # fmt: skip
+    scan = Scan(
+        name="s", inputs=(0, 1, 2), outputs=(3,), in_shapes=((4,), (3, 4, 4), (3, 4)),
+        out_shapes=((4,),), body=body, shared=0, carries=1, length=3, reverse=False,
+    )  # fmt: skip
+    constants = {1: weight("stack", 3, 4, 4), 2: weight("biases", 3, 4)}
+    graph = graph_of([scan], 4, 4, constants)
+    assert planned(graph) == {"stack": (4, (0, 2)), "biases": (16, 0)}
+
+
+def test_what_stays_exact_and_bits_by_name():
+    mask, number = Weight("mask", np.array([True, False])), Weight("n", np.int32([3, 4]))
+    one = Weight("one", np.float32(0.5))
+    add = lambda a, b, out: Map(
+        name=f"add{out}", inputs=(a, b), outputs=(out,), in_shapes=((2,), (2,)), function="add",
+        out_shapes=((2,),), dtypes=("float32",),
+    )  # fmt: skip
+    w = weight("a/w", 2, 2)
+    ops = [dense(0, w, 1, 2, 2, 4), add(4, 1, 5), add(5, 2, 6)]
+    graph = graph_of(ops, 2, 2, {1: mask, 2: number, 3: one})
+    made = {weight.name: weight.stored for weight in quantize_graph(graph, 4).weights()}
+    assert made["mask"] is mask.stored and made["n"] is number.stored and made["one"] is one.stored
+    rule = lambda path: 8 if path == ("a", "w") else 32
+    made = {weight.name: weight for weight in quantize_graph(graph, rule).weights()}
+    assert made["a/w"].bits == 8
+    assert quantize_graph(graph, 32) is graph
+    again = quantize_graph(quantize_graph(graph, 8), 4)  # what is integers already stays so
+    assert {weight.name: weight.bits for weight in again.weights()}["a/w"] == 8
+    with pytest.raises(ValueError, match="bits 5 is not supported"):
+        quantize_graph(graph, 5)
