@@ -146,6 +146,11 @@ def sparse(codes: list[Int32[Array, "..."]], column: Int32[Array, "..."]) -> Arr
     return out
 
 
+def ceil_to(n: int, multiple: int) -> int:
+    """The least multiple that is not below n."""
+    return -(-n // multiple) * multiple
+
+
 def _spread(word: Array) -> Array:
     """All ones where the lowest bit is set, else zero."""
     return np.uint32(0) - (word & np.uint32(1))

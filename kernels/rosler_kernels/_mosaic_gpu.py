@@ -300,11 +300,6 @@ def pad_axis(x: Array, axis: int, multiple: int) -> Array:
     return jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)])
 
 
-def ceil_to(n: int, multiple: int) -> int:
-    """The least multiple that is not below n."""
-    return -(-n // multiple) * multiple
-
-
 def refuse(kind: str | None, nnz: int, dtype: Any) -> str | None:
     """Why no kernel of this back end serves a family and a dtype; None where one does."""
     if jax.__version_info__ < (0, 10, 2):

@@ -169,11 +169,6 @@ def dot(a: Array, b: Array, contract: int) -> Array:
     )
 
 
-def ceil_to(n: int, multiple: int) -> int:
-    """The least multiple that is not below n."""
-    return -(-n // multiple) * multiple
-
-
 def pad_to(x: Array, shape: tuple[int, ...]) -> Array:
     """Zeros at the ends of the axes, up to a shape."""
     missing = [(0, b - a) for a, b in zip(x.shape, shape, strict=True)]

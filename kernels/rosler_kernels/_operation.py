@@ -82,6 +82,14 @@ def define(name: str, package: str, **functions: Any) -> Operation:
     return operation
 
 
+def floating(name: str, x: Any) -> Array:
+    """x as an array; raises TypeError unless its dtype is floating."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: dtype {x.dtype}; expected a floating array, e.g. float32")
+    return x
+
+
 def apply(
     operation: Operation, implementation: str | None, x: Array, *others: Any, **params: Any
 ) -> Any:

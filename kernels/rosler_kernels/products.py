@@ -32,6 +32,16 @@ def accumulator(*dtypes: Any) -> jnp.dtype:
     return max([jnp.dtype(jnp.float32), *floating], key=lambda dtype: dtype.itemsize)
 
 
+def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x in the dtype that its numbers are summed in."""
+    return x.astype(accumulator(x.dtype))
+
+
+def wide_dot(x: Float[Array, "... a"], w: Float[Array, "a b"]) -> Float[Array, "... b"]:
+    """x w in the dtype that x's numbers are summed in, exact to its accuracy."""
+    return jnp.dot(widen(x), w.astype(accumulator(x.dtype)), precision=jax.lax.Precision.HIGHEST)
+
+
 def outer(x: Float[Array, "*examples a"], y: Float[Array, "*examples b"]) -> Float[Array, "a b"]:
     """x^T y, summed over all leading axes: the gradient of a factor.
 
@@ -57,13 +67,6 @@ def outer(x: Float[Array, "*examples a"], y: Float[Array, "*examples b"]) -> Flo
 
 def dot(x: Float[Array, "*examples a"], w: Float[Array, "a b"]) -> Float[Array, "*examples b"]:
     """x w, whose gradient in w comes in the order of ``outer``.
-
-    Args:
-      x: array (..., a).
-      w: array (a, b).
-
-    Returns:
-      array (..., b).
 
     >>> jax.grad(lambda w: dot(jnp.ones((2, 3, 4)), w).sum())(jnp.ones((4, 5))).shape
     (4, 5)

@@ -4,10 +4,8 @@ In this order: the ``implementation`` argument, the innermost ``use_implementati
 environment variable ``ROSLER_KERNELS_IMPLEMENTATION``, and else the device. An implementation that
 the device does not have is an error in all three; one that does not serve an operation, its family
 or its dtype is an error as an argument, while XLA stands in where a whole program was told to use
-it. A Pallas kernel is
-chosen of itself only on a kind of device for which measured block sizes are in the table of
-``rosler_kernels.tuning``, and only near shapes where it was measured to win; a kernel that nobody
-timed on a device does not run there unasked.
+it. A Pallas kernel is chosen of itself only on a kind of device for which measured block sizes are
+in the table of ``rosler_kernels.tuning``, and only near shapes where it was measured to win.
 
 What is asked for is read, and refused, when a function is traced. ``use_implementation`` and
 ``assume_device`` belong to JAX's trace context: a jitted function that was traced under another

@@ -7,7 +7,6 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from .. import _operation as operation
 from ..products import outer
@@ -18,7 +17,6 @@ from ..sketches import Sketch
 from . import xla
 
 if TYPE_CHECKING:
-    from types import ModuleType
 
     from jaxtyping import Array, Float
 
@@ -85,7 +83,7 @@ def sketch_matmul(
 
     Source: our reading of Li et al. (2021), doi 10.1038/s43588-021-00039-6.
     """
-    x = jnp.asarray(x)
+    x = operation.floating("sketch_matmul", x)
     _check(x, c, u, r, parallel)
     operands, params = _operands(x, c, u, r)
     how = operation.explain(CHAIN, implementation, *operands, **params), implementation
@@ -103,8 +101,6 @@ def _sizes(factor: Factor, transposed: bool) -> tuple[int, int]:
 
 
 def _check(x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"sketch_matmul: x of dtype {x.dtype}; expected a floating array")
     for name, factor in (("c", c), ("u", u), ("r", r)):
         if not isinstance(factor, Sketch) and factor.dtype != x.dtype:
             raise TypeError(f"sketch_matmul: {name} is {factor.dtype}, x is {x.dtype}; cast one")
@@ -135,37 +131,36 @@ def _operands(
     return (x, *a, core, *b), {"left": first, "right": last}
 
 
-def _factors(
-    others: tuple[Any, ...], left: Static | None, right: Static | None
-) -> tuple[Any, Any, Any]:
+def _factors(arrays: tuple[Any, ...], left: Static | None, right: Static | None) -> tuple[Any, ...]:
     """The left factor, the core and the right factor of an operation's operands."""
     count = 1 if left is None else 1 + len(left.data)
-    first, (core, *last) = others[:count], others[count:]
-    made = lambda static, arrays: arrays[0] if static is None else static.sketch(*arrays)  # noqa: E731
-    return made(left, first), core, made(right, last)
+    made = lambda static, arrays: static.sketch(*arrays) if static else arrays[0]  # noqa: E731
+    return made(left, arrays[:count]), arrays[count], made(right, arrays[count + 1 :])
 
 
 def _describe(
-    examples: int, x: Any, *others: Any, left: Static | None, right: Static | None
+    examples: int, x: Any, *arrays: Any, left: Static | None, right: Static | None
 ) -> tuple[Problem, tuple[Any, ...]]:
-    _, core, last = _factors(others, left, right)
+    _, core, last = _factors(arrays, left, right)
     kinds = "/".join("stored" if static is None else static.kind for static in (left, right))
     shape = (examples, x.shape[-1], _sizes(last, True)[1])
     return Problem("sketch_matmul", kinds, x.dtype.name, shape), (left, core.shape, right, x.dtype)
 
 
-def _shapes(x: Any, *others: Any, **params: Any) -> tuple[tuple[int, ...], ...]:
-    _, core, last = _factors(others, **params)
+def _shapes(x: Any, *arrays: Any, **params: Any) -> tuple[tuple[int, ...], ...]:
+    _, core, last = _factors(arrays, **params)
     return (_sizes(last, True)[1],), *((size,) for size in core.shape)
 
 
-def _run(
-    module: ModuleType, x: Array, *others: Array, left: Any, right: Any, **options: Any
-) -> tuple[Array, Array, Array]:
-    return module.chain(x, *_factors(others, left, right), **options)
-
-
-CHAIN = operation.define("chain", __package__, describe=_describe, shapes=_shapes, run=_run)
+CHAIN = operation.define(
+    "chain",
+    __package__,
+    describe=_describe,
+    shapes=_shapes,
+    run=lambda module, x, *arrays, left, right, **options: module.chain(
+        x, *_factors(arrays, left, right), **options
+    ),
+)
 
 
 def _products(how: How, x: Array, c: Factor, u: Array, r: Factor) -> tuple[Array, Array, Array]:

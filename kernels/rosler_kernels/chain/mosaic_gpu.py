@@ -19,13 +19,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .. import _entries
+from .._entries import ceil_to
 from .._mosaic_gpu import (
     DEPTH,
     PIECE,
     Generator,
     Mode,
     Tile,
-    ceil_to,
     generator_arrays,
     kernel,
     pad_axis,

@@ -16,9 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from .. import _entries
+from .._entries import ceil_to
 from .._mosaic_tpu import (
     Generator,
-    ceil_to,
     dot,
     interpret_params,
     operand_dtype,

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
-
-from ..products import accumulator
+from ..products import wide_dot
 from ..sketches import Sketch, materialize
 
 if TYPE_CHECKING:
@@ -20,11 +17,6 @@ def chain(
     """(y, h, z) with h = x L, z = h U, y = z R, summed in float32 or wider."""
     left = materialize(left) if isinstance(left, Sketch) else left
     right = materialize(right).T if isinstance(right, Sketch) else right
-    h = _dot(x, left)
-    z = _dot(h, core)
-    return _dot(z, right).astype(x.dtype), h.astype(x.dtype), z.astype(x.dtype)
-
-
-def _dot(a: Array, b: Array) -> Array:
-    wide = accumulator(a.dtype)
-    return jnp.dot(a.astype(wide), b.astype(wide), precision=jax.lax.Precision.HIGHEST)
+    h = wide_dot(x, left)
+    z = wide_dot(h, core)
+    return wide_dot(z, right).astype(x.dtype), h.astype(x.dtype), z.astype(x.dtype)

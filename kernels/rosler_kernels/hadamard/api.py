@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax.numpy as jnp
-
 from .. import _operation as operation
 from ..selection import Problem
 
@@ -34,9 +32,7 @@ def hadamard_transform(
     >>> hadamard_transform(jnp.array([1.0, 0.0, 0.0, 2.0])).tolist()
     [3.0, -1.0, -1.0, 3.0]
     """
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"hadamard_transform: dtype {x.dtype}; expected a floating array")
+    x = operation.floating("hadamard_transform", x)
     n = x.shape[-1] if x.ndim else 0
     if n < 1 or n & (n - 1):
         raise ValueError(

@@ -16,11 +16,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from .._entries import ceil_to
 from .._mosaic_gpu import (
     PIECE,
     Mode,
     Parts,
-    ceil_to,
     kernel,
     pad_axis,
     parts,

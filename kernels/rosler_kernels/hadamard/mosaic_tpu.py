@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from .._mosaic_tpu import ceil_to, dot, interpret_params, out_struct, pad_to, parallel, refuse
+from .._entries import ceil_to
+from .._mosaic_tpu import dot, interpret_params, out_struct, pad_to, parallel, refuse
 from .reference import matrix
 
 if TYPE_CHECKING:

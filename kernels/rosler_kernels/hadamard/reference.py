@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..products import accumulator
+from ..products import wide_dot
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -24,6 +23,4 @@ def matrix(bits: int) -> np.ndarray:
 
 def transform(x: Float[Array, "b n"]) -> Float[Array, "b n"]:
     """x H."""
-    wide = accumulator(x.dtype)
-    h = jnp.asarray(matrix(x.shape[1].bit_length() - 1), wide)
-    return jnp.dot(x.astype(wide), h, precision=jax.lax.Precision.HIGHEST).astype(x.dtype)
+    return wide_dot(x, jnp.asarray(matrix(x.shape[1].bit_length() - 1))).astype(x.dtype)

@@ -41,8 +41,8 @@ def project_patches(
     """Every patch of an image times Omega; the patches are never gathered into one array.
 
     y_p = sum_w x_{p s + w d} Omega[w c : (w + 1) c], w over the window's pixels in C order: a
-    convolution with random filters (kernel layout: window, channels in, out). The cotangent is the
-    adjoint, through the same generator; nothing is differentiated through the sketch.
+    convolution with random filters (kernel layout: window, channels in, out). Derivatives are as of
+    ``project``.
 
     Args:
       x: images (b, *spatial, c), floating.
@@ -66,10 +66,7 @@ def project_patches(
     >>> project_patches(x, rademacher(0, 27, 5), window=(3, 3), padding="SAME").shape
     (2, 8, 8, 5)
     """
-    x = jnp.asarray(x)
-    n = len(window)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"project_patches: dtype {x.dtype}; expected a floating array")
+    x, n = operation.floating("project_patches", x), len(window)
     if x.ndim != n + 2 or math.prod(window) * x.shape[-1] != sketch.rows:
         raise ValueError(
             f"project_patches: x {x.shape}, window {tuple(window)}, sketch rows={sketch.rows}; "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from ..products import accumulator
+from ..products import wide_dot, widen
 from ..sketches import family
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ def project(x: Array, sketch: Sketch, geometry: Geometry) -> Array:
     """(b, *spatial, c) -> (b, *out, cols)."""
     if 0 in geometry.out(x.shape[1:-1]) or x.shape[0] == 0:
         return jnp.zeros((x.shape[0], *geometry.out(x.shape[1:-1]), sketch.cols), x.dtype)
-    wide = _widen(x)
+    wide = widen(x)
     if sketch.rows * sketch.cols <= WHOLE:
         return _convolve(wide, _filters(sketch, geometry, wide.dtype), geometry).astype(x.dtype)
     c, out = x.shape[-1], geometry.out(x.shape[1:-1])
     total = jnp.zeros((x.shape[0], *out, sketch.cols), wide.dtype)
     for i, position in enumerate(geometry.positions()):
-        total = total + _dot(_view(wide, geometry, position), _rows(sketch, i, c))
+        total = total + wide_dot(_view(wide, geometry, position), _rows(sketch, i, c))
     return total.astype(x.dtype)
 
 
@@ -42,7 +42,7 @@ def project_transpose(
     c = sketch.rows // math.prod(geometry.window)
     if 0 in geometry.out(spatial) or y.shape[0] == 0:
         return jnp.zeros((y.shape[0], *spatial, c), y.dtype)
-    wide = _widen(y)
+    wide = widen(y)
     if sketch.rows * sketch.cols <= WHOLE:
         filters = _filters(sketch, geometry, wide.dtype)
         like = jax.ShapeDtypeStruct((y.shape[0], *spatial, c), wide.dtype)
@@ -50,16 +50,8 @@ def project_transpose(
         return adjoint(wide)[0].astype(y.dtype)
     total = jnp.zeros((y.shape[0], *spatial, c), wide.dtype)
     for i, position in enumerate(geometry.positions()):
-        total = total + _place(_dot(wide, _rows(sketch, i, c).T), geometry, position, spatial)
+        total = total + _place(wide_dot(wide, _rows(sketch, i, c).T), geometry, position, spatial)
     return total.astype(y.dtype)
-
-
-def _widen(x: Array) -> Array:
-    return x.astype(accumulator(x.dtype))
-
-
-def _dot(x: Array, w: Array) -> Array:
-    return jnp.dot(x, w.astype(x.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 def _rows(sketch: Sketch, pixel: int, c: int) -> Array:

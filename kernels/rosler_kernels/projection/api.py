@@ -24,9 +24,9 @@ def project(
 ) -> Float[Array, "... cols"]:
     """x Omega along the last axis.
 
-    E[Omega Omega^T] = I, so that inner products of projected rows are unbiased. The cotangent is
-    ``project_transpose`` of the output's: exact, and Omega is regenerated for it, not kept. Reverse
-    mode only; nothing is differentiated through the sketch.
+    E[Omega Omega^T] = I, so that inner products of projected rows are unbiased. The tangent is
+    that of x, projected; the cotangent is ``project_transpose`` of the output's: exact, and Omega
+    is regenerated for it, not kept. Nothing is differentiated through the sketch.
 
     Args:
       x: floating array (..., rows).
@@ -45,9 +45,7 @@ def project(
     >>> project(jnp.ones((3, 784)), srht(0, 784, 256)).shape
     (3, 256)
     """
-    x = _checked("project", x, sketch.rows, f"rows={sketch.rows}", sketch)
-    params = {"sketch": sketch.static(), "transpose": False}
-    return operation.apply(PROJECT, implementation, x, *sketch.arrays(), **params)[0]
+    return _apply(x, sketch, False, implementation)
 
 
 def project_transpose(
@@ -57,23 +55,19 @@ def project_transpose(
 
     Args:
       y: floating array (..., cols).
-      sketch: any sketch; its seed may be traced or mapped.
-      implementation: as of ``project``.
+      sketch, implementation: as of ``project``.
 
     Returns:
-      array (..., rows) of y's dtype, accumulated in float32 (or wider, if y is).
+      array (..., rows) of y's dtype.
 
     Raises:
-      TypeError: y is not floating.
-      ValueError: y's last axis is not cols, or the implementation is unknown or cannot run.
+      TypeError, ValueError: as of ``project``.
 
     >>> from rosler_kernels import rademacher
     >>> project_transpose(jnp.ones((3, 16)), rademacher(0, 100, 16)).shape
     (3, 100)
     """
-    y = _checked("project_transpose", y, sketch.cols, f"cols={sketch.cols}", sketch)
-    params = {"sketch": sketch.static(), "transpose": True}
-    return operation.apply(PROJECT, implementation, y, *sketch.arrays(), **params)[0]
+    return _apply(y, sketch, True, implementation)
 
 
 def explain(
@@ -84,17 +78,15 @@ def explain(
     transpose: bool = False,
     implementation: str | None = None,
 ) -> Choice:
-    """Which implementation a projection would run with, and why.
+    """Which implementation a projection would run with, and why: here, or on an assumed device.
+
+    A program for several platforms, or for one that is not here, runs XLA's on each of them but
+    for what was asked for: it does not know the kinds of its devices.
 
     Args:
-      sketch: any sketch.
-      shape: of the array to project.
-      dtype: of that array.
+      sketch, implementation: as of ``project``.
+      shape, dtype: of the array to project.
       transpose: whether ``project_transpose`` is meant.
-      implementation: as of ``project``.
-
-    Returns:
-      Choice: name, reason, block sizes.
 
     Raises:
       ValueError: an explicit choice is unknown or cannot run.
@@ -107,29 +99,27 @@ def explain(
     return operation.explain(PROJECT, implementation, x, transpose=transpose, **params)
 
 
-def _checked(name: str, x: Any, size: int, what: str, sketch: Sketch) -> Array:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name}: dtype {x.dtype}; expected a floating array, e.g. float32")
-    if x.ndim < 1 or x.shape[-1] != size:
-        raise ValueError(
-            f"{name}: shape {x.shape}; expected a last axis of the {sketch.kind} sketch's {what}"
-        )
-    return x
-
-
 def _name(transpose: bool) -> str:
     return "project_transpose" if transpose else "project"
+
+
+def _apply(x: Array, sketch: Sketch, transpose: bool, implementation: str | None) -> Array:
+    x, what = operation.floating(_name(transpose), x), "cols" if transpose else "rows"
+    if x.ndim < 1 or x.shape[-1] != getattr(sketch, what):
+        raise ValueError(
+            f"{_name(transpose)}: shape {x.shape}; expected a last axis of the {sketch.kind} "
+            f"sketch's {what}={getattr(sketch, what)}"
+        )
+    params: dict[str, Any] = {"sketch": sketch.static(), "transpose": transpose}
+    return operation.apply(PROJECT, implementation, x, *sketch.arrays(), **params)[0]
 
 
 def _describe(
     examples: int, x: Any, *_: Any, sketch: Static, transpose: bool
 ) -> tuple[Problem, tuple[Any, ...]]:
     sizes = (sketch.cols, sketch.rows) if transpose else (sketch.rows, sketch.cols)
-    return Problem(_name(transpose), sketch.kind, x.dtype.name, (examples, *sizes)), (
-        sketch,
-        x.dtype,
-    )
+    problem = Problem(_name(transpose), sketch.kind, x.dtype.name, (examples, *sizes))
+    return problem, (sketch, x.dtype)
 
 
 def _run(

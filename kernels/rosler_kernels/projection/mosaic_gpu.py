@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .. import _entries
+from .._entries import ceil_to
 from .._mosaic_gpu import (
     DEPTH,
     PIECE,
@@ -26,7 +27,6 @@ from .._mosaic_gpu import (
     Mode,
     Parts,
     Tile,
-    ceil_to,
     generator_arrays,
     kernel,
     pad_axis,
@@ -71,44 +71,6 @@ def unsupported(sketch: Sketch, dtype: Any) -> str | None:
     parameters = dict(sketch.params)
     nnz = parameters.get("nnz", 1) * parameters.get("kappa", 1)
     return refuse(sketch.kind, nnz, dtype)
-
-
-def project(
-    x: Float[Array, "p c"],
-    sketch: Sketch,
-    *,
-    offsets: tuple[int, ...] = (0,),
-    rows_out: int | None = None,
-    blocks: Blocks | None = None,
-    interpret: bool = False,
-) -> Float[Array, "rows_out cols"]:
-    """y_i = sum_w x_{i + offsets[w]} Omega[w c : (w + 1) c].
-
-    Args:
-      x: (p, c), float32, bfloat16 or float16.
-      sketch: rows = c len(offsets); any family but row sampling.
-      offsets: not negative; (0,) is x Omega, more are the pixels of a convolution's window.
-      rows_out: rows of y, by default p.
-      blocks: tile sizes.
-      interpret: run on the CPU, with race detection.
-
-    Returns:
-      array (rows_out, cols) of x's dtype.
-    """
-    return _run(False, x, sketch, offsets, rows_out, blocks, interpret)
-
-
-def project_transpose(
-    y: Float[Array, "p cols"],
-    sketch: Sketch,
-    *,
-    offsets: tuple[int, ...] = (0,),
-    rows_out: int | None = None,
-    blocks: Blocks | None = None,
-    interpret: bool = False,
-) -> Float[Array, "rows_out c"]:
-    """x_i = sum_w y_{i + offsets[w]} Omega[w c : (w + 1) c]^T; arguments as of ``project``."""
-    return _run(True, y, sketch, offsets, rows_out, blocks, interpret)
 
 
 class _Plan(NamedTuple):
@@ -156,15 +118,30 @@ def default_blocks(rows: int, cols: int, contraction: int, count: Parts) -> Bloc
     return Blocks(tall, wide, 3, splits)
 
 
-def _run(
+def run(
     transpose: bool,
-    x: Array,
+    x: Float[Array, "p c"],
     sketch: Sketch,
-    offsets: tuple[int, ...],
-    rows_out: int | None,
-    blocks: Blocks | None,
-    interpret: bool,
-) -> Array:
+    *,
+    offsets: tuple[int, ...] = (0,),
+    rows_out: int | None = None,
+    blocks: Blocks | None = None,
+    interpret: bool = False,
+) -> Float[Array, "rows_out cols"]:
+    """y_i = sum_w x_{i + offsets[w]} Omega[w c : (w + 1) c], or Omega[...]^T, x and y exchanged.
+
+    Args:
+      transpose: which of the two.
+      x: (p, c), transposed (p, cols); float32, bfloat16 or float16.
+      sketch: rows = c len(offsets); any family but row sampling.
+      offsets: not negative; (0,) is x Omega, more are the pixels of a convolution's window.
+      rows_out: rows of y, by default p.
+      blocks: tile sizes.
+      interpret: run on the CPU, with race detection.
+
+    Returns:
+      array (rows_out, cols), transposed (rows_out, c), of x's dtype.
+    """
     rows = x.shape[0] if rows_out is None else rows_out
     group = sketch.rows // len(offsets)
     cols = group if transpose else sketch.cols
@@ -199,6 +176,9 @@ def _run(
     if blocks.splits > 1:
         out = jnp.sum(out, axis=0)
     return out.reshape(padded)[:rows, :cols].astype(x.dtype)
+
+
+project, project_transpose = (functools.partial(run, way) for way in (False, True))
 
 
 def _aligned(x: Array, offsets: tuple[int, ...], rows: int) -> tuple[Array, tuple[int, ...]]:

@@ -10,10 +10,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from .. import _entries
+from .._entries import ceil_to
 from .._mosaic_tpu import (
     BLOCK,
     Generator,
-    ceil_to,
     dot,
     interpret_params,
     operand_dtype,
@@ -50,7 +50,8 @@ def unsupported(sketch: Sketch, dtype: Any) -> str | None:
     return refuse(sketch.kind, dtype)
 
 
-def project(
+def run(
+    transpose: bool,
     x: Float[Array, "p c"],
     sketch: Sketch,
     *,
@@ -59,10 +60,11 @@ def project(
     blocks: Blocks | None = None,
     interpret: bool = False,
 ) -> Float[Array, "rows_out cols"]:
-    """y_i = sum_w x_{i + offsets[w]} Omega[w c : (w + 1) c].
+    """y_i = sum_w x_{i + offsets[w]} Omega[w c : (w + 1) c], or Omega[...]^T, x and y exchanged.
 
     Args:
-      x: (p, c), float32, bfloat16 or float16.
+      transpose: which of the two.
+      x: (p, c), transposed (p, cols); float32, bfloat16 or float16.
       sketch: rows = c len(offsets); any family but row sampling.
       offsets: not negative; (0,) is x Omega, more are the pixels of a convolution's window.
       rows_out: rows of y, by default p.
@@ -70,34 +72,8 @@ def project(
       interpret: run on the CPU, with race detection.
 
     Returns:
-      array (rows_out, cols) of x's dtype.
+      array (rows_out, cols), transposed (rows_out, c), of x's dtype.
     """
-    return _sum(False, x, sketch, offsets, rows_out, blocks, interpret)
-
-
-def project_transpose(
-    y: Float[Array, "p cols"],
-    sketch: Sketch,
-    *,
-    offsets: tuple[int, ...] = (0,),
-    rows_out: int | None = None,
-    blocks: Blocks | None = None,
-    interpret: bool = False,
-) -> Float[Array, "rows_out c"]:
-    """x_i = sum_w y_{i + offsets[w]} Omega[w c : (w + 1) c]^T; arguments as of ``project``."""
-    return _sum(True, y, sketch, offsets, rows_out, blocks, interpret)
-
-
-def _sum(
-    transpose: bool,
-    x: Array,
-    sketch: Sketch,
-    offsets: tuple[int, ...],
-    rows_out: int | None,
-    blocks: Blocks | None,
-    interpret: bool,
-) -> Array:
-    """One launch an offset: a shift by any number of rows has no place in a tiled memory."""
     rows = x.shape[0] if rows_out is None else rows_out
     group = sketch.rows // len(offsets)
     out = group if transpose else sketch.cols
@@ -111,11 +87,14 @@ def _sum(
     dtype = operand_dtype(x.dtype, sketch.kind)
     launch = functools.partial(_launch, transpose, sketch, group, blocks or Blocks(), interpret)
     total = None
-    for i, offset in enumerate(offsets):
+    for i, offset in enumerate(offsets):  # tiled memory has no place for a shift by any number
         part = launch(x[offset : offset + rows].astype(dtype), i * group)
         total = part if total is None else total + part
     assert total is not None
     return (total * _entries.scale(sketch)).astype(x.dtype)
+
+
+project, project_transpose = (functools.partial(run, way) for way in (False, True))
 
 
 def _launch(
@@ -131,7 +110,11 @@ def _launch(
     rows = min(blocks.rows, ceil_to(group, 2 * BLOCK))
     cols = min(blocks.cols, ceil_to(sketch.cols, 2 * BLOCK))
     generator = Generator(sketch.kind, rows, cols, base % BLOCK == 0)
-    size = ceil_to(x.shape[0], batch), ceil_to(group, rows), ceil_to(sketch.cols, cols)
+    size = (
+        ceil_to(x.shape[0], batch),
+        ceil_to(group, rows),
+        ceil_to(sketch.cols, cols),
+    )
     inner, outer = (size[2], size[1]) if transpose else (size[1], size[2])
     inner_tile, outer_tile = (cols, rows) if transpose else (rows, cols)
     row = (lambda i, j, k: j) if transpose else (lambda i, j, k: k)

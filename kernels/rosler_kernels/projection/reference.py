@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
-
-from ..products import accumulator
+from ..products import wide_dot
 from ..sketches import materialize
 
 if TYPE_CHECKING:
@@ -18,15 +15,9 @@ if TYPE_CHECKING:
 
 def project(x: Float[Array, "b rows"], sketch: Sketch) -> Float[Array, "b cols"]:
     """x Omega."""
-    return _dot(x, materialize(sketch))
+    return wide_dot(x, materialize(sketch)).astype(x.dtype)
 
 
 def project_transpose(y: Float[Array, "b cols"], sketch: Sketch) -> Float[Array, "b rows"]:
     """y Omega^T."""
-    return _dot(y, materialize(sketch).T)
-
-
-def _dot(x: Array, omega: Array) -> Array:
-    wide = accumulator(x.dtype)
-    out = jnp.dot(x.astype(wide), omega.astype(wide), precision=jax.lax.Precision.HIGHEST)
-    return out.astype(x.dtype)
+    return wide_dot(y, materialize(sketch).T).astype(y.dtype)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..hadamard import xla as hadamard
-from ..products import accumulator
+from ..products import wide_dot, widen
 from ..sketches import family
 from ..sketches._base import indices
 from ..sketches.rows import samples
@@ -39,12 +39,12 @@ _MANY = 2**20  # examples that a symbolic batch counts as
 
 def project(x: Float[Array, "b rows"], sketch: Sketch) -> Float[Array, "b cols"]:
     """x Omega, accumulated in float32 at least."""
-    return _project(x.shape[0], sketch)(_widen(x), sketch).astype(x.dtype)
+    return _project(x.shape[0], sketch)(widen(x), sketch).astype(x.dtype)
 
 
 def project_transpose(y: Float[Array, "b cols"], sketch: Sketch) -> Float[Array, "b rows"]:
     """y Omega^T, accumulated in float32 at least."""
-    return _transpose(y.shape[0], sketch)(_widen(y), sketch).astype(y.dtype)
+    return _transpose(y.shape[0], sketch)(widen(y), sketch).astype(y.dtype)
 
 
 def _project(batch: int, sketch: Sketch) -> Callable[[Array, Sketch], Array]:
@@ -72,14 +72,6 @@ def _dense_is_faster(batch: int, sketch: Sketch) -> bool:
     return dense < (_TRANSFORMED_FAR if far else _TRANSFORMED)
 
 
-def _widen(x: Array) -> Array:
-    return x.astype(accumulator(x.dtype))
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.dot(a, b.astype(a.dtype), precision=jax.lax.Precision.HIGHEST)
-
-
 # Dense entries: generate a tile of rows, multiply, add.
 
 
@@ -98,16 +90,16 @@ def _dense_project(x: Array, sketch: Sketch) -> Array:
     size = _tile_rows(sketch)
     whole, rest = divmod(sketch.rows, size)
     if whole == 1 and not rest:
-        return _dot(x, _tile(sketch, 0, size))
+        return wide_dot(x, _tile(sketch, 0, size))
 
     def step(i: Array, total: Array) -> Array:
         part = jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1)
-        return total + _dot(part, _tile(sketch, i * size, size))
+        return total + wide_dot(part, _tile(sketch, i * size, size))
 
     total = jnp.zeros((x.shape[0], sketch.cols), x.dtype)
     total = jax.lax.fori_loop(0, whole, step, total)
     if rest:
-        total = total + _dot(x[:, whole * size :], _tile(sketch, whole * size, rest))
+        total = total + wide_dot(x[:, whole * size :], _tile(sketch, whole * size, rest))
     return total
 
 
@@ -115,16 +107,16 @@ def _dense_transpose(y: Array, sketch: Sketch) -> Array:
     size = _tile_rows(sketch)
     whole, rest = divmod(sketch.rows, size)
     if whole == 1 and not rest:
-        return _dot(y, _tile(sketch, 0, size).T)
+        return wide_dot(y, _tile(sketch, 0, size).T)
 
     def step(i: Array, out: Array) -> Array:
-        part = _dot(y, _tile(sketch, i * size, size).T)
+        part = wide_dot(y, _tile(sketch, i * size, size).T)
         return jax.lax.dynamic_update_slice_in_dim(out, part, i * size, axis=1)
 
     out = jnp.zeros((y.shape[0], sketch.rows), y.dtype)
     out = jax.lax.fori_loop(0, whole, step, out)
     if rest:
-        out = out.at[:, whole * size :].set(_dot(y, _tile(sketch, whole * size, rest).T))
+        out = out.at[:, whole * size :].set(wide_dot(y, _tile(sketch, whole * size, rest).T))
     return out
 
 
