@@ -32,13 +32,14 @@ from rosler_jax._files import replace_json, replace_text
 from rosler_jax.config import TrainConfig
 from rosler_jax.data._dataset import Dataset
 from rosler_jax.deploy import Trained, deploy, load_network, save_network
-from rosler_jax.export import lower, reference, run_integer
+from rosler_jax.export import lower
 from rosler_jax.export._calibration import draw
-from rosler_jax.export.build import build_graph
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware import FirmwareRun, run_firmware
 from rosler_jax.export.report import Counted, estimates
 from rosler_jax.fit import Arrays, make_fit
+from rosler_jax.graph import run_batch, run_integer
+from rosler_jax.graph.layers import build_graph
 from rosler_jax.run import filed_moments
 
 CALIBRATION = 512
@@ -184,7 +185,7 @@ def measure(task: Task, net: Net, path: Path, count: int, board: str) -> dict[st
         model: Any = graph
         inputs = np.asarray(x, np.float32)
         outputs = np.asarray(jax.lax.map(
-            lambda a: reference.run(graph, a[None])[0], jnp.asarray(inputs), batch_size=1000
+            lambda a: run_batch(graph, a[None])[0], jnp.asarray(inputs), batch_size=1000
         ))  # fmt: skip
     else:
         chosen = draw(task.dataset.validation_y, CALIBRATION, seed=0)

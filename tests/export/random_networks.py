@@ -14,8 +14,8 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from small_networks import conv, linear, of, sketched, sketched_conv
 
-from rosler_jax.export.build import build_graph
-from rosler_jax.export.graph import Graph
+from rosler_jax.graph import Graph
+from rosler_jax.graph.layers import build_graph
 from rosler_jax.network import Network
 
 SIGNED = ("rademacher", "sparse_sign", "block_perm", "srht", "rows_uniform")

@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from rosler_jax.deploy import Trained, deploy, pack, rebuild
-from rosler_jax.export.build import build_graph
-from rosler_jax.export.graph import Graph
+from rosler_jax.graph import Graph
+from rosler_jax.graph.layers import build_graph
 from rosler_jax.network import Network, split_state
 
 FAMILIES = ("gaussian", "rademacher", "sparse_sign", "block_perm", "srht", "rows_uniform")

@@ -25,11 +25,12 @@ from hypothesis import HealthCheck, event, given, reject, settings
 from hypothesis import strategies as st
 from random_networks import networks, random_graph
 
-from rosler_jax.export import ExportError, lower, reference, run_integer
-from rosler_jax.export.build import build_graph
+from rosler_jax.export import ExportError, lower
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware import run_firmware, run_host
+from rosler_jax.graph import run_batch, run_integer
+from rosler_jax.graph.layers import build_graph
 
 SKETCHES = ("srht", "rademacher", "sparse_sign", "block_perm", "rows_uniform")
 NETS = {
@@ -113,7 +114,7 @@ def test_floats_agree(tmp_path, name):
     folder = write(write_c(model.graph), tmp_path)
     x = inputs(shape)
     found = run_host(folder, x, sanitize=True)
-    expected = np.asarray(reference.run(model.graph, x)).reshape(len(x), -1)
+    expected = np.asarray(run_batch(model.graph, x)).reshape(len(x), -1)
     # float32 sums in another order: below a hundred units in the last place of the largest output.
     ulps = np.abs(found - expected).max() / np.spacing(np.abs(expected).max())
     assert ulps < 100

@@ -16,7 +16,8 @@ import optax
 import pytest
 from small_networks import conv, linear, of, sketched, sketched_conv
 
-from rosler_jax.export import firmware, reference
+import rosler_kernels as rk
+from rosler_jax.export import firmware
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.train import Parallel, TrainSource, parallel_graph, write_training
 from rosler_jax.export.c.train import fixed as spec
@@ -24,12 +25,13 @@ from rosler_jax.export.c.train.fixed_lowering import lower_training
 from rosler_jax.export.c.train.fixed_source import write_plan
 from rosler_jax.export.c.train.job import Trained, train_in_c
 from rosler_jax.export.c.train.memory import Node, Span, lay_out, place
-from rosler_jax.export.c.train.parts import bias_name, trained_names
+from rosler_jax.export.c.train.parts import parameters_of, trained_names
 from rosler_jax.export.c.unit import FOLDERS
 from rosler_jax.export.firmware import ToolchainError
 from rosler_jax.export.firmware.host import FLAGS, SANITIZERS
-from rosler_jax.export.graph import Graph
 from rosler_jax.factors import core_from_sketch
+from rosler_jax.graph import Graph, Weight, compute, map_weights
+from rosler_jax.graph.graph import op_weights
 from rosler_jax.nn._ares import ares_product
 from rosler_jax.nn.lifts import DenseLift
 
@@ -92,13 +94,13 @@ def network(
     from flax import nnx
 
     from rosler_jax.deploy import Trained, pack
-    from rosler_jax.export.build import build_graph
+    from rosler_jax.graph.layers import build_graph
     from rosler_jax.network import Network, split_state
 
     _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(seed)))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
-    return build_graph(specs, pack(Trained(specs, params, buffers), 32), shape)
+    return parameters_of(build_graph(specs, pack(Trained(specs, params, buffers), 32), shape))
 
 
 def examples(steps: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -111,35 +113,43 @@ def examples(steps: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndar
 
 
 def parameters(graph: Graph) -> dict[str, Any]:
-    """A graph's parameters by name."""
+    """A graph's parameters by name, as its operations take them."""
     out: dict[str, Any] = {}
     for op in graph.ops:
         if isinstance(op, Parallel):
             out.update(zip(op.names, (op.c, op.a.T, op.r), strict=True))
-        elif hasattr(op, "weight"):
-            out[op.weight.name] = op.weight.values
-        if getattr(op, "bias", None) is not None:
-            out[bias_name(op)] = op.bias
+        out |= {w.name: w.values for w in op_weights(op)}
     return {name: jnp.asarray(value) for name, value in out.items()}
 
 
 def run(graph: Graph, params: Mapping[str, Any], x: Any, flag: float = 1.0) -> Any:
     """The reference with parameters put in; sketched layers by the library's own training code."""
     y = jnp.asarray(x)
-    for op in graph.ops:
-        bias = params[bias_name(op)] if getattr(op, "bias", None) is not None else None
+    plain = map_weights(graph, lambda w: Weight(w.name, w.values))
+    for op in plain.ops:
         if isinstance(op, Parallel):
             c, u, r = (params[name] for name in op.names)
             y = ares_product(
-                DenseLift(), y, c, u[None], r[None], jnp.float32(flag), op.psi, op.omega
+                DenseLift(),
+                y.reshape(len(x), -1),
+                c,
+                u[None],
+                r[None],
+                jnp.float32(flag),
+                op.psi,
+                op.omega,
             )[..., 0, :]
-            y = y if bias is None else y + bias
+            y = y if op.bias is None else y + params[op.bias.name]
             continue
-        changed: dict[str, Any] = {} if bias is None else {"bias": bias}
-        if hasattr(op, "weight"):
-            changed["weight"] = dataclasses.replace(op.weight, values=params[op.weight.name])
-        y = reference.COMPUTE[type(op)](dataclasses.replace(op, **changed) if changed else op, y)
-    return y
+        y = jax.vmap(lambda y, op=op: compute.COMPUTE[type(op)](op, params, y))(
+            y.reshape(len(x), *op.in_shape)
+        )
+    return y.reshape(len(x), *graph.out_shape)
+
+
+def outputs(graph: Graph, x: Any) -> Any:
+    """What a graph computes of a batch."""
+    return run(graph, {}, x)
 
 
 def cross_entropy(y: Any, labels: Any) -> Any:
@@ -175,7 +185,7 @@ def test_gradients_equal_jax(name: str) -> None:
     assert found.velocity.keys() == wanted.keys()
     assert_close(found.velocity, wanted, TOLERANCE)
     np.testing.assert_allclose(found.losses, [loss], rtol=1e-5)
-    np.testing.assert_allclose(found.outputs, reference.run(graph, x[0]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.outputs, outputs(graph, x[0]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["every operation", "dense"])
@@ -203,7 +213,7 @@ def test_parallel_gradients_equal_the_librarys(sketch: str) -> None:
     # The core's solve loses digits by its condition, on the host as in C.
     assert_close(found.velocity, wanted, 2e-5)
     assert not found.velocity["parallel"].any()
-    np.testing.assert_allclose(found.outputs, reference.run(plain, x[0]), rtol=2e-2, atol=2e-2)
+    np.testing.assert_allclose(found.outputs, outputs(plain, x[0]), rtol=2e-2, atol=2e-2)
 
 
 def test_a_wrong_gradient_would_be_seen() -> None:
@@ -278,7 +288,7 @@ def test_parallel_steps_keep_sketches_of_one_matrix() -> None:
     for op in graph.ops:
         if isinstance(op, Parallel):
             c, u, r = (found.weights[name] for name in op.names)
-            psi, omega = (np.asarray(reference.rk.materialize(s)) for s in (op.psi, op.omega))
+            psi, omega = (np.asarray(rk.materialize(s)) for s in (op.psi, op.omega))
             moved = np.linalg.norm(u - op.a.T)
             assert moved > 1e-3
             assert np.linalg.norm(psi.T @ c - u.T) < 1e-4 * moved + 1e-5
@@ -316,8 +326,8 @@ def test_core_solve_where_the_core_loses_rank() -> None:
     graph = network([of("two_factor", in_features=20, out_features=CLASSES, rank=2)])
     first: Any = graph.ops[0]
     values = np.repeat(first.weight.values[:, :1], 2, axis=1)  # a matrix of rank 1
-    weight = dataclasses.replace(first.weight, values=values)
-    graph = Graph((dataclasses.replace(first, weight=weight), graph.ops[1]))
+    changed = dataclasses.replace(first, weight=Weight(first.weight.name, values))
+    graph = dataclasses.replace(graph, ops=(changed, graph.ops[1]))
     op = parallel_graph(graph).ops[0]
     assert isinstance(op, Parallel)
     assert np.linalg.matrix_rank(op.a, tol=1e-4) == 1
@@ -402,7 +412,7 @@ def test_gradients_of_convolutions_equal_jax(name: str) -> None:
     assert found.velocity.keys() == wanted.keys()
     assert_close(found.velocity, wanted, TOLERANCE)
     np.testing.assert_allclose(found.losses, [loss], rtol=1e-5)
-    np.testing.assert_allclose(found.outputs, reference.run(graph, images), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.outputs, outputs(graph, images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"momentum": 0.0, "batch": 1}, {"momentum": 0.9, "batch": 3}])
@@ -453,8 +463,10 @@ def test_what_does_not_train_names_the_layer() -> None:
 def test_weights_that_are_not_finite_are_refused() -> None:
     graph = network(NETWORKS["dense"])
     first: Any = graph.ops[0]
-    weight = dataclasses.replace(first.weight, values=np.full_like(first.weight.values, np.nan))
-    graph = Graph((dataclasses.replace(first, weight=weight), *graph.ops[1:]))
+    weight = Weight(first.weight.name, np.full_like(first.weight.values, np.nan))
+    graph = dataclasses.replace(
+        graph, ops=(dataclasses.replace(first, weight=weight), *graph.ops[1:])
+    )
     with pytest.raises(ExportError, match="0/kernel: holds NaN"):
         write_training(graph)
 

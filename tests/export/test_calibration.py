@@ -13,8 +13,8 @@ from rosler_jax.config import TrainConfig
 from rosler_jax.deploy import load_network
 from rosler_jax.export import ExportError, calibration_of, export, run_integer
 from rosler_jax.export._calibration import draw
-from rosler_jax.export.build import build_graph
 from rosler_jax.export.lowering import lower
+from rosler_jax.graph.layers import build_graph
 
 AMPLITUDES = np.array([1.0, 4.0, 16.0, 64.0])
 COUNT = 60

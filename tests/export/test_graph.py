@@ -18,10 +18,11 @@ from exported_models import (
 
 from rosler_jax.config import TrainConfig
 from rosler_jax.deploy import Trained, load_network, save_network
-from rosler_jax.export import ExportError, reference
-from rosler_jax.export.build import build_graph
-from rosler_jax.export.graph import Affine, Dense
+from rosler_jax.export import ExportError
 from rosler_jax.fit import Arrays, make_fit
+from rosler_jax.graph import run_batch
+from rosler_jax.graph.kinds import Affine, Dense
+from rosler_jax.graph.layers import build_graph
 
 NETS = {
     "mlp": (mlp(), (70,)),
@@ -40,7 +41,7 @@ def test_equals_the_network(name, bits):
     model = make_model(specs, bits=bits, shape=shape)
     x = pixels(shape)
     expected = np.asarray(model.network(x))
-    found = np.asarray(jax.jit(lambda a: reference.run(model.graph, a))(x))
+    found = np.asarray(jax.jit(lambda a: run_batch(model.graph, a))(x))
     # Both are float32 sums of at most some hundred terms, in another order.
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
@@ -76,7 +77,7 @@ def test_batch_norm_is_folded_into_the_product_before_it():
     assert [type(op) for op in graph.ops] == [Dense]
     x = reals((6,))
     normal = (x @ w - stats[0]) / np.sqrt(stats[1] ** 2 + 0.1 + 1e-5) * stats[2] + stats[3]
-    np.testing.assert_allclose(reference.run(graph, x), normal, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(run_batch(graph, x), normal, rtol=2e-5, atol=2e-5)
     alone = build_graph(specs[1:], {k.replace("1/", "0/"): v for k, v in tensors.items()}, (4,))
     assert [type(op) for op in alone.ops] == [Affine]
 
@@ -143,4 +144,4 @@ def test_a_trained_batch_norm_ships_with_its_running_statistics(tmp_path):
     np.testing.assert_allclose(loaded.network(x), expected, atol=1e-5)
     graph = build_graph(loaded.specs, loaded.file.tensors, (6, 6, 2))
     assert Affine not in map(type, graph.ops)
-    np.testing.assert_allclose(reference.run(graph, x), expected, atol=1e-4)
+    np.testing.assert_allclose(run_batch(graph, x), expected, atol=1e-4)

@@ -19,9 +19,10 @@ from exported_models import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosler_jax.export import ExportError, lower, reference, run_integer
+from rosler_jax.export import ExportError, lower
 from rosler_jax.export.integer import HIGH, LOW, Product, Requant, Signs
 from rosler_jax.export.lowering import fold_center, requant
+from rosler_jax.graph import run_batch, run_integer
 
 NETS = {
     "mlp": (mlp(), (70,), pixels),
@@ -40,7 +41,7 @@ def test_sixteen_bits_are_near_the_real_network(name):
     x = inputs(shape, 20)
     program = lower(model.graph, x, dtype="int16")
     found = run_integer(program, program.quantize_input(x)) * program.output_scale
-    expected = np.asarray(reference.run(model.graph, x))
+    expected = np.asarray(run_batch(model.graph, x))
     # Each of about ten roundings is at most 2^-15 of its tensor's range, and layers amplify little.
     assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()
 
@@ -50,7 +51,7 @@ def test_weights_with_few_bits_are_not_rounded_again(dtype, bits):
     model = make_model(mlp(), bits=bits)
     x = pixels((70,), 20)
     program = lower(model.graph, x, dtype=dtype)
-    expected = np.asarray(reference.run(model.graph, x))
+    expected = np.asarray(run_batch(model.graph, x))
     found = run_integer(program, program.quantize_input(x)) * program.output_scale
     assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()
 
@@ -135,7 +136,7 @@ def test_the_mean_moves_into_a_bias():
     folded = fold_center(graph)
     assert float(folded.ops[0].center) == 0.0
     x = pixels((70,))
-    np.testing.assert_allclose(reference.run(folded, x), reference.run(graph, x), atol=1e-4)
+    np.testing.assert_allclose(run_batch(folded, x), run_batch(graph, x), atol=1e-4)
     padded = make_model(convnet(), bits=32, shape=CONV_SHAPE).graph
     assert fold_center(padded) is padded  # zeros of padding are zeros after the subtraction
 

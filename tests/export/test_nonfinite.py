@@ -12,8 +12,7 @@ import pytest
 from exported_models import CONV_SHAPE, convnet, make_model, mlp, pixels, reals
 from small_networks import linear, of
 
-from rosler_jax.export import firmware, lower, reference
-from rosler_jax.export.build import build_graph
+from rosler_jax.export import firmware, lower
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.c.train import write_training
 from rosler_jax.export.c.train.job import train_in_c
@@ -21,8 +20,9 @@ from rosler_jax.export.c.unit import quantize_function
 from rosler_jax.export.firmware import run_host, run_program
 from rosler_jax.export.firmware.host import FLAGS
 from rosler_jax.export.firmware.toolchain import ToolchainError
-from rosler_jax.export.graph import Graph
 from rosler_jax.export.inputs import quantized
+from rosler_jax.graph import Graph, run_batch
+from rosler_jax.graph.layers import build_graph
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 
@@ -100,7 +100,7 @@ def test_operations_make_of_nan_and_infinity_what_jax_does(
 ) -> None:
     specs, shape = OPERATIONS[name]
     graph, x = build_graph(specs, {}, shape), special(shape)
-    want = np.asarray(reference.run(graph, x))
+    want = np.asarray(run_batch(graph, x))
     assert np.isnan(want).any()
     np.testing.assert_allclose(TARGETS[target](graph, x, tmp_path), want, rtol=1e-5, atol=1e-6)
 
@@ -113,7 +113,7 @@ def test_a_dead_sensor_shows_in_the_outputs_of_c(family: str | None, tmp_path: P
     x[1, 5] = np.nan
     found = in_c(graph, x, tmp_path)
     assert np.isnan(found[1]).all()  # a relu made zeros of them
-    np.testing.assert_allclose(found[[0, 2]], reference.run(graph, x)[np.array([0, 2])], rtol=1e-4)
+    np.testing.assert_allclose(found[[0, 2]], run_batch(graph, x)[np.array([0, 2])], rtol=1e-4)
 
 
 ARGMAX = """

@@ -14,9 +14,9 @@ from small_networks import CASES, conv, graph_of, inputs_of, network_of
 
 from rosler_jax.deploy import Trained, pack, save_network
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export.build import build_graph
 from rosler_jax.export.tflite import tflite_model, to_tflite
 from rosler_jax.graph import Graph, run
+from rosler_jax.graph.layers import build_graph
 from rosler_jax.network import Network, split_state
 
 pytest.importorskip("tflite", reason="the extra export is not installed")

@@ -18,7 +18,6 @@ import numpy as np
 
 import rosler_kernels as rk
 from rosler_jax._quantized import integer_levels
-from rosler_jax.export._chain import as_graph
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export._lower_maps import LOWER_MAPS
 from rosler_jax.export._lower_products import LOWER_PRODUCTS, entry
@@ -66,8 +65,6 @@ def lower(
       >>> program.input_dtype, [type(op).__name__ for op in program.ops]
       ('int16', ['Lookup'])
     """
-    if not isinstance(graph, Graph):
-        graph = as_graph(graph)
     if dtype not in WEIGHT_BITS:
         raise ExportError(
             f"dtype {dtype!r} is no integer dtype; use one of {', '.join(WEIGHT_BITS)}"

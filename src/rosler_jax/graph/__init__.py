@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rosler_jax.graph.compute import run, run_all
+from rosler_jax.graph.compute import run, run_all, run_batch
 from rosler_jax.graph.graph import Graph, Value, map_weights
 from rosler_jax.graph.kinds import KINDS, Op, Window
 from rosler_jax.graph.trace import trace
@@ -18,5 +18,6 @@ __all__ = [
     "map_weights",
     "run",
     "run_all",
+    "run_batch",
     "trace",
 ]

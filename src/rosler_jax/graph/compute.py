@@ -270,6 +270,20 @@ def run_all(graph: Graph, inputs: Sequence[Any], params: Params | None = None) -
     return values
 
 
+def run_batch(graph: Graph, *inputs: Any) -> Any:
+    """The outputs of a batch: an array, or a list of arrays where the model returns several.
+
+    Example:
+      >>> from rosler_jax.graph import trace
+      >>> run_batch(trace(jnp.negative, np.ones((1, 2))), np.ones((3, 2))).shape
+      (3, 2)
+    """
+    given = [jnp.asarray(x, v.dtype) for x, v in zip(inputs, graph.inputs, strict=True)]
+    given = [x.reshape(len(x), *v.shape) for x, v in zip(given, graph.inputs, strict=True)]
+    out = jax.vmap(lambda *x: run(graph, x))(*given)
+    return out[0] if len(out) == 1 else out
+
+
 def run(graph: Graph, inputs: Sequence[Any], params: Params | None = None) -> list[Array]:
     """The outputs of one example: pure, to be jitted, vmapped over examples, differentiated.
 

@@ -11,7 +11,6 @@ from rosler_jax._version import __version__
 from rosler_jax.export import softmax
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.integers import wire_integers
-from rosler_jax.export.c.old import new_graph
 from rosler_jax.export.c.program import mentions, wire
 from rosler_jax.export.c.unit import (
     ABOUT_CONST,
@@ -21,7 +20,6 @@ from rosler_jax.export.c.unit import (
     template,
 )
 from rosler_jax.export.c.wiring import Wiring, statements
-from rosler_jax.export.graph import Graph as Layers
 from rosler_jax.export.integer import Program
 from rosler_jax.graph.graph import Graph
 
@@ -88,7 +86,7 @@ class CSource(NamedTuple):
 
 
 def write_c(
-    model: Graph | Layers | Program, *, probabilities: bool = False, poison: int | None = None
+    model: Graph | Program, *, probabilities: bool = False, poison: int | None = None
 ) -> CSource:
     """Writes a model as C99: constant data, kernels, and a function that calls them in order.
 
@@ -103,8 +101,6 @@ def write_c(
     Raises:
       ExportError: for an operation that C code does not have.
     """
-    if isinstance(model, Layers):
-        model = new_graph(model)
     unit = Unit(poison=poison)
     inputs, outputs = _ports(model)
     wiring = _wiring(model, unit, _names("x", inputs))

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rosler_jax.export.c.unit import CTYPES, Numbers, Step, Unit
-from rosler_jax.export.graph import Shape
 from rosler_jax.graph.kinds import Window
+from rosler_jax.graph.weight import Shape
 
 Multiply = Callable[[str, str, int], str]
 """C call that multiplies: given the input's and the output's expression, and numbers under it."""
