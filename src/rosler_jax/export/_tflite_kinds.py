@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,7 +64,7 @@ def emitted(b: Builder, graph: Graph, given: Sequence[Node]) -> list[Node]:
     values: dict[int, Node] = dict(graph.constants)
     values |= {v.id: x for v, x in zip(graph.inputs, given, strict=True)}
     last, done = _fused(graph), set()
-    masked = _masked(graph) if b.integer else set()
+    masked, fine = (_masked(graph), _fine(graph)) if b.integer else (set(), set())
     for op in graph.ops:
         if id(op) in done:
             continue
@@ -75,8 +76,12 @@ def emitted(b: Builder, graph: Graph, given: Sequence[Node]) -> list[Node]:
         b.at = id(op), 0
         if op.output in masked:
             xs = _shallow(xs)
+        in_floats = op.output in fine and isinstance(op, (kinds.Map, kinds.Reduce, kinds.Affine))
+        if in_floats:
+            xs = [real(b, x) if isinstance(x, Value) else x for x in xs]
         with np.errstate(all="ignore"):  # refused below
-            made = EMIT[type(op)](b, op, act, *xs)
+            within = dataclasses.replace(b, activations=32) if in_floats else b
+            made = EMIT[type(op)](within, op, act, *xs)
         results = made if isinstance(made, list) else [made]
         for x in results:
             if isinstance(x, Value) and x.sample is not None and x.dtype == "float32":
@@ -129,6 +134,24 @@ def _masked(graph: Graph) -> set[int]:
         for k, users in graph.consumers().items()
         if all(isinstance(op, kinds.Softmax) and not op.log for op in users)
     } & {op.output for op in graph.ops if isinstance(op, kinds.Map) and len(op.inputs) > 1}
+
+
+def _fine(graph: Graph) -> set[int]:
+    """Values that are divided by, or of which a root or logarithm is taken, and what makes them.
+
+    Near zero a step is too much for those: they stay floats in files of integers.
+    """
+    found: set[int] = set()
+    for op in reversed(graph.ops):
+        function = op.function if isinstance(op, (kinds.Map, kinds.Reduce)) else ""
+        if function == "div":
+            found.add(op.inputs[1])
+        steep = function in ("sqrt", "rsqrt", "log", "log1p", "cbrt")
+        through = function in ("add", "mul", "max", "power", "abs", "exp", "sum")
+        computed = set(op.inputs) - graph.constants.keys()
+        if steep or (through and len(computed) == 1 and op.output in found):
+            found |= {op.output, *computed}
+    return found
 
 
 def _shallow(xs: Sequence[Node]) -> list[Node]:
@@ -211,6 +234,25 @@ def _patches(b: Builder, op: kinds.PatchProject, act: str | None, x: Value) -> V
     filters = group_filters(op, entries(op.sketch) * np.float32(op.scale))
     weight = sketches.matrix(b, np.moveaxis(np.asarray(filters), -1, 0))
     return convolved(b, op, _channels(b, x, op), weight, None, None)
+
+
+def _convolve(b: Builder, op: kinds.Convolve, act: str | None, x: Node, kernel: Node) -> Value:
+    if isinstance(kernel, Value):
+        raise ExportError(
+            f"{op.name}: TFLite has no convolution with a kernel that is computed, another in "
+            "every example; use another target (c, onnx, stablehlo)"
+        )
+    n = len(op.window.size)
+    rows = _channels(b, _value(b, x, op.in_shape), op)
+    kernel = kernel.then("reshape", op.in_shapes[1])
+    rows, weight = _weight(b, rows, kernel, (n + 1, *range(n + 1)))
+    return convolved(b, op, rows, weight, None, act)
+
+
+def _refused(b: Builder, op: Op, act: str | None, *xs: Node) -> Value:
+    raise ExportError(
+        f"{op.name}: TFLite has no {type(op).__name__}, which is a gradient's; export the model"
+    )
 
 
 def _channels(b: Builder, x: Value, op: Op) -> Value:
@@ -590,6 +632,18 @@ def _stored_rows(b: Builder, table: Weight, index: Value, width: int) -> Value:
     return elementwise(b, "MUL", rows, _rows(b, numbers(b, scales, False), scales, index))
 
 
+def _scatter(b: Builder, op: kinds.Scatter, act: str | None, ids: Node, rows: Node) -> Value:
+    """A product with ones where a row goes: numbers beyond the size are nowhere."""
+    (n,), (_, width) = op.in_shapes
+    places = np.arange(op.size, dtype=np.int32)[:, None]
+    at = elementwise(b, "EQUAL", _value(b, ids, (1, n)), places)
+    ones = cast(b, at, "float32")
+    given = cast(b, real(b, _value(b, rows, (n, width))), "float32")
+    out = value(b, (1, op.size, width), sampled(np.matmul, ones, given), real=True)
+    apply(b, "BATCH_MATMUL", [ones.tensor, given.tensor], out, ("BatchMatMulOptions", {}))
+    return cast(b, out, op.dtypes[0])
+
+
 def _each(b: Builder, x: Value, index: Value, axis: int) -> Value:
     """Positions of an axis, others in every example."""
     x = real(b, x) if b.activations == 16 else x
@@ -633,15 +687,16 @@ def _scan(b: Builder, op: kinds.Scan, act: str | None, *xs: Node) -> list[Node]:
             f"{op.name}: a scan of {op.length} steps; in TFLite at most {LONGEST} are written out "
             "one after the other; use shorter sequences, or another target (c, onnx, stablehlo)"
         )
-    if b.integer and b.spans is None:  # once to see what all steps reach, so that they are alike
-        trial = b.trial()
+    shared, rest = list(xs[: op.shared]), list(xs[op.shared :])
+    carry, sequences = rest[: op.carries], rest[op.carries :]
+    alone = any(isinstance(x, Weight) for x in sequences)  # steps with weights of their own
+    if b.integer and b.spans is None and not alone:
+        trial = b.trial()  # to see what all steps reach, so that they have the same scales
         _scan(trial, op, act, *xs)
         b.spans = trial.spans
         results = _scan(b, op, act, *xs)
         b.spans = None
         return results
-    shared, rest = list(xs[: op.shared]), list(xs[op.shared :])
-    carry, sequences = rest[: op.carries], rest[op.carries :]
     shapes = op.in_shapes[op.shared + op.carries :]
     at = [_unstacked(b, x, s, op.length) for x, s in zip(sequences, shapes, strict=True)]
     gave: list[list[Node]] = []
@@ -700,5 +755,9 @@ EMIT: dict[type[Op], Callable[..., Any]] = {
     kinds.Cumulative: _cumulative,
     kinds.Slice: _slice,
     kinds.Scan: _scan,
+    kinds.Convolve: _convolve,
+    kinds.KernelGrad: _refused,
+    kinds.Unpool: _refused,
+    kinds.Scatter: _scatter,
 }
 """How each kind becomes TFLite operators: a new one is one line here."""

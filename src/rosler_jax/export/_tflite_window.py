@@ -31,7 +31,7 @@ from rosler_jax.export._tflite_builder import (
 )
 from rosler_jax.export._tflite_file import NONE
 from rosler_jax.graph import compute
-from rosler_jax.graph.kinds import Conv, PatchProject, Pool, Window
+from rosler_jax.graph.kinds import Conv, Convolve, PatchProject, Pool, Window
 from rosler_jax.graph.weight import Shape
 
 SAME, VALID = 0, 1  # in Padding
@@ -49,7 +49,7 @@ def inner(shape: Shape) -> Shape:
 
 def convolved(
     b: Builder,
-    op: Conv | PatchProject,
+    op: Conv | PatchProject | Convolve,
     x: Value,
     weight: Integers | np.ndarray,
     bias: np.ndarray | None,
@@ -92,7 +92,7 @@ def _without_batch(window: Window) -> tuple[Window, int]:
 
 
 def _form(
-    op: Conv | PatchProject, window: Window, weight: Integers | np.ndarray, padding: int
+    op: Conv | PatchProject | Convolve, window: Window, weight: Integers | np.ndarray, padding: int
 ) -> tuple[str, tuple[str, dict[str, Any]], Integers | np.ndarray, int]:
     """The operator of a window, its options, its weight, and the weight's axis of the outputs."""
     n, axis = len(window.size), 0
