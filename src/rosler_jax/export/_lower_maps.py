@@ -100,10 +100,9 @@ def _straight(ops: list[Map], whole: Real) -> tuple[float, float] | None:
 def _map(op: Map, state: State) -> None:
     kinds = state.graph.dtypes()
     given = [kinds[k] for k in op.inputs]
-    if op.function == "isfinite":
-        raise ExportError(
-            f"{op.name}: integers are always finite; leave isfinite out, or use float32"
-        )
+    if op.function == "isfinite":  # as integers are
+        state.store(op.output, np.ones(op.out_shape, np.bool_))
+        return None
     if op.dtypes[0] != "float32" and "float32" not in given:
         return _whole(op, state)
     if op.function == "float32" and given[0] != "float32":

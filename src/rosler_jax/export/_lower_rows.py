@@ -199,7 +199,7 @@ def _gather(op: Gather, state: State) -> None:
     else:
         table, number = state.read(value)
     ids = state.read(op.inputs[1])[0]
-    state.emit(Gathered, op, [table, ids], number, op.output, zero=number.zero)
+    state.emit(Gathered, op, [table, ids], number, op.output, zero=number.zero, wrap=op.wrap)
 
 
 def _cumulative(op: Cumulative, state: State) -> None:

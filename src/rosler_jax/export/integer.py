@@ -220,7 +220,7 @@ def _normed(op: Normed, x: Array) -> Array:
 
 def _gathered(op: Gathered, table: Array, ids: Array) -> Array:
     rows = table.shape[0]
-    ids = jnp.where(ids < 0, ids + rows, ids)
+    ids = jnp.where(op.wrap & (ids < 0), ids + rows, ids)
     inside = (ids >= 0) & (ids < rows)
     return jnp.where(inside[:, None], table[jnp.clip(ids, 0, rows - 1)], op.zero)
 

@@ -282,9 +282,10 @@ class Normed(IntOp):
 
 @_kind
 class Gathered(IntOp):
-    """Rows of a table by whole numbers; those beyond it give ``zero``."""
+    """Rows of a table by whole numbers, from its end for negative ones if ``wrap``; else ``zero``."""
 
     zero: int
+    wrap: bool
 
 
 @_kind
