@@ -45,9 +45,8 @@ from rosler_jax import __version__
 from rosler_jax import data as datasets
 from rosler_jax._files import replace_json, replace_text
 from rosler_jax.deploy import Trained, load_network, save_network
-from rosler_jax.export import Graph, lower, reference
+from rosler_jax.export import lower
 from rosler_jax.export._calibration import draw
-from rosler_jax.export.build import build_graph
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware import (
     STACK_BYTES,
@@ -70,9 +69,11 @@ from rosler_jax.export.firmware.linkmap import parse_map
 from rosler_jax.export.firmware.profile import sum_tables, total
 from rosler_jax.export.firmware.symbols import read_symbols
 from rosler_jax.export.firmware.toolchain import run_tool, version
-from rosler_jax.export.graph import Activate, Dense, Flatten
 from rosler_jax.export.onnx import to_onnx
 from rosler_jax.export.tflite import to_tflite
+from rosler_jax.graph import Graph, run
+from rosler_jax.graph.kinds import Dense, Map
+from rosler_jax.graph.layers import build_graph
 from rosler_jax.network import Network, split_state
 
 CALIBRATION = 256
@@ -373,7 +374,7 @@ def make_case(net: Net, folder: Path, count: int) -> Case:
         ((np.asarray(x, np.float32) - scale[0]) / np.float32(scale[1])).reshape(-1, *net.shape)
         for x in (dataset.validation_x[chosen], dataset.test_x[::step][:count])
     ]
-    expected = np.asarray(reference.run(graph, jax.numpy.asarray(rows[1])))
+    expected = np.asarray(jax.vmap(lambda x: run(graph, [x])[0])(rows[1]))
     return Case(net, graph, rows[0], rows[1], expected.reshape(len(rows[1]), -1))
 
 
@@ -394,28 +395,40 @@ def ours(dtype: str) -> Engine:
 
     def build(case: Case, folder: Path, tools: Tools) -> Build:
         tools.versions["rosler_jax"] = f"{__version__} ({commit(Path(__file__).parent)})"
-        model: Any = case.graph
-        inputs, scale, kind = case.inputs.astype("<f4"), 1.0, "<f4"
-        if dtype != "float32":
-            model = lower(case.graph, case.calibration, dtype=dtype)
-            inputs, scale, kind = model.quantize_input(case.inputs), model.output_scale, "<i2"
-        written = write_c(model)
-        (folder / HEADER).write_text(written.header)
-        (folder / SOURCE).write_text(written.source)
-        call = "rosler_predict(x, y, &arena);"
-        include = f'#include "{HEADER}"\nstatic rosler_arena arena;'
-        return Build(
-            [folder / SOURCE, adapter(folder, include, call, ("rosler_input", "rosler_output"))],
-            inputs,
-            lambda data: np.frombuffer(data, kind) * scale,
-            case.expected.shape[1] * (4 if dtype == "float32" else 2),
-            [folder],
-            remark=f"{dtype} weights, int16 activations, {inputs.dtype} in and int16 out"
-            if dtype != "float32"
-            else dtype,
-        )
+        return our_build(case.graph, case.calibration, case.inputs, folder, dtype)
 
     return build
+
+
+def our_build(
+    graph: Graph,
+    calibration: np.ndarray,
+    inputs: np.ndarray,
+    folder: Path,
+    dtype: str,
+    activations: int = 16,
+) -> Build:
+    """Our C code of a graph: float32, or integers with activations of 16 or 8 bits."""
+    model: Any = graph
+    given, scale, kind = inputs.astype("<f4"), 1.0, "<f4"
+    if dtype != "float32":
+        model = lower(graph, calibration, dtype=dtype, activations=activations)
+        given, scale, kind = model.quantize_input(inputs), model.output_scale, "<i2"
+    written = write_c(model)
+    (folder / HEADER).write_text(written.header)
+    (folder / SOURCE).write_text(written.source)
+    include = f'#include "{HEADER}"\nstatic rosler_arena arena;'
+    types = ("rosler_input", "rosler_output")
+    own = adapter(folder, include, "rosler_predict(x, y, &arena);", types)
+    remark = f"{dtype} weights, int{activations} activations, {given.dtype} in and int16 out"
+    return Build(
+        [folder / SOURCE, own],
+        given,
+        lambda data: np.frombuffer(data, kind) * scale,
+        math.prod(model.outputs[0].shape) * np.dtype(kind).itemsize,
+        [folder],
+        remark=dtype if dtype == "float32" else remark,
+    )
 
 
 def onnx2c(bits: int) -> Engine:
@@ -487,12 +500,12 @@ def perceptron(graph: Graph) -> dict[str, Any]:
     for op in graph.ops:
         if isinstance(op, Dense):
             weight = np.asarray(op.weight.values, np.float32)
-            bias = np.zeros(weight.shape[1], np.float32) if op.bias is None else op.bias
+            bias = np.zeros(weight.shape[1], np.float32) if op.bias is None else op.bias.values
             out |= {f"w{n}": weight, f"b{n}": bias, f"a{n}": "identity"}
             n += 1
-        elif isinstance(op, Activate) and n:
-            out[f"a{n - 1}"] = op.kind
-        elif not isinstance(op, Flatten):
+        elif isinstance(op, Map) and n:
+            out[f"a{n - 1}"] = op.function
+        else:
             raise Skip(f"emlearn has no {type(op).__name__}")
     return out
 

@@ -4,10 +4,10 @@
         --quantizer-python PYTHON --onnx2c PATH --reference FOLDER
 
 Every engine runs the same network (``tests/tiny_models.py``, random weights and statistics) on the
-same random inputs, from a file that ``bench_tiny_files.py`` writes: nothing of our exporter is in
-it. The same compiler, flags, driver and counts as in ``bench_edge_peers.py``, which says what the
-columns hold and where the peers come from. The engines named by --layers also run each distinct
-layer as a network of its own, for instructions by product.
+same random inputs: ours from the traced module, peers from a file that ``bench_tiny_files.py``
+writes and that has nothing of our exporter in it. The same compiler, flags, driver and counts as in
+``bench_edge_peers.py``, which says what the columns hold and where the peers come from. The engines
+named by --layers also run each distinct layer as a network of its own, for instructions by product.
 
   --tflm, --tflm-library  tflite-micro's sources, for their headers, and a library of them with
                           CMSIS-NN's kernels, compiled for the board with our flags
@@ -46,6 +46,7 @@ from bench_edge_peers import (
     markdown,
     measure,
     nothing,
+    our_build,
     quantized,
     write_tflm,
 )
@@ -64,8 +65,10 @@ from bench_tiny_files import (
 )
 from flax import nnx
 
+from rosler_jax import __version__
 from rosler_jax._files import replace_json, replace_text
 from rosler_jax.export.firmware import FirmwareError
+from rosler_jax.graph import trace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tiny_models import BUILDERS, INPUTS, randomise
@@ -182,6 +185,7 @@ def onnx2c(dtype: str) -> Engine:
         size = 4 * case.expected.shape[1]
         remarks = {
             "float32": "float32",
+            # It rounds to int8 without saturating (ea045cc), where onnxruntime does.
             "int8": "int8, float32 in and out, a scale for each tensor; by onnxruntime",
         }
         return Build(
@@ -256,14 +260,29 @@ def reference(case: Tiny, peers: Peers) -> tuple[Path, np.ndarray, np.ndarray]:
     return path, inputs, run_tflite(path, inputs)
 
 
+def ours(dtype: str, activations: int = 16) -> Engine:
+    """Our C code of the traced module."""
+
+    def build(case: Tiny, folder: Path, peers: Peers) -> tuple[Build, np.ndarray]:
+        peers.tools.versions["rosler_jax"] = f"{__version__} ({commit(Path(__file__).parent)})"
+        graph = trace(case.model, case.inputs)
+        built = our_build(graph, case.calibration, case.inputs, folder, dtype, activations)
+        return built, case.expected
+
+    return build
+
+
 ENGINES: dict[str, Engine] = {
+    "ours, float32": ours("float32"),
+    "ours, int8 weights": ours("int8"),
+    "ours, int8": ours("int8", 8),
     "onnx2c, float32": onnx2c("float32"),
     "onnx2c, int8": onnx2c("int8"),
     "TFLM + CMSIS-NN, float32": tflm("float32"),
     "TFLM + CMSIS-NN, int8": tflm("int8"),
     "TFLM + CMSIS-NN, int8, MLCommons's file": tflm("reference"),
 }
-"""Every engine by name: a new one, ours among them, is one line here."""
+"""Every engine by name: a new one is one line here."""
 
 
 def run(case: Tiny, name: str, place: Path, peers: Peers, empty: Ran) -> dict[str, Any]:
