@@ -32,6 +32,7 @@ from rosler_jax.graph.kinds import (
     elements,
 )
 from rosler_jax.graph.weight import Weight
+from rosler_jax.graph.weight import simplified as shortest
 
 
 def simplified(graph: Graph) -> Graph:
@@ -138,9 +139,17 @@ def _affine(known: Known, op: Op) -> None:
     before = known.only(value, (Dense, Conv, Project, Norm))
     if before is None:
         return
-    new = fold_affine(before, f, s)
-    if new is not None:
-        known.put(op, _moved(new, op))
+    new: Any = fold_affine(before, f, s)
+    if new is None:
+        return
+    (added,) = (known.constants[v] for v in op.inputs if v in known.constants)
+    own = isinstance(op, Map) and op.function == "add" and getattr(before, "bias", None) is None
+    if own and added.name.rstrip("*") != "constant":
+        n = added.values.size  # the model's own tensor, which may train, be it zeros
+        if n == before.out_shape[-1] or isinstance(before, Project):
+            bias = added.then("reshape", (n,))
+            new = dataclasses.replace(new, bias=Weight(bias.name, bias.stored, shortest(bias)))
+    known.put(op, _moved(new, op))
 
 
 def fold_affine(op: Op, f: np.ndarray, s: np.ndarray) -> Op | None:
