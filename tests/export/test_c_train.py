@@ -31,6 +31,7 @@ from rosler_jax.export.firmware import ToolchainError
 from rosler_jax.export.firmware.host import FLAGS, SANITIZERS
 from rosler_jax.factors import core_from_sketch
 from rosler_jax.graph import Graph, Weight, compute, map_weights
+from rosler_jax.graph import run as graph_run
 from rosler_jax.graph.graph import op_weights
 from rosler_jax.nn._ares import ares_product
 from rosler_jax.nn.lifts import DenseLift
@@ -124,8 +125,10 @@ def parameters(graph: Graph) -> dict[str, Any]:
 
 def run(graph: Graph, params: Mapping[str, Any], x: Any, flag: float = 1.0) -> Any:
     """The reference with parameters put in; sketched layers by the library's own training code."""
-    y = jnp.asarray(x)
     plain = map_weights(graph, lambda w: Weight(w.name, w.values))
+    if not any(isinstance(op, Parallel) for op in graph.ops):
+        return jax.vmap(lambda example: graph_run(plain, [example], params)[0])(jnp.asarray(x))
+    y = jnp.asarray(x)
     for op in plain.ops:
         if isinstance(op, Parallel):
             c, u, r = (params[name] for name in op.names)

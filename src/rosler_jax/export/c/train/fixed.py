@@ -332,6 +332,13 @@ def _example(
     return velocity, loss
 
 
+def _before(plan: FixedPlan, x: Array) -> Array:
+    """What reaches the operations that train, a row for each example."""
+    prefix = plan.prefix
+    (h,) = jax.vmap(lambda q: integer.forward(prefix, q))(x.reshape(-1, *prefix.in_shape))
+    return h.reshape(len(x), -1)
+
+
 def fixed_step(
     plan: FixedPlan, state: FixedState, x: Any, targets: Any, shift: Any
 ) -> tuple[FixedState, Int32[Array, ""]]:
@@ -344,7 +351,7 @@ def fixed_step(
       targets: labels of these; or their int16 targets, ``(examples, outputs)``.
       shift: k of the learning rate ``2^-k``.
     """
-    h = integer.forward(plan.prefix, x.reshape(-1, *plan.prefix.in_shape)).reshape(len(x), -1)
+    h = _before(plan, x)
     share = _share(plan, len(x))
     decayed = {
         name: _rounded(v.astype(jnp.int64) * plan.momentum, jnp.int64(15)).astype(jnp.int32)
@@ -400,9 +407,7 @@ def _compiled(plan: FixedPlan) -> Callable[..., Any]:
 def predict_fixed(plan: FixedPlan, state: FixedState, x: Any) -> Int16[np.ndarray, "batch *out"]:
     """Outputs of a batch of int16 inputs; what the C code gives, bit for bit."""
     with jax.enable_x64(True):
-        q = jnp.asarray(np.asarray(x, np.int16)).reshape(-1, *plan.prefix.in_shape)
-        y = integer.forward(plan.prefix, q)
-        y = y.reshape(len(x), -1)
+        y = _before(plan, jnp.asarray(np.asarray(x, np.int16)))
         for op in plan.ops:
             y = FORWARD[type(op)](op, state.weights, y)
         return np.asarray(y).astype(np.int16)

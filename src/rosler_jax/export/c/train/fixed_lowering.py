@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rosler_jax.export import reference
 from rosler_jax.export._errors import ExportError
+from rosler_jax.export.c.train.chain import cut
 from rosler_jax.export.c.train.fixed import (
     ONE,
     TABLE_STEPS,
@@ -23,11 +24,13 @@ from rosler_jax.export.c.train.fixed import (
     FixedRelu,
     Trainable,
 )
-from rosler_jax.export.c.train.parts import bias_name, names, trained_names
-from rosler_jax.export.graph import Activate, Affine, Dense, Flatten, Graph, Op, Project
+from rosler_jax.export.c.train.parts import parameters_of, trained_names
 from rosler_jax.export.inputs import calibration_inputs, check_finite
 from rosler_jax.export.integer import HIGH, Shifted
 from rosler_jax.export.lowering import entry, lower
+from rosler_jax.graph.compute import run_all
+from rosler_jax.graph.graph import Graph
+from rosler_jax.graph.kinds import Affine, Dense, Map, Op, Project, count
 
 ROOM = 2.0  # activations may grow so far beyond calibration, and weights twice as far
 SOFTMAX_FRACTION = (TABLE_STEPS + 1, 11)  # so that the table can be read and logits reach 16
@@ -81,34 +84,36 @@ def lower_training(
     Raises:
       ExportError: for an operation without fixed-point training, or bad calibration inputs.
     """
+    graph = parameters_of(graph)
     trained = trained_names(graph, parts)
-    first = next(i for i, op in enumerate(graph.ops) if trained.intersection(names(op)))
-    shape = graph.in_shape
-    start: list[Op] = [Flatten(name="input", in_shape=shape, out_shape=shape)]
-    before = [_spread(op) for op in graph.ops[:first]]
+    found = cut(graph, trained)
+    if found is None:
+        raise ExportError(
+            "fixed point trains a chain of products, seeded sketches and relu, each tensor used "
+            "once; export float32, or train only what comes after the rest, as parts='head' does"
+        )
+    before, rest = found
+    before = dataclasses.replace(before, ops=tuple(_spread(op) for op in before.ops))
     # The centre is subtracted where it stands: moved into a bias it would train otherwise.
-    prefix = lower(Graph((*start, *before)), calibration, dtype="int16", input_dtype="int16")
+    prefix = lower(before, calibration, dtype="int16", input_dtype="int16")
     ops = tuple(_one_bias(op) for op in prefix.ops)
     prefix = dataclasses.replace(prefix, ops=ops)
     fraction = -round(math.log2(prefix.output_scale))
     if 2.0**-fraction != prefix.output_scale:
-        raise ExportError(f"{graph.ops[first].name}: its inputs' scale is no power of two")
-    x = jnp.asarray(calibration_inputs(calibration, shape))
-    sizes = [float(jnp.abs(y).max()) for y in reference.run_all(graph, x)]
+        raise ExportError(f"{rest[0].name}: its inputs' scale is no power of two")
+    x = jnp.asarray(calibration_inputs(calibration, graph.in_shape))
+    seen = jax.vmap(lambda example: run_all(graph, [example]))(x)
     plan: list[FixedOp] = []
-    for i in range(first, len(graph.ops)):
-        op = graph.ops[i]
-        if isinstance(op, Flatten):
-            continue
-        if type(op) not in LOWER or getattr(op, "kind", "relu") != "relu":
-            kind = getattr(op, "kind", type(op).__name__)
+    for op in rest:
+        if type(op) not in LOWER or getattr(op, "function", "relu") != "relu":
+            kind = getattr(op, "function", type(op).__name__)
             raise ExportError(
                 f"{op.name}: {kind} does not train in fixed point; products, seeded sketches and "
                 "relu do. Export float32, or train only what comes after it, as parts='head' does"
             )
-        check_finite(sizes[i + 1], op.name)
-        context = _Context(trained, fraction, sizes[i], sizes[i + 1])
-        plan.append(LOWER[type(op)](op, context))
+        size_in, size = (float(jnp.abs(seen[k]).max()) for k in (op.inputs[0], op.output))
+        check_finite(size, op.name)
+        plan.append(LOWER[type(op)](op, _Context(trained, fraction, size_in, size)))
         fraction = plan[-1].fraction
     if loss == "cross_entropy":
         plan[-1] = _for_softmax(plan[-1])
@@ -154,7 +159,7 @@ def _velocity_fraction(seen: float) -> int:
 def _bias(op: Any, context: _Context, most: int) -> Trainable | None:
     if op.bias is None:
         return None
-    name, values = bias_name(op), np.asarray(op.bias, np.float64)
+    name, values = op.bias.name, op.bias.values.astype(np.float64).ravel()
     largest = max(float(np.abs(values).max()), 0.25)
     fraction = min(most, _fraction(4 * largest, WEIGHT_LIMIT))
     whole = np.rint(values * 2.0**fraction).astype(np.int32)
@@ -164,6 +169,8 @@ def _bias(op: Any, context: _Context, most: int) -> Trainable | None:
 def _product(op: Dense, context: _Context) -> FixedProduct:
     values = np.asarray(op.weight.values, np.float64)
     m, n = values.shape
+    if op.in_shape[0] != 1:
+        raise ExportError(f"{op.name}: {op.in_shape[0]} rows; fixed point trains with one")
     if max(m, n) > _WIDEST:
         raise ExportError(f"{op.name}: {max(m, n)} numbers are too many; {_WIDEST} at most")
     weight_fraction = _fraction(2 * ROOM * float(np.abs(values).max()))
@@ -208,15 +215,14 @@ def _project(op: Project, context: _Context) -> FixedProject:
     )  # fmt: skip
 
 
-def _relu(op: Activate, context: _Context) -> FixedRelu:
-    (n,) = op.in_shape
-    f = context.in_fraction
+def _relu(op: Map, context: _Context) -> FixedRelu:
+    n, f = count(op.in_shape), context.in_fraction
     return FixedRelu(name=op.name, inputs=n, outputs=n, in_fraction=f, fraction=f)
 
 
 LOWER: dict[type[Op], Callable[[Any, _Context], FixedOp]] = {
     Dense: _product,
     Project: _project,
-    Activate: _relu,
+    Map: _relu,
 }
 """How each operation becomes fixed point that trains: a new one is one line here."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export.c import integers
+from rosler_jax.export.c.integers import wire_integers
 from rosler_jax.export.c.sketches import Call, project_step
+from rosler_jax.export.c.train.chain import frozen_step
 from rosler_jax.export.c.train.fixed import (
     TABLE_SIZE,
     TABLE_STEPS,
@@ -34,7 +34,8 @@ from rosler_jax.export.c.train.source import (
     passes,
 )
 from rosler_jax.export.c.unit import Numbers, Step, Unit
-from rosler_jax.export.graph import Graph
+from rosler_jax.graph.graph import Graph
+from rosler_jax.graph.kinds import count
 
 ABOUT_LOSS = {
     "cross_entropy": "one minus the mean probability of the labels before the step, times 32768.",
@@ -77,8 +78,10 @@ def write_plan(plan: FixedPlan) -> TrainSource:
     unit = Unit()
     trained = frozenset(p.name for p in plan.parameters())
     parameters = Parameters(unit, "int32_t", trained)
-    steps = (integers.EMIT[type(op)](op, unit, f"layer{i}") for i, op in enumerate(plan.prefix.ops))
-    nodes = [frozen(step) for step in steps if step is not None]
+    nodes: list[Node] = []
+    if plan.prefix.ops:
+        wiring, size = wire_integers(plan.prefix, unit, ["x"]), plan.ops[0].inputs
+        nodes.append(frozen(frozen_step(unit, wiring, ("int16_t", "int16_t"), size)))
     first = len(nodes)
     nodes += [EMIT[type(op)](op, parameters, f"train{i}") for i, op in enumerate(plan.ops)]
     last = plan.ops[-1]
@@ -87,7 +90,7 @@ def write_plan(plan: FixedPlan) -> TrainSource:
         "int32_t", "int16_t", "shift", f"{ABOUT_LOSS[plan.loss]}\n"
         "   The learning rate is 2^-shift, shift from 0 to 30",
     )  # fmt: skip
-    sizes = math.prod(plan.prefix.in_shape), last.outputs
+    sizes = count(plan.prefix.in_shape), last.outputs
     program = Program(
         unit, style, parameters, nodes, first, sizes, plan.loss, plan.batch, True,
         "successive",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 import rosler_kernels as rk
+from rosler_jax.export.c.floats import EMIT as inference
+from rosler_jax.export.c.maps import Fused, fuse, fused_step
 from rosler_jax.export.c.sketches import PROJECT, Call, entry_scale, project_step
 from rosler_jax.export.c.train.memory import Node, Wires, aligned
 from rosler_jax.export.c.train.parallel import Parallel
@@ -20,35 +21,41 @@ from rosler_jax.export.c.train.statements import (
     finish,
     finishes,
     outer,
+    over,
+    row,
 )
 from rosler_jax.export.c.train.windows import conv, pool
 from rosler_jax.export.c.unit import FLOAT, Step, Unit, float32_literal
-from rosler_jax.export.graph import Activate, Affine, Conv, Dense, Flatten, Op, Pool, Project
+from rosler_jax.export.c.windows import is_disjoint
 from rosler_jax.factors import RIDGE
+from rosler_jax.graph.graph import Graph
+from rosler_jax.graph.kinds import Affine, Conv, Dense, Map, Op, Pool, Project, count
 
 
 def _dense(op: Dense, parameters: Parameters, label: str) -> Node:
-    unit = parameters.unit
-    m, n = op.weight.values.shape
+    unit, (rows, m) = parameters.unit, op.in_shape
+    n = op.out_shape[-1]
     weight = parameters.add_any(f"{label}_weights", op.weight.name, op.weight.values)
     bias = add_bias(op, parameters, label)
     unit.use("dense_f32")
 
+    def forward(w: Wires) -> str:
+        one = f"{row(w.x, rows, m)}, {m}, {n}, {weight}, &f, {row(w.y, rows, n)}"
+        return f"{{ {finish(bias)} {over(rows, f'rosler_dense_f32({one});')} }}"
+
     def backward(w: Wires) -> str:
         # The error goes down before the weights change: without momentum they do at once.
-        return (
-            error_below(unit, w.dy, m, n, weight, w.dx)
-            + outer(unit, parameters, weight, w.dy, n, w.x, m)
-            + bias_gradient(unit, parameters, bias, n, w.dy)
-        )
+        x, dy, dx = row(w.x, rows, m), row(w.dy, rows, n), row(w.dx, rows, m)
+        gradients = outer(unit, parameters, weight, dy, n, x, m)
+        gradients += bias_gradient(unit, parameters, bias, n, dy)
+        down = error_below(unit, dy, m, n, weight, dx)
+        return over(rows, down) + over(rows, gradients)
 
     return Node(
-        forward=lambda w: (
-            f"{{ {finish(bias)} rosler_dense_f32({w.x}, {m}, {n}, {weight}, &f, {w.y}); }}"
-        ),
+        forward=forward,
         backward=backward,
-        out_bytes=4 * n,
-        error_bytes=4 * n,
+        out_bytes=4 * rows * n,
+        error_bytes=4 * rows * n,
         keeps_input=weight.startswith("s->"),
     )
 
@@ -80,10 +87,7 @@ def _projection(
         )
 
     def call(x: str, y: str, _: str) -> str:
-        if vectors == 1:
-            return one(x, y)
-        body = one(f"({x}) + v * {inner}", f"({y}) + v * {outer_size}")
-        return f"{{ int v; for (v = 0; v < {vectors}; ++v) {{ {body} }} }}"
+        return over(vectors, one(row(x, vectors, inner), row(y, vectors, outer_size)))
 
     return Step(call, 4 * vectors * outer_size)
 
@@ -96,9 +100,8 @@ def _project(op: Project, parameters: Parameters, label: str) -> Node:
     unit, vectors = parameters.unit, op.vectors
     scale, below = op.scale * _entry(op.sketch), parameters.below
     bias = add_bias(op, parameters, label)
-    n = math.prod(op.out_shape)
-    each = n // vectors
-    groups = 1 if op.bias is None else np.size(op.bias) // each
+    n, each = count(op.out_shape), op.out_shape[-1]
+    groups = 1 if op.bias is None else op.bias.values.size // each
     # Groups of a convolution lie one behind the other, each with its own biases.
     end = "&f" if groups == 1 else f"f + v % {groups}"
     step = _projection(unit, label, op.sketch, op.transpose, vectors, end)
@@ -111,11 +114,9 @@ def _project(op: Project, parameters: Parameters, label: str) -> Node:
         if back and w.dx:
             call = back.call(w.dy, w.dx, w.back_scratch)
             down = f"{{ {finish('0', scale)} {call} }}"
-        if vectors == 1:
-            return down + bias_gradient(unit, parameters, bias, n, w.dy)
-        at = bias if bias == "0" else f"{bias} + (v % {groups}) * {each}"
-        add = bias_gradient(unit, parameters, at, each, f"{w.dy} + v * {each}")
-        return down + (f"{{ int v; for (v = 0; v < {vectors}; ++v) {{{add} }} }}" if add else "")
+        at = bias if groups == 1 else f"{bias} + (v % {groups}) * {each}"
+        dy = row(w.dy, vectors, each)
+        return down + over(vectors, bias_gradient(unit, parameters, at, each, dy))
 
     return Node(
         forward=lambda w: (
@@ -195,21 +196,27 @@ def _parallel(op: Parallel, parameters: Parameters, label: str) -> Node:
     )  # fmt: skip
 
 
-def _activate(op: Activate, parameters: Parameters, label: str) -> Node:
-    unit = parameters.unit
-    count = math.prod(op.in_shape)
-    gelu = op.kind == "gelu"
-    unit.use(f"{op.kind}_f32")
+def step_of(op: Op, unit: Unit, label: str) -> Step:
+    """One operation of one input as it is in inference."""
+    (known,) = fuse(Graph((), (op,), ()))
+    if isinstance(known, Fused):
+        return fused_step(known, unit, label, ["float"])
+    return inference[type(op)](op, unit, label, ["float"])
+
+
+def _map(op: Map, parameters: Parameters, label: str) -> Node:
+    unit, size, gelu = parameters.unit, count(op.in_shape), op.function == "gelu"
+    step = step_of(op, unit, label)
 
     def backward(w: Wires) -> str:
-        unit.use(f"{op.kind}_back_f32")
-        return f"rosler_{op.kind}_back_f32({w.x if gelu else w.y}, {count}, {w.dy});"
+        unit.use(f"{op.function}_back_f32")
+        return f"rosler_{op.function}_back_f32({w.x if gelu else w.y}, {size}, {w.dy});"
 
     return Node(
-        forward=lambda w: f"rosler_{op.kind}_f32({w.x}, {count}, {w.y});",
+        forward=lambda w: step.call(w.x, w.y, w.scratch),
         backward=backward,
-        out_bytes=4 * count,
-        error_bytes=4 * count,
+        out_bytes=4 * size,
+        error_bytes=4 * size,
         keeps_input=gelu,
         keeps_output=not gelu,
         in_place=True,
@@ -217,37 +224,43 @@ def _activate(op: Activate, parameters: Parameters, label: str) -> Node:
 
 
 def _affine(op: Affine, parameters: Parameters, label: str) -> Node:
-    unit = parameters.unit
-    count, channels = math.prod(op.in_shape), max(op.center.size, op.factor.size)
-    center, factor = (
-        unit.array("float", f"{label}_{name}", np.broadcast_to(v, (channels,)), "scales")
-        for name, v in (("center", op.center), ("factor", op.factor))
-    )
-    unit.use("affine_f32")
+    unit, size = parameters.unit, count(op.in_shape)
+    channels = max(op.center.size, op.factor.size)
+    step = step_of(op, unit, label)
 
     def backward(w: Wires) -> str:
         unit.use("affine_back_f32")
-        return f"rosler_affine_back_f32({count}, {channels}, {factor}, {w.dy});"
+        values = np.broadcast_to(op.factor, (channels,))
+        factor = unit.array("float", f"{label}_factor", values, "scales")
+        return f"rosler_affine_back_f32({size}, {channels}, {factor}, {w.dy});"
 
     return Node(
-        forward=lambda w: (
-            f"rosler_affine_f32({w.x}, {count}, {channels}, {center}, {factor}, {w.y});"
-        ),
+        forward=lambda w: step.call(w.x, w.y, w.scratch),
         backward=backward,
-        out_bytes=4 * count,
-        error_bytes=4 * count,
+        out_bytes=4 * size,
+        error_bytes=4 * size,
         in_place=True,
     )
 
 
-EMIT: dict[type[Op], Callable[[Any, Parameters, str], Node | None]] = {
+def _pool(op: Pool, parameters: Parameters, label: str) -> Node:
+    return pool(op, step_of(op, parameters.unit, label), parameters, label)
+
+
+EMIT: dict[type[Op], Callable[[Any, Parameters, str], Node]] = {
     Dense: _dense,
     Conv: conv,
-    Pool: pool,
+    Pool: _pool,
     Project: _project,
     Parallel: _parallel,
-    Activate: _activate,
+    Map: _map,
     Affine: _affine,
-    Flatten: lambda op, parameters, label: None,
 }
-"""Each operation that trains in float: a new one is one line here."""
+"""Each operation that trains in place, in float: a new one is one line here."""
+
+
+def serves(op: Op) -> bool:
+    """Whether an operation trains by statements written for it, not by the gradient's graph."""
+    if isinstance(op, Map):
+        return op.function in ("relu", "gelu", "tanh")
+    return type(op) in EMIT and (not isinstance(op, Pool) or is_disjoint(op.window))

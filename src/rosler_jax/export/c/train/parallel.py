@@ -19,8 +19,10 @@ import numpy as np
 
 import rosler_kernels as rk
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export.graph import Dense, Graph, Op
 from rosler_jax.factors import RIDGE
+from rosler_jax.graph.graph import Graph
+from rosler_jax.graph.kinds import Dense, Op
+from rosler_jax.graph.weight import Weight
 from rosler_jax.nn._variables import co_range_dimension, default_sketch
 
 if TYPE_CHECKING:
@@ -45,14 +47,14 @@ class Parallel(Op):
     c: Float[np.ndarray, "m s"]
     a: Float[np.ndarray, "l s"]
     r: Float[np.ndarray, "l n"]
-    bias: Float[np.ndarray, "n"] | None
+    bias: Weight | None
     psi: rk.Sketch
     omega: rk.Sketch
 
     @property
     def names(self) -> tuple[str, str, str]:
         """Names of the parameters; the slot ``u`` holds ``A^T``, as in training on the host."""
-        layer = self.name.split("/")[0]
+        layer = self.name.removesuffix("/sketches")
         return f"{layer}/c", f"{layer}/u", f"{layer}/r"
 
 
@@ -74,7 +76,7 @@ def parallel_graph(
       ExportError: if no layer has two factors, or no seed gives sketches that hold one.
 
     Example:
-      >>> from rosler_jax.export.build import build_graph
+      >>> from rosler_jax.graph.layers import build_graph
       >>> specs = [{"kind": "two_factor", "in_features": 8, "out_features": 6, "rank": 1}]
       >>> graph = build_graph(specs, {"0/c": np.ones((8, 1)), "0/r": np.ones((1, 6))})
       >>> op = parallel_graph(graph).ops[0]
@@ -95,20 +97,28 @@ def parallel_graph(
             "no layer has two learnt factors, so that there is nothing to train in parallel; "
             "choose stage='successive' (seeded cores and dense layers train there)"
         )
-    return Graph(tuple(ops))
+    return dataclasses.replace(graph, ops=tuple(ops))
 
 
 def _factors(ops: list[Op]) -> list[Dense]:
     """The products at the head of a list that are factors of one layer's matrix."""
     chain: list[Dense] = []
     for op, role in zip(ops, ("c", "u", "r"), strict=False):
-        layer = ops[0].name.split("/")[0]
-        if not isinstance(op, Dense) or op.name not in (f"{layer}/{role}", f"{layer}/r"):
+        layer = _layer(ops[0])
+        if not isinstance(op, Dense) or op.in_shape[0] != 1 or layer is None:
+            break
+        name = op.weight.name
+        if name not in (f"{layer}/{role}", f"{layer}/r") or (chain and chain[-1].bias):
             break
         chain.append(op)
-        if op.name == f"{layer}/r":
+        if name == f"{layer}/r":
             return chain if len(chain) > 1 else []
     return []
+
+
+def _layer(op: Op) -> str | None:
+    """The layer that a product's matrix is a factor of: its path without the role."""
+    return op.weight.name.rpartition("/")[0] if isinstance(op, Dense) else None
 
 
 def _sketched(
@@ -120,7 +130,7 @@ def _sketched(
         c = c @ op.weight.values.astype(np.float64)
     r = np.asarray(chain[-1].weight.values, np.float64)
     (m, s), n = c.shape, r.shape[1]
-    layer = chain[0].name.split("/")[0]
+    layer = _layer(chain[0])
     if s > min(m, n):
         raise ExportError(f"layer {layer}: rank {s} is more than {min(m, n)}; use a dense layer")
     l = co_range_dimension(s, m, n, oversampling)
@@ -135,10 +145,10 @@ def _sketched(
         r_omega = r @ np.asarray(rk.materialize(omega), np.float64)
         if _misfit(c, r, psi_c, r_omega) < TOLERANCE:
             return Parallel(
-                name=f"{layer}/sketches", in_shape=chain[0].in_shape,
-                out_shape=chain[-1].out_shape, c=(c @ r_omega).astype(np.float32),
-                a=(psi_c @ r_omega).astype(np.float32), r=(psi_c @ r).astype(np.float32),
-                bias=chain[-1].bias, psi=psi, omega=omega,
+                name=f"{layer}/sketches", inputs=chain[0].inputs, outputs=chain[-1].outputs,
+                in_shapes=chain[0].in_shapes, out_shapes=chain[-1].out_shapes,
+                c=(c @ r_omega).astype(np.float32), a=(psi_c @ r_omega).astype(np.float32),
+                r=(psi_c @ r).astype(np.float32), bias=chain[-1].bias, psi=psi, omega=omega,
             )  # fmt: skip
     raise ExportError(
         f"layer {layer}: {ATTEMPTS} seeds gave no {kind} sketches that hold its matrix of rank {s};"

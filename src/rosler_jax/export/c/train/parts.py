@@ -1,37 +1,34 @@
-"""Which numbers of a network train on the device."""
+"""Which numbers of a model train on the device."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.train.parallel import Parallel
-from rosler_jax.export.graph import Conv, Dense, Graph, Op, Project
+from rosler_jax.graph.graph import Graph, op_weights
+from rosler_jax.graph.kinds import Conv, Dense, Op, Project
+from rosler_jax.graph.weight import Weight
 
 GROUPS = ("all", "cores", "head", "biases")
 """Names for several parameters at once."""
 
 
-def bias_name(op: Op) -> str:
-    """What an operation's bias is called: its layer's number and "bias".
-
-    Example:
-      >>> from rosler_jax.export.graph import Flatten
-      >>> bias_name(Flatten(name="2/omega", in_shape=(3,), out_shape=(3,)))
-      '2/bias'
-    """
-    return f"{op.name.split('/')[0]}/bias"
-
-
 def names(op: Op) -> tuple[str, ...]:
-    """The names of an operation's parameters."""
-    found: tuple[str, ...] = ()
+    """The names of an operation's parameters: tensors of floats."""
     if isinstance(op, Parallel):
-        found = op.names
-    elif isinstance(op, Dense | Conv):
-        found = (op.weight.name,)
-    has_bias = getattr(op, "bias", None) is not None
-    return (*found, bias_name(op)) if has_bias else found
+        return (*op.names, *((op.bias.name,) if op.bias else ()))
+    return tuple(w.name for w in op_weights(op) if w.values.dtype.kind == "f")
+
+
+def all_names(graph: Graph) -> list[str]:
+    """The names of a graph's parameters; those without a name are none."""
+    found = [name for op in graph.ops for name in names(op)]
+    found += [w.name for w in graph.constants.values() if w.values.dtype.kind == "f"]
+    return [name for name in dict.fromkeys(found) if not name.startswith("constant")]
 
 
 def trained_names(graph: Graph, parts: str | Sequence[str]) -> frozenset[str]:
@@ -47,14 +44,14 @@ def trained_names(graph: Graph, parts: str | Sequence[str]) -> frozenset[str]:
 
     Example:
       >>> import numpy as np
-      >>> from rosler_jax.export.build import build_graph
+      >>> from rosler_jax.graph.layers import build_graph
       >>> specs = [{"kind": "two_factor", "in_features": 4, "out_features": 3, "rank": 1}]
       >>> tensors = {"0/c": np.ones((4, 1)), "0/r": np.ones((1, 3)), "0/bias": np.ones(3)}
       >>> graph = build_graph(specs, tensors)
       >>> sorted(trained_names(graph, "head")), sorted(trained_names(graph, ("0/c", "biases")))
       (['0/bias', '0/r'], ['0/bias', '0/c'])
     """
-    known = [name for op in graph.ops for name in names(op)]
+    known = all_names(graph)
     chosen: set[str] = set()
     for part in parts if isinstance(parts, list | tuple | set | frozenset) else (parts,):
         if part == "all":
@@ -62,7 +59,7 @@ def trained_names(graph: Graph, parts: str | Sequence[str]) -> frozenset[str]:
         elif part == "cores":
             chosen.update(name for name in known if name.endswith("/u"))
         elif part == "biases":
-            chosen.update(name for name in known if name.endswith("/bias"))
+            chosen.update(name for name in known if name.rsplit("/", 1)[-1] == "bias")
         elif part == "head":
             chosen.update(_head(graph))
         elif part in known:
@@ -82,9 +79,34 @@ def trained_names(graph: Graph, parts: str | Sequence[str]) -> frozenset[str]:
 
 def _head(graph: Graph) -> tuple[str, ...]:
     """The last product's parameters, and the bias that comes after it in a seeded layer."""
-    last = max(
-        (i for i, op in enumerate(graph.ops) if isinstance(op, Dense | Conv | Parallel)), default=0
-    )
+    products = Dense | Conv | Parallel
+    last = max((i for i, op in enumerate(graph.ops) if isinstance(op, products)), default=None)
+    if last is None:
+        return ()
     found = names(graph.ops[last])
     after = graph.ops[last + 1] if last + 1 < len(graph.ops) else None
     return (*found, *names(after)) if isinstance(after, Project) else found
+
+
+def parameters_of(graph: Graph) -> Graph:
+    """A graph whose tensors are the model's parameters, where tracing had computed with them.
+
+    A seeded layer's core is traced to ``U* = a U``, with ``a`` the scale of its input's sketch: the
+    sketch takes the scale, so that U itself trains.
+    """
+    ops: list[Op] = list(graph.ops)
+    for i, op in enumerate(ops):
+        core: Any = ops[i - 1] if i else None
+        if not isinstance(op, Project) or not op.transpose or not isinstance(core, Dense | Conv):
+            continue
+        psi = ops[i - 2] if i > 1 else None
+        if not core.weight.name.endswith("*"):
+            continue
+        values = core.weight.values
+        if isinstance(psi, Project) and not psi.transpose and psi.scale == 1.0:
+            scale = math.sqrt(psi.sketch.cols / psi.sketch.rows)
+            ops[i - 2] = dataclasses.replace(psi, scale=scale)
+            values = values / scale
+        weight = Weight(core.weight.name.rstrip("*"), values.astype("float32"))
+        ops[i - 1] = dataclasses.replace(core, weight=weight)
+    return dataclasses.replace(graph, ops=tuple(ops))

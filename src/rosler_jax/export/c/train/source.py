@@ -11,12 +11,13 @@ import numpy as np
 
 from rosler_jax._version import __version__
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export.c import old as inference
+from rosler_jax.export.c.program import wire
 from rosler_jax.export.c.train import floats
+from rosler_jax.export.c.train.chain import cut, frozen_step
 from rosler_jax.export.c.train.memory import Layout, Node, frozen, lay_out
 from rosler_jax.export.c.train.parallel import Parallel, parallel_graph
 from rosler_jax.export.c.train.parameters import FLAG, Field, Parameters
-from rosler_jax.export.c.train.parts import names, trained_names
+from rosler_jax.export.c.train.parts import parameters_of, trained_names
 from rosler_jax.export.c.unit import (
     ABOUT_CONST,
     Unit,
@@ -24,7 +25,8 @@ from rosler_jax.export.c.unit import (
     float32_literal,
     quantize_function,
 )
-from rosler_jax.export.graph import Graph
+from rosler_jax.graph.graph import Graph
+from rosler_jax.graph.kinds import count
 
 HEADER, SOURCE = "rosler_train.h", "rosler_train.c"
 LOSSES = ("cross_entropy", "mse")
@@ -150,7 +152,7 @@ def write_training(
         alternatives.
 
     Example:
-      >>> from rosler_jax.export.build import build_graph
+      >>> from rosler_jax.graph.layers import build_graph
       >>> specs = [{"kind": "linear", "in_features": 4, "out_features": 2}]
       >>> graph = build_graph(specs, {"0/kernel": np.ones((4, 2)), "0/bias": np.zeros(2)})
       >>> source = write_training(graph)
@@ -166,6 +168,7 @@ def write_training(
         raise ExportError(f"momentum {momentum!r}; expected 0 to below 1")
     if clip is not None and not (isinstance(clip, int | float) and 0.0 < clip < math.inf):
         raise ExportError(f"clip {clip!r}; expected a positive number, or None")
+    graph = parameters_of(graph)
     if dtype == "fixed":
         from rosler_jax.export.c.train.fixed_source import write_fixed
 
@@ -195,39 +198,30 @@ def _write_float(
                 f"{op.name}: sketches of one matrix train together; choose parts='all', or "
                 "stage='successive'"
             )
+    parts_of = cut(graph, trained)
+    if parts_of is None or not all(floats.serves(op) for op in parts_of[1]):
+        raise ExportError("no chain")
+    before, ops = parts_of
     unit = Unit()
     parameters = Parameters(unit, "float", trained)
     if parallel:
         parameters.add(FLAG, np.ones(1, np.float32))
     nodes: list[Node] = []
-    first = -1
-    for i, op in enumerate(graph.ops):
-        node: Node | None
-        if not parameters.below and not trained.intersection(names(op)):
-            step = inference.step(op, unit, f"layer{i}")
-            node = None if step is None else frozen(step)
-        elif type(op) in floats.EMIT:
-            node = floats.EMIT[type(op)](op, parameters, f"train{i}")
-        else:
-            raise ExportError(
-                f"{op.name}: a {type(op).__name__} does not train in C; "
-                f"{', '.join(kind.__name__ for kind in floats.EMIT)} do. Train it on the host, and "
-                "on the device only what comes after it, as parts='head' does"
-            )
-        if node is not None:
-            nodes.append(node)
-        if first < 0 and parameters.below:
-            first = len(nodes) - 1
+    if before.ops:
+        wiring, size = wire(before, unit, ["x"]), count(ops[0].in_shape)
+        nodes.append(frozen(frozen_step(unit, wiring, ("float", "float"), size)))
+    first = len(nodes)
+    nodes += [floats.EMIT[type(op)](op, parameters, f"train{i}") for i, op in enumerate(ops)]
     direct = momentum == 0.0 and clip is None and batch == 1 and not parallel
-    sizes = math.prod(graph.in_shape), math.prod(graph.out_shape)
+    sizes = count(graph.in_shape), count(graph.out_shape)
     program = Program(
         unit, FLOAT_STYLE, parameters, nodes, first, sizes, loss, batch, not direct, stage
     )
     layout = lay_out(nodes, first, "float")
-    count, arena = parameters.count, layout.bytes
+    numbers, arena = parameters.count, layout.bytes
     gradient = "s->weights" if direct else "s->velocity"
     if clip is not None:
-        gradient, arena = f"(float *)(a + {layout.bytes})", layout.bytes + -(-4 * count // 8) * 8
+        gradient, arena = f"(float *)(a + {layout.bytes})", layout.bytes + -(-4 * numbers // 8) * 8
     functions = passes(program, layout)
     functions.append(_step(program, layout, gradient, momentum, clip))
     if parallel:

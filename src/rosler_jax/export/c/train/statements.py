@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from rosler_jax.export.c.train.parameters import Parameters
-from rosler_jax.export.c.train.parts import bias_name
 from rosler_jax.export.c.unit import Unit, float32_literal
 
 
@@ -13,7 +12,7 @@ def add_bias(op: Any, parameters: Parameters, label: str) -> str:
     """The expression of an operation's bias, "0" for none."""
     if op.bias is None:
         return "0"
-    return parameters.add_any(f"{label}_bias", bias_name(op), op.bias)
+    return parameters.add_any(f"{label}_bias", op.bias.name, op.bias.values.ravel())
 
 
 def finish(bias: str, scale: float = 1.0) -> str:
@@ -30,6 +29,19 @@ def finishes(bias: str, each: int, groups: int, scale: float = 1.0) -> str:
         for g in range(groups)
     ]
     return f"const rosler_finish_f32 f[{groups}] = {{{', '.join(ends)}}};"
+
+
+def over(count: int, body: str, variable: str = "v") -> str:
+    """A statement for each of so many rows."""
+    if count == 1 or not body:
+        return body
+    head = f"for ({variable} = 0; {variable} < {count}; ++{variable})"
+    return f"{{ int {variable}; {head} {{ {body} }} }}"
+
+
+def row(pointer: str, count: int, size: int, variable: str = "v") -> str:
+    """The expression of a row of so many; the array itself if there is one."""
+    return pointer if count == 1 or not pointer else f"({pointer}) + {variable} * {size}"
 
 
 def bias_gradient(unit: Unit, parameters: Parameters, bias: str, count: int, dy: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from rosler_jax.export.c import old as inference
 from rosler_jax.export.c.train.memory import Node, Wires
 from rosler_jax.export.c.train.parameters import Parameters
 from rosler_jax.export.c.train.statements import (
@@ -14,9 +13,9 @@ from rosler_jax.export.c.train.statements import (
     finishes,
     outer,
 )
-from rosler_jax.export.c.unit import FLOAT, float32_literal
-from rosler_jax.export.c.windows import axes_table, pool_window
-from rosler_jax.export.graph import Conv, Pool
+from rosler_jax.export.c.unit import FLOAT, Step, float32_literal
+from rosler_jax.export.c.windows import axes_table
+from rosler_jax.graph.kinds import Conv, Pool
 
 
 def conv(op: Conv, parameters: Parameters, label: str) -> Node:
@@ -82,20 +81,18 @@ def conv(op: Conv, parameters: Parameters, label: str) -> Node:
     )
 
 
-def pool(op: Pool, parameters: Parameters, label: str) -> Node:
+def pool(op: Pool, step: Step, parameters: Parameters, label: str) -> Node:
     """Pooling: the error goes to the first of the largest, or to all alike."""
     unit, shapes = parameters.unit, (op.in_shape, op.out_shape)
-    axes, mean = len(op.in_shape) - 1, op.kind == "mean"
-    step = inference.step(op, unit, label)
-    assert step is not None
-    table = axes_table(unit, f"{label}_back", shapes, pool_window(op.window))
+    axes, mean = len(op.in_shape) - 1, op.function == "sum"
+    table = axes_table(unit, f"{label}_back", shapes, op.window)
     outputs = math.prod(op.out_shape[:-1])
 
     def backward(w: Wires) -> str:
         if not w.dx:
             return ""
         unit.use("pool_back_f32")
-        each = float32_literal(1.0 / math.prod(op.window) if mean else 0.0)
+        each = float32_literal(op.scale if mean else 0.0)
         sizes = f"{table}, {axes}, {op.in_shape[-1]}, {outputs}, {each}"
         return (
             f"memset({w.dx}, 0, {4 * math.prod(op.in_shape)}); "

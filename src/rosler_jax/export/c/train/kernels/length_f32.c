@@ -1,5 +1,5 @@
 /* The Euclidean norm, with the squares summed in blocks: long sums lose digits. */
-static float rosler_norm_f32(const float *x, int count)
+static float rosler_length_f32(const float *x, int count)
 {
     float sum = 0.0f, block = 0.0f;
     int i;
