@@ -12,6 +12,7 @@ its constants and then its operations' outputs. Shapes follow from what is read
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -222,7 +223,8 @@ def _squeezed(shapes: list[Shape]) -> list[Shape]:
 def _usual_name(op: Op, taken: set[str]) -> str:
     weights = op_vectors(op)
     name = weights[0].name if weights else type(op).__name__.lower()
-    return name if name not in taken else f"{name}.{len(taken)}"
+    numbered = (f"{name}.{k}" for k in itertools.count(len(taken)))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)
 
 
 # Graphs and operations, read.
@@ -452,14 +454,11 @@ def _read_window(value: Any, reader: _Reader) -> Window:
 
 def _write_sketch(sketch: rk.Sketch, tensors: Tensors) -> list[Any]:
     seed = np.asarray(sketch.seed, np.uint32).tolist()
-    family, params, data = rk.family(sketch.kind), dict(sketch.params), None
-    if not family.weighted:
-        usual = family.make(0, sketch.rows, sketch.cols).params
-        params = params if tuple(sketch.params) != usual else {}
+    data = None
     if sketch.data is not None:
         arrays = (np.asarray(sketch.data[name]) for name in _DATA)
         data = [_place_of(f"sketch.{len(tensors)}", array, tensors) for array in arrays]
-    listed = [[name, value] for name, value in params.items()]
+    listed = [[name, value] for name, value in sketch.params]
     return trimmed([sketch.kind, sketch.rows, sketch.cols, *seed, listed or None, data])
 
 
@@ -473,8 +472,10 @@ def _read_sketch(value: Any, reader: _Reader) -> rk.Sketch:
     family = rk.family(_text(kind))
     params = {_text(name): _int(number) for name, number in map(_list, _list(listed or []))}
     if not family.weighted:
+        made = family.make(0, rows, cols, **params)
         require(data is None, f"a sketch of kind {kind} has no data")
-        return dataclasses.replace(family.make(0, rows, cols, **params), seed=seed)
+        require(dict(made.params) == params, f"a sketch of kind {kind} has {dict(made.params)}")
+        return dataclasses.replace(made, seed=seed)
     require(1 <= rows < 2**31 and 1 <= cols < 2**31 and not params, f"a sketch {rows} x {cols}")
     arrays = {name: reader.tensor(k)[1] for name, k in zip(_DATA, _list(data), strict=True)}
     for name, array in arrays.items():
