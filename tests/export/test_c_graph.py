@@ -7,12 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import public_models
 import pytest
+import tiny_models
+from flax import nnx
 
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware.host import FLAGS, SANITIZERS
-from rosler_jax.graph import Graph, run
+from rosler_jax.graph import Graph, Weight, run, trace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 
@@ -20,7 +25,7 @@ from hand_made import Maker, every_kind
 from random_graphs import MAKERS, random_graph
 
 from rosler_jax.graph.functions import FUNCTIONS
-from rosler_jax.graph.kinds import Map
+from rosler_jax.graph.kinds import Dense, Gather, Map
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 POISON = (0xFF, 0xA5)
@@ -126,6 +131,43 @@ def test_the_graph_of_every_kind(tmp_path, compiler):
         pytest.skip(f"{compiler} is not installed")
     graph, inputs = every_kind()
     check(graph, inputs, tmp_path, compiler=compiler, poison=0xFF)
+
+
+@pytest.mark.parametrize("name", [*tiny_models.INPUTS, *public_models.MODELS])
+def test_models_as_users_write_them(tmp_path, name):
+    if name in tiny_models.INPUTS:
+        model = getattr(tiny_models, name)(nnx.Rngs(0))
+        tiny_models.randomise(model, jax.random.key(1))
+        rng = np.random.default_rng(0)
+        inputs = [rng.normal(size=tiny_models.INPUTS[name]).astype(np.float32)]
+        graph = trace(model, jnp.zeros((1, *inputs[0].shape)))
+    else:
+        build, arguments = public_models.MODELS[name]
+        model, args = build(nnx.Rngs(0)), arguments(jax.random.key(1))
+        graph = trace(model, *args)
+        inputs = [np.asarray(x)[0] for x in jax.tree.leaves(args)]
+    source = check(graph, inputs, tmp_path, ulps=50, poison=0xFF, sanitize=name == "lstm")
+    assert source.arena_bytes == source.least_bytes
+    assert source.model_bytes <= sum(w.values.nbytes for w in graph.weights())
+
+
+def test_a_table_that_is_also_a_matrix_is_stored_once(tmp_path):
+    m = Maker()
+    ids = m.input(3, dtype="int32")
+    table = Weight("table", np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32))
+    x = m.add(Gather, m.constant(table), ids, shapes=[(20, 8), (3,)])
+    graph = m.graph(m.add(Dense, x, weight=table.then("transpose", (1, 0))))
+    source = check(graph, [np.int32([4, 19, 0])], tmp_path)
+    assert source.constant_bytes["weights"] == 4 * 20 * 8
+
+
+def test_outputs_that_are_inputs_constants_or_one_another(tmp_path):
+    m = Maker()
+    x = m.input(5)
+    kept = m.constant(Weight("kept", np.float32([1, 2, 3])))
+    y = m.add(Map, x, function="relu")
+    graph = m.graph(y, x, kept, y, y)
+    check(graph, [np.float32([1, -1, 0, 2, np.nan])], tmp_path, poison=0xFF)
 
 
 SPECIAL = np.float32(
