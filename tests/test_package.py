@@ -56,7 +56,6 @@ LEVELS = {
     "rosler_jax.size": 4,
     "rosler_jax.fit": 4,
     "rosler_jax.checkpoint": 4,
-    "rosler_jax.graph.save": 5,
     "rosler_jax.run": 5,
     "rosler_jax.sweep": 5,
     "rosler_jax.export": 5,
