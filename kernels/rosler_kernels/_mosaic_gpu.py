@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .hashing import Words
     from .sketches import Sketch
+    from .sketches._base import Static
 
     Index = Array | np.int32
 
@@ -300,14 +301,16 @@ def pad_axis(x: Array, axis: int, multiple: int) -> Array:
     return jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)])
 
 
-def refuse(kind: str | None, nnz: int, dtype: Any) -> str | None:
-    """Why no kernel of this back end serves a family and a dtype; None where one does."""
+def refuse(sketch: Static | None, dtype: Any) -> str | None:
+    """Why no kernel of this back end serves a sketch and a dtype; None where one does."""
     if jax.__version_info__ < (0, 10, 2):
         return f"JAX {jax.__version__} lowers no shifts of integers; the kernels need 0.10.2"
     if jnp.dtype(dtype).name not in DTYPES:
         return f"Mosaic GPU kernels take {', '.join(DTYPES)}, not {jnp.dtype(dtype).name}"
-    if kind is not None and family(kind).generator is None:
-        return f"{kind} has no kernel: sampling rows is a gather, which XLA does"
-    if nnz > MAX_NNZ:
-        return f"{nnz} nonzeros a row; the kernel takes up to {MAX_NNZ}"
-    return None
+    if sketch is None:
+        return None
+    if family(sketch.kind).generator is None:
+        return f"{sketch.kind} has no kernel: sampling rows is a gather, which XLA does"
+    p = dict(sketch.params)
+    nnz = p.get("nnz", 1) * p.get("kappa", 1)
+    return f"{nnz} nonzeros a row; the kernel takes up to {MAX_NNZ}" if nnz > MAX_NNZ else None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
     from .sketches import Sketch
+    from .sketches._base import Static
 
     Index = Array | np.int32
 
@@ -57,12 +58,12 @@ def interpret_params(interpret: bool) -> Any:
     return pltpu.InterpretParams(detect_races=True) if interpret else False
 
 
-def refuse(kind: str | None, dtype: Any) -> str | None:
-    """Why no kernel of this back end serves a family and a dtype; None where one does."""
+def refuse(sketch: Static | None, dtype: Any) -> str | None:
+    """Why no kernel of this back end serves a sketch and a dtype; None where one does."""
     if jnp.dtype(dtype).name not in DTYPES:
         return f"Mosaic TPU kernels take {', '.join(DTYPES)}, not {jnp.dtype(dtype).name}"
-    if kind is not None and family(kind).generator is None:
-        return f"{kind} has no kernel: sampling rows is a gather, which XLA does"
+    if sketch is not None and family(sketch.kind).generator is None:
+        return f"{sketch.kind} has no kernel: sampling rows is a gather, which XLA does"
     return None
 
 

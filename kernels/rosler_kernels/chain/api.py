@@ -17,7 +17,6 @@ from ..sketches import Sketch
 from . import xla
 
 if TYPE_CHECKING:
-
     from jaxtyping import Array, Float
 
     from ..sketches._base import Static

@@ -65,13 +65,7 @@ def unsupported(
         return f"the fused chain takes bfloat16 and float16, not {jnp.dtype(dtype).name}"
     if max(core) > MAX_RANK:
         return f"a core of shape {tuple(core)}; the fused chain holds ranks up to {MAX_RANK}"
-    for factor in (left, right):
-        if factor is not None:
-            p = dict(factor.params)
-            why = refuse(factor.kind, p.get("nnz", 1) * p.get("kappa", 1), dtype)
-            if why:
-                return why
-    return None
+    return refuse(left, dtype) or refuse(right, dtype)
 
 
 def chain(

@@ -60,11 +60,7 @@ def unsupported(
     """Why the kernel cannot run; None where it can. A factor is None where it is stored."""
     if max(core) > MAX_RANK:
         return f"a core of shape {tuple(core)}; the fused chain holds ranks up to {MAX_RANK}"
-    for factor in (left, right):
-        why = refuse(None if factor is None else factor.kind, dtype)
-        if why:
-            return why
-    return None
+    return refuse(left, dtype) or refuse(right, dtype)
 
 
 class _Outer(NamedTuple):
@@ -88,16 +84,7 @@ def chain(
     blocks: Blocks | None = None,
     interpret: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """(y, h, z) with h = x L, z = h U, y = z R, each of x's dtype.
-
-    Args:
-      x: (b, m), float32, bfloat16 or float16.
-      left: array (m, s), or a sketch of m rows and s columns.
-      core: (s, l).
-      right: array (l, n), or a sketch of n rows and l columns.
-      blocks: sizes.
-      interpret: run on the CPU, with race detection.
-    """
+    """(y, h, z) as of ``mosaic_gpu.chain``; x may be float32, ranks are up to MAX_RANK."""
     (b, m), (s, l) = x.shape, core.shape
     n = right.rows if isinstance(right, Sketch) else right.shape[1]
     if 0 in (b, m, s, l, n):

@@ -50,7 +50,7 @@ def unsupported(n: int, dtype: Any) -> str | None:
     """Why the kernel cannot run; None where it can."""
     if n > MAX_ORDER:
         return f"order {n}; the kernel keeps factors of orders up to {MAX_ORDER} on chip"
-    return refuse(None, 1, dtype)
+    return refuse(None, dtype)
 
 
 def transform(

@@ -108,10 +108,11 @@ def _pad(
 
 
 def _describe(
-    examples: int, x: Any, *_: Any, sketch: Static, window: Geometry, spatial: Any, **__: Any
+    examples: int, x: Any, *_: Any, sketch: Static, transpose: bool, window: Geometry, spatial: Any
 ) -> tuple[Problem, tuple[Any, ...]]:
+    name = "project_patches_transpose" if transpose else "project_patches"
     shape = (examples * math.prod(window.out(spatial)), sketch.rows, sketch.cols)
-    return Problem("project_patches", sketch.kind, x.dtype.name, shape), (sketch, x.dtype)
+    return Problem(name, sketch.kind, x.dtype.name, shape), (sketch, x.dtype)
 
 
 def _shapes(
@@ -123,21 +124,15 @@ def _shapes(
 
 
 def _run(
-    module: ModuleType,
-    x: Array,
-    *arrays: Array,
-    sketch: Static,
-    transpose: bool,
-    window: Geometry,
-    spatial: tuple[int, ...],
-    **options: Any,
-) -> tuple[Array]:
+    module: ModuleType, *arrays: Array, sketch: Static, transpose: bool, window: Geometry,
+    spatial: tuple[int, ...], **options: Any,
+) -> tuple[Array]:  # fmt: skip
     name = "project_transpose" if transpose else "project"
     function = getattr(module, name)
-    if module.__package__ != __package__:
+    if module.__package__ != __package__:  # a kernel of the projection's
         function = functools.partial(getattr(_shifted, name), module)
-    operands = (x, sketch.sketch(*arrays), window, *((spatial,) if transpose else ()))
-    return (function(*operands, **options),)
+    size = (spatial,) if transpose else ()
+    return (function(arrays[0], sketch.sketch(*arrays[1:]), window, *size, **options),)
 
 
 PATCHES = operation.define(

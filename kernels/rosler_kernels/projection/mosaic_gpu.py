@@ -66,11 +66,7 @@ class Blocks(NamedTuple):
     splits: int = 1
 
 
-def unsupported(sketch: Sketch, dtype: Any) -> str | None:
-    """Why these kernels cannot run a sketch on a dtype; None where they can."""
-    parameters = dict(sketch.params)
-    nnz = parameters.get("nnz", 1) * parameters.get("kappa", 1)
-    return refuse(sketch.kind, nnz, dtype)
+unsupported = refuse
 
 
 class _Plan(NamedTuple):

@@ -45,9 +45,7 @@ class Blocks(NamedTuple):
     cols: int = 128
 
 
-def unsupported(sketch: Sketch, dtype: Any) -> str | None:
-    """Why these kernels cannot run a sketch on a dtype; None where they can."""
-    return refuse(sketch.kind, dtype)
+unsupported = refuse
 
 
 def run(
@@ -60,20 +58,7 @@ def run(
     blocks: Blocks | None = None,
     interpret: bool = False,
 ) -> Float[Array, "rows_out cols"]:
-    """y_i = sum_w x_{i + offsets[w]} Omega[w c : (w + 1) c], or Omega[...]^T, x and y exchanged.
-
-    Args:
-      transpose: which of the two.
-      x: (p, c), transposed (p, cols); float32, bfloat16 or float16.
-      sketch: rows = c len(offsets); any family but row sampling.
-      offsets: not negative; (0,) is x Omega, more are the pixels of a convolution's window.
-      rows_out: rows of y, by default p.
-      blocks: tile sizes.
-      interpret: run on the CPU, with race detection.
-
-    Returns:
-      array (rows_out, cols), transposed (rows_out, c), of x's dtype.
-    """
+    """Arguments, result as of ``mosaic_gpu.run``: x Omega or, over offsets, a convolution."""
     rows = x.shape[0] if rows_out is None else rows_out
     group = sketch.rows // len(offsets)
     out = group if transpose else sketch.cols

@@ -104,20 +104,26 @@ def _dense_project(x: Array, sketch: Sketch) -> Array:
 
 
 def _dense_transpose(y: Array, sketch: Sketch) -> Array:
-    size = _tile_rows(sketch)
+    def part(first: int | Array, size: int) -> Array:
+        return wide_dot(y, _tile(sketch, first, size).T)
+
+    return _by_rows(y, sketch, _tile_rows(sketch), part)
+
+
+def _by_rows(
+    y: Array, sketch: Sketch, size: int, part: Callable[[int | Array, int], Array]
+) -> Array:
+    """y Omega^T, part(first, size) of it at a time."""
     whole, rest = divmod(sketch.rows, size)
     if whole == 1 and not rest:
-        return wide_dot(y, _tile(sketch, 0, size).T)
+        return part(0, size)
 
     def step(i: Array, out: Array) -> Array:
-        part = wide_dot(y, _tile(sketch, i * size, size).T)
-        return jax.lax.dynamic_update_slice_in_dim(out, part, i * size, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(out, part(i * size, size), i * size, axis=1)
 
     out = jnp.zeros((y.shape[0], sketch.rows), y.dtype)
     out = jax.lax.fori_loop(0, whole, step, out)
-    if rest:
-        out = out.at[:, whole * size :].set(wide_dot(y, _tile(sketch, whole * size, rest).T))
-    return out
+    return out.at[:, whole * size :].set(part(whole * size, rest)) if rest else out
 
 
 # Sparse rows: one-hot tiles forwards (XLA's scatter is serial on CPU), a gather backwards.
@@ -125,19 +131,7 @@ def _dense_transpose(y: Array, sketch: Sketch) -> Array:
 
 def _sparse_transpose(y: Array, sketch: Sketch) -> Array:
     size = min(sketch.rows, SPARSE_ROWS)
-    whole, rest = divmod(sketch.rows, size)
-    if whole == 1 and not rest:
-        return _gathered(y, sketch, 0, size)
-
-    def step(i: Array, out: Array) -> Array:
-        part = _gathered(y, sketch, i * size, size)
-        return jax.lax.dynamic_update_slice_in_dim(out, part, i * size, axis=1)
-
-    out = jnp.zeros((y.shape[0], sketch.rows), y.dtype)
-    out = jax.lax.fori_loop(0, whole, step, out)
-    if rest:
-        out = out.at[:, whole * size :].set(_gathered(y, sketch, whole * size, rest))
-    return out
+    return _by_rows(y, sketch, size, functools.partial(_gathered, y, sketch))
 
 
 def _gathered(y: Array, sketch: Sketch, row_start: int | Array, n_rows: int) -> Array:
