@@ -13,6 +13,7 @@ from rosler_jax.export import softmax
 from rosler_jax.export.c import integer_loops as each
 from rosler_jax.export.c import moves
 from rosler_jax.export.c.arena import Use
+from rosler_jax.export.c.bytes_kernels import is_single, single_step, takes_tiles, tile_step
 from rosler_jax.export.c.integer_loops import CTYPE
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
 from rosler_jax.export.c.program import scan_step
@@ -198,6 +199,11 @@ def _product(op: Product, unit: Unit, label: str) -> Step:
     bits = 8 if op.wide and op.bits == 4 else op.bits
     m, n = math.prod(op.weight.shape[:-1]), op.weight.shape[-1]
     groups = 1 if op.window is None else op.window.groups
+    if takes_tiles(op) or is_single(op):
+        finish = _finish(unit, label, op.requant, op.bias)
+        if is_single(op):
+            return single_step(op, unit, label, finish)
+        return tile_step(op, unit, label, finish, _limits(op.requant))
     kernel = _kernel(unit, bits, op.wide, op.requant.shift, op.dtypes[0])
     rows = op.weight.reshape(m, n).T.reshape(groups, n // groups, m)
     words = [pack_rows(group, bits) for group in rows]

@@ -115,6 +115,14 @@ def _gather_axes(
     )
 
 
+def gather_call(
+    unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape], window: Window
+) -> str:
+    """C call that gathers the pixels under a window of one group, for output (i, j)."""
+    gather = _gather if len(window.size) < 3 else _gather_axes
+    return gather(unit, numbers, label, shapes, window).replace("g * ", "0 * ")
+
+
 def window_step(
     unit: Unit,
     numbers: Numbers,

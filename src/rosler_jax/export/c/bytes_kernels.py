@@ -1,0 +1,153 @@
+"""Convolutions of values of 8 bits as C: tiles of four pixels, and channels by themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from rosler_jax.export.c.integer_loops import CTYPE
+from rosler_jax.export.c.loops import nested
+from rosler_jax.export.c.unit import CTYPES, Numbers, Step, Unit
+from rosler_jax.export.c.windows import gather_call, image, is_depthwise, is_pointwise, window_sizes
+from rosler_jax.export.intops import Product
+from rosler_jax.graph.kinds import Window
+
+
+def takes_tiles(op: Product) -> bool:
+    """Whether a product goes by tiles of four pixels: several, with weights of a byte."""
+    groups = 1 if op.window is None else op.window.groups
+    positions = math.prod(op.out_shape[:-1])
+    small = "int8" in (op.in_dtypes[0], op.dtypes[0])
+    return small and _plain(op) and groups == 1 and positions > 1
+
+
+def is_single(op: Product) -> bool:
+    """Whether a product takes four channels of 8 bits at a time, each by itself."""
+    return (
+        op.window is not None
+        and (op.in_dtypes[0], op.dtypes[0]) == ("int8", "int8")
+        and _plain(op)
+        and is_depthwise(op.window, op.in_shape, op.out_shape)
+        and op.out_shape[-1] % 4 == 0
+    )
+
+
+def _plain(op: Product) -> bool:
+    return op.bits == 8 and not op.wide and op.requant.shift > 32
+
+
+def _suffix(dtype: str, fill: int) -> str:
+    return f"{dtype}_{'m' if fill < 0 else ''}{abs(fill)}"
+
+
+def tile_step(op: Product, unit: Unit, label: str, finish: str, limits: int) -> Step:
+    """A function that gathers four pixels after each other, then multiplies."""
+    n, dtype, made = op.weight.shape[-1], op.in_dtypes[0], op.dtypes[0]
+    m = math.prod(op.weight.shape[:-1])
+    words = -(-m // 4)
+    rows = np.zeros((n, 4 * words), np.int8)
+    rows[:, :m] = op.weight.reshape(m, n).T
+    w = unit.array("uint32_t", f"{label}_weights", rows.view("<u4"), "weights")
+    suffix = f"_{made}_{limits}"
+    unit.use("tile", {"T": suffix, "Y": CTYPE[made], "LIMITS": str(limits)})
+    shapes = (op.in_shape, op.out_shape)
+    window = op.window or _one(op)
+    gather, raw = _gather_tile(op, unit, label, window, words)
+    flat = len(window.size) < 3
+    height, width = image(op.out_shape)[:2] if flat else (1, math.prod(op.out_shape[:-1]))
+    call = f"rosler_tile{suffix}(tile, {words}, {n}, {w}, {finish}, %s, y);"
+    body = [
+        "rosler_slot *slot = (rosler_slot *)((int16_t *)memory + 2 * p);",
+        *gather,
+        "if (++p == 4) {", f"    {call % 4}", f"    y += {4 * n};", "    p = 0;", "}",
+    ]  # fmt: skip
+    room = 32 * words
+    left = height * width % 4
+    lines = [
+        f"static void rosler_{label}(const {CTYPE[dtype]} *x, {CTYPE[made]} *y, "
+        "unsigned char *memory)",
+        "{",
+        "    const rosler_slot *tile = (const rosler_slot *)memory;",
+        "    int i, j, p = 0;",
+        f"    memset(memory, 0, {room + raw});",
+        *nested([("i", height), ("j", width)], body),
+        *([f"    {call % left}"] if left else []),
+        "}",
+    ]
+    unit.functions.append("\n".join(lines))
+    size = math.prod(shapes[1]) * CTYPES[CTYPE[made]]
+    return Step(lambda x, y, memory: f"rosler_{label}({x}, {y}, {memory});", size, room + raw)
+
+
+def _one(op: Product) -> Window:
+    """Rows through a matrix as a signal of pixels."""
+    return Window(size=(1,), strides=(1,), padding=((0, 0),), dilation=(1,), input_dilation=(1,))
+
+
+def _gather_tile(
+    op: Product, unit: Unit, label: str, window: Window, words: int
+) -> tuple[list[str], int]:
+    """Lines that fill a pixel's part of the tile, and the bytes beside it that they need."""
+    dtype, channels = op.in_dtypes[0], op.in_shape[-1]
+    shapes, suffix = (op.in_shape, op.out_shape), _suffix(dtype, op.fill)
+    copy = {"int16": "spread_i16", "int8": "spread_i8", "uint8": "spread_u8"}[dtype]
+    numbers = Numbers(
+        f"tile_{suffix}", "rosler_slot", "int32_t", "i32", "uint32_t", 8, CTYPE[dtype], copy,
+        str(op.fill),
+    )  # fmt: skip
+    unit.use(copy, numbers.names())
+    whole = 4 * words
+    if channels % 4 == 0:
+        if is_pointwise(window):
+            at = f"(i * {image(op.out_shape)[1]} + j)"
+            return [f"rosler_copy_tile_{suffix}(x + {at} * {channels}, {whole}, slot);"], 0
+        text = gather_call(unit, numbers, label, shapes, window)
+        return [text.replace("patch);", "slot);")], 0
+    raw = dataclasses.replace(
+        numbers, suffix=f"raw_{suffix}", element=CTYPE[dtype], source=None, copy="copy_fill"
+    )
+    text = gather_call(unit, raw, label, shapes, window)
+    room = -(-whole * CTYPES[CTYPE[dtype]] // 8) * 8
+    return [
+        f"{CTYPE[dtype]} *patch = ({CTYPE[dtype]} *)(memory + {32 * words});",
+        text,
+        f"rosler_copy_tile_{suffix}(patch, {whole}, slot);",
+    ], room
+
+
+def single_step(op: Product, unit: Unit, label: str, finish: str) -> Step:
+    """A function that takes every channel by itself."""
+    assert op.window is not None
+    n, taps = op.out_shape[-1], math.prod(op.window.size)
+    pairs = -(-taps // 2)
+    weight = np.zeros((2 * pairs, n), np.int16)
+    weight[:taps] = op.weight.reshape(taps, n)
+    # Of four channels, of two taps: channels 0, 2, 1, 3.
+    quads = weight.reshape(pairs, 2, n // 4, 4).transpose(2, 0, 3, 1)[:, :, [0, 2, 1, 3]]
+    words = np.ascontiguousarray(quads).view("<u4")
+    w = unit.array("uint32_t", f"{label}_weights", words, "weights")
+    unit.use("depthwise_i8")
+    sizes = window_sizes((op.in_shape, op.out_shape), op.window)
+    height, width, channels, out_height, out_width = sizes[:5]
+    rows, cols, stride_y, stride_x, up, left, step_y, step_x = sizes[5:]
+    body = [
+        f"rosler_taps(x, {height}, {width}, {channels}, i * {stride_y} - {up}, "
+        f"j * {stride_x} - {left}, {rows}, {cols}, {step_y}, {step_x}, none, taps);",
+        f"rosler_depthwise_i8(taps, {pairs}, {n}, {w}, {finish}, y);",
+        f"y += {n};",
+    ]
+    lines = [
+        f"static void rosler_{label}(const int8_t *x, int8_t *y, unsigned char *memory)",
+        "{",
+        "    int8_t *none = (int8_t *)memory;",
+        f"    const int8_t *taps[{taps + 1}];",
+        "    int i, j;",
+        f"    memset(none, {op.fill}, {n});",
+        *nested([("i", out_height), ("j", out_width)], body),
+        "}",
+    ]
+    unit.functions.append("\n".join(lines))
+    size = math.prod(op.out_shape)
+    return Step(lambda x, y, memory: f"rosler_{label}({x}, {y}, {memory});", size, -(-n // 8) * 8)
