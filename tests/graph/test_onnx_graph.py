@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from hand_made import Maker, every_kind, weight, window
+from random_graphs import MAKERS, random_graph
 
 import rosler_kernels as rk
 from rosler_jax.export._errors import ExportError
@@ -459,6 +460,18 @@ def test_a_kind_equals_the_graph_at_any_batch(name: str) -> None:
     assert_equal(m.graph(*outputs))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_random_graphs(seed: int) -> None:
+    graph, xs = random_graph(seed)
+    assert_equal(graph, [np.stack([x, -0.5 * x[::-1], 0.7 * x]) for x in xs])
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_random_graphs_of_a_kind(kind: str) -> None:
+    graph, xs = random_graph(2000, [kind], 4)
+    assert_equal(graph, [x[None] for x in xs])
+
+
 def test_every_kind_at_once() -> None:
     graph, xs = every_kind()
     assert set(EMIT) == set(KINDS.values())
@@ -498,9 +511,9 @@ def of_function(name: str, dtype: str) -> tuple[Graph, list[np.ndarray]]:
         xs[0] = np.maximum(xs[0], -0.99)
     if name in ("exp", "expm1"):
         xs[0][:, 3] = 10.0
-    if dtype == "int32":  # whole numbers, and none to divide by 0
+    if dtype == "int32":
         xs = [np.rint(3 * x).clip(-9, 9) for x in xs]
-        xs = [x if k == 0 else np.where(x == 0, 1, x) for k, x in enumerate(xs)]
+        xs[0][:, 0] = -(2**31)
         xs[1:] = [np.abs(x) for x in xs[1:]] if name == "pow" else xs[1:]
     if name in ("eq", "ne"):
         xs[1][:, ::2] = xs[0][:, ::2]

@@ -47,8 +47,12 @@ def result_dtype(function: str, computed: Sequence[str]) -> str:
     return "bool" if function in _LOGIC or function in (*_COMPARE, "isfinite") else computed[-1]
 
 
-def emit(b: Builder, function: str, numbers: Sequence[float], dtype: str, *xs: str) -> str:
-    """Adds the nodes of a function of tensors of a type."""
+def emit(
+    b: Builder, function: str, numbers: Sequence[float], dtype: str, *xs: str, safe: bool = False
+) -> str:
+    """Adds the nodes of a function of tensors of a type; ``safe`` if no divisor is 0 or -1."""
+    if function in ("div", "rem") and dtype == "int32" and not safe:
+        return _guarded(b, function, *xs)
     if function in _LOGIC or function in _COMPARE:
         y = b.add((_LOGIC | _COMPARE)[function], *xs)
         return b.add("Not", y) if function == "ne" else y
@@ -57,6 +61,17 @@ def emit(b: Builder, function: str, numbers: Sequence[float], dtype: str, *xs: s
     kind = FUNCTIONS[function]
     operands = (*xs, *(b.number(value, dtype) for value in numbers))
     return b.add(kind, *operands) if isinstance(kind, str) else kind(b, *operands)
+
+
+def _guarded(b: Builder, function: str, x: str, y: str) -> str:
+    """Whole numbers as XLA has them: x / 0 is -1, x remains; where -1 divides nothing overflows."""
+    one, minus_one = b.number(1, "int32"), b.number(-1, "int32")
+    zero, minus = b.add("Equal", y, b.number(0, "int32")), b.add("Equal", y, minus_one)
+    divisor = b.add("Where", b.add("Or", zero, minus), one, y)
+    if function == "rem":
+        return b.add("Where", zero, x, b.add("Mod", x, divisor, fmod=1))
+    ratio = b.add("Div", x, divisor)
+    return b.add("Where", zero, minus_one, b.add("Where", minus, b.add("Neg", ratio), ratio))
 
 
 def gelu(b: Builder, x: str) -> str:

@@ -112,7 +112,9 @@ def elementwise(b: Builder, op: Map, *xs: Tensor) -> Tensor:
     dtypes = functions.operand_dtypes(op.function, [x.dtype for x in xs])
     xs = tuple(as_type(b, x, dtype) for x, dtype in zip(xs, dtypes, strict=True))
     names, form = _aligned(b, op, xs)
-    name = functions.emit(b, op.function, op.numbers, dtypes[-1], *names)
+    divisor = xs[-1].weight
+    safe = divisor is not None and not np.isin(divisor.values, (0, -1)).any()
+    name = functions.emit(b, op.function, op.numbers, dtypes[-1], *names, safe=safe)
     y = form._replace(name=name, dtype=functions.result_dtype(op.function, dtypes))
     return as_type(b, y, op.dtypes[0])
 

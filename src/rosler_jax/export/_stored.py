@@ -172,15 +172,6 @@ def rows_of(
         return np.asarray(index, np.int64), np.asarray(scale, np.float32)
 
 
-def pad_indices(op: Any) -> list[tuple[int, Integer[np.ndarray, "n"]]]:
-    """Padding that copies, as which index of an axis comes where: ``(spatial axis, indices)``."""
-    return [
-        (axis, np.pad(np.arange(op.in_shape[axis]), widths, mode=op.mode))
-        for axis, widths in enumerate(op.widths)
-        if widths != (0, 0)
-    ]
-
-
 def replace_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a binary file, all of it or nothing."""
 
