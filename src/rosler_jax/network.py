@@ -37,7 +37,8 @@ class Standardize(nnx.Module):
 
     def __init__(self, mean: Any, std: Any, dtype: Any = jnp.float32):
         self.mean, self.std, self.dtype = plain_moment(mean), plain_moment(std), dtype
-        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        with np.errstate(over="ignore"):  # refused below
+            mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
             raise ValueError(f"mean {self.mean}, std {self.std}; expected finite, std > 0")
         np.broadcast_shapes(mean.shape, std.shape)

@@ -25,11 +25,11 @@ from hypothesis import HealthCheck, event, given, reject, settings
 from hypothesis import strategies as st
 from random_networks import networks, random_graph
 
-from rosler_jax.export import ExportError, lower
+from rosler_jax.export import ExportError, lower, run_integer
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware import run_firmware, run_host
-from rosler_jax.graph import run_batch, run_integer
+from rosler_jax.graph import run_batch
 from rosler_jax.graph.layers import build_graph
 
 SKETCHES = ("srht", "rademacher", "sparse_sign", "block_perm", "rows_uniform")

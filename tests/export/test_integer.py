@@ -19,10 +19,10 @@ from exported_models import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosler_jax.export import ExportError, lower
+from rosler_jax.export import ExportError, lower, run_integer
 from rosler_jax.export.integer import HIGH, LOW, Product, Requant, Signs
 from rosler_jax.export.lowering import fold_center, requant
-from rosler_jax.graph import run_batch, run_integer
+from rosler_jax.graph import run_batch
 
 NETS = {
     "mlp": (mlp(), (70,), pixels),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rosler_jax.graph._source import TraceError
 from rosler_jax.graph.compute import run, run_all, run_batch
 from rosler_jax.graph.graph import Graph, Value, map_weights
 from rosler_jax.graph.kinds import KINDS, Op, Window
@@ -12,6 +13,7 @@ __all__ = [
     "KINDS",
     "Graph",
     "Op",
+    "TraceError",
     "Value",
     "Weight",
     "Window",

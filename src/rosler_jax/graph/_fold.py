@@ -92,14 +92,22 @@ def _scaled(known: Known, op: Op) -> None:
     places = _operands(known, op)
     if places is None or (op.function == "div" and places != (0, 1)):
         return
-    factor = known.scalar(op.inputs[places[1]])
-    before = known.only(op.inputs[places[0]], (Reduce, Pool, Project, PatchProject))
+    factor, value = known.scalar(op.inputs[places[1]]), op.inputs[places[0]]
+    turned = known.only(value, Transpose)
+    before = known.only(value if turned is None else turned.inputs[0], _SCALABLE)
     if factor is None or before is None or getattr(before, "bias", None) is not None:
         return
     if isinstance(before, Reduce | Pool) and before.function != "sum":
         return
     scale = before.scale / factor if op.function == "div" else before.scale * factor  # type: ignore[attr-defined]
-    known.put(op, _moved(before, op, scale=scale))
+    if turned is None:
+        known.put(op, _moved(before, op, scale=scale))
+    else:
+        known.put(before, dataclasses.replace(before, scale=scale))  # type: ignore[call-arg]
+        known.alias(op, value)
+
+
+_SCALABLE = (Reduce, Pool, Project, PatchProject)
 
 
 def _moved(before: Op, op: Op, **changes: Any) -> Op:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax.extend.core as jex
 import numpy as np
 
+from rosler_jax._quantized import FLOAT_BITS, QuantizedTensor
 from rosler_jax.graph._builder import Builder, Held, dtype_name, known
 from rosler_jax.graph._rules import RULES, evaluate
 from rosler_jax.graph._source import UnlocatedError, refuse
 from rosler_jax.graph.graph import Value
 from rosler_jax.graph.kinds import Op, Scan
+from rosler_jax.graph.weight import Weight
 
 INLINED = (
     "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
@@ -46,6 +49,9 @@ def equation(b: Builder, eqn: Any, xs: list[Held]) -> list[Held]:
     """Adds one equation."""
     name = eqn.primitive.name
     if all(x.known for x in xs) and not _lays_out(name, eqn, xs):
+        scaled = _scaled(name, xs)
+        if scaled is not None:
+            return [scaled]
         base = next((x.weight.name for x in xs if _named(x)), "constant")
         return [known(y, base if _named_result(base) else f"{base}*") for y in evaluate(eqn, xs)]
     if name in INLINED:
@@ -71,6 +77,26 @@ def _lays_out(name: str, eqn: Any, xs: Sequence[Held]) -> bool:
     if name not in KEEP_LAYOUT or not _named(xs[0]):
         return False
     return name != "convert_element_type" or dtype_name(eqn.outvars[0].aval.dtype) == xs[0].dtype
+
+
+def _scaled(name: str, xs: Sequence[Held]) -> Held | None:
+    """A stored tensor times a number: its name stays, and integers do, whose scales take it."""
+    if name not in ("mul", "div") or [_named(x) for x in xs].count(True) != 1:
+        return None
+    tensor, other = xs if _named(xs[0]) else xs[::-1]
+    factor = other.scalar if other.dtype == "float32" else None
+    if not factor or (name == "div" and tensor is not xs[0]) or tensor.view != tensor.shape:
+        return None
+    factor = np.float32(1.0) / np.float32(factor) if name == "div" else np.float32(factor)
+    weight = tensor.weight
+    stored: Any = weight.stored
+    if isinstance(stored, QuantizedTensor) and stored.bits != FLOAT_BITS and factor > 0:
+        stored = dataclasses.replace(stored, scale=np.asarray(stored.scale) * factor)
+    elif isinstance(stored, QuantizedTensor):
+        return None
+    else:
+        stored = stored * factor
+    return dataclasses.replace(tensor, source=Weight(weight.name, stored, weight.layout))
 
 
 def _named(x: Held) -> bool:
