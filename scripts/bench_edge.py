@@ -32,13 +32,13 @@ from rosler_jax._files import replace_json, replace_text
 from rosler_jax.config import TrainConfig
 from rosler_jax.data._dataset import Dataset
 from rosler_jax.deploy import Trained, deploy, load_network, save_network
-from rosler_jax.export import lower
+from rosler_jax.export import lower, run_integer
 from rosler_jax.export._calibration import draw
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware import FirmwareRun, run_firmware
 from rosler_jax.export.report import Counted, estimates
 from rosler_jax.fit import Arrays, make_fit
-from rosler_jax.graph import run_batch, run_integer
+from rosler_jax.graph import run_batch
 from rosler_jax.graph.layers import build_graph
 from rosler_jax.run import filed_moments
 

@@ -145,7 +145,7 @@ def test_a_network_that_overflows_on_calibration_is_refused(tmp_path, target):
     small = make_model([standardize, {"kind": "linear", "in_features": 3, "out_features": 2}])
     modelfile.save(tmp_path / "m.rosler", small.tensors, {"layers": small.specs}, {})
     options = {"calibration": 1e30 * reals((3,)), "target": target}
-    with pytest.raises(ExportError, match=r"0/standardize: its outputs .* not finite"):
+    with pytest.raises(ExportError, match=r": its outputs .* not finite"):
         export(tmp_path / "m.rosler", tmp_path / "x", dtype="int8", **options)
     if target == "c":
         with pytest.raises(ExportError, match=r"its outputs .* not finite"):
@@ -169,7 +169,7 @@ def test_what_cannot_be_is_refused(model, tmp_path):
     with pytest.raises(ExportError, match="needs calibration inputs"):
         export(model, tmp_path / "x", dtype="int8")
     for shape in ("abc", 70, [70.5], [None], [], [0]):
-        with pytest.raises(ExportError, match=r"input_shape .*; expected positive"):
+        with pytest.raises(ValueError, match=r"input_shape .*; expected positive"):
             export(model, tmp_path / "x", input_shape=shape)
     for bad in ({"momentum": None}, {"momentum": "x"}, {"clip": "x"}, {"parts": 3}, {"batch": 2.0}):
         with pytest.raises(ExportError, match=f"{next(iter(bad))} "):

@@ -87,15 +87,15 @@ def _scaled(name: str, xs: Sequence[Held]) -> Held | None:
     factor = other.scalar if other.dtype == "float32" else None
     if not factor or (name == "div" and tensor is not xs[0]) or tensor.view != tensor.shape:
         return None
-    factor = np.float32(1.0) / np.float32(factor) if name == "div" else np.float32(factor)
+    number = np.float32(1.0 / factor if name == "div" else factor)
     weight = tensor.weight
     stored: Any = weight.stored
-    if isinstance(stored, QuantizedTensor) and stored.bits != FLOAT_BITS and factor > 0:
-        stored = dataclasses.replace(stored, scale=np.asarray(stored.scale) * factor)
+    if isinstance(stored, QuantizedTensor) and stored.bits != FLOAT_BITS and number > 0:
+        stored = dataclasses.replace(stored, scale=np.asarray(stored.scale) * number)
     elif isinstance(stored, QuantizedTensor):
         return None
     else:
-        stored = stored * factor
+        stored = stored * number
     return dataclasses.replace(tensor, source=Weight(weight.name, stored, weight.layout))
 
 
