@@ -51,7 +51,7 @@ def sketched_conv(c: int, n: int, **more: Any) -> dict[str, Any]:
     return conv(c, n, rank=3, **more) | {"kind": "sketch_conv"}
 
 
-V1 = Path(__file__).parents[1] / "data_v1"
+V1, V2 = (Path(__file__).parents[1] / f"data_v{k}" for k in (1, 2))
 
 
 def again(graph: Graph) -> Graph:
@@ -250,6 +250,18 @@ def test_version_1_computes_what_it_computed(path: Path) -> None:
 def test_version_1_files_have_every_kind_of_layer() -> None:
     specs = [modelfile.load(path).spec["layers"] for path in V1.glob("*_8.rosler")]
     assert {spec["kind"] for layers in specs for spec in layers} == set(LAYERS)
+
+
+@pytest.mark.parametrize("bits", [32, 8, 3])
+def test_version_2_stays_readable(bits: int) -> None:
+    # Written when version 2 began, with every kind of operation: what it means must not change.
+    examples = np.load(V2 / "examples.npz")
+    graph = load(V2 / f"every_{bits}.rosler").graph
+    inputs = [examples[f"input{k}"] for k in range(len(graph.inputs))]
+    for k, y in enumerate(run(graph, inputs)):
+        expected = examples[f"output{k}_{bits}"]
+        assert y.dtype == expected.dtype
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
 # --- what makes no sense ------------------------------------------------------------------------
