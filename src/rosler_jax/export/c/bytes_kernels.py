@@ -121,28 +121,29 @@ def single_step(op: Product, unit: Unit, label: str, finish: str) -> Step:
     """A function that takes every channel by itself."""
     assert op.window is not None
     n, taps = op.out_shape[-1], math.prod(op.window.size)
-    pairs = -(-taps // 2)
-    weight = np.zeros((2 * pairs, n), np.int16)
-    weight[:taps] = op.weight.reshape(taps, n)
-    # Of four channels, of two taps: channels 0, 2, 1, 3.
-    quads = weight.reshape(pairs, 2, n // 4, 4).transpose(2, 0, 3, 1)[:, :, [0, 2, 1, 3]]
-    words = np.ascontiguousarray(quads).view("<u4")
-    w = unit.array("uint32_t", f"{label}_weights", words, "weights")
-    unit.use("depthwise_i8")
+    # Of four channels, of two taps; then of the last tap: channels 0, 2, 1, 3.
+    quads = op.weight.reshape(taps, n // 4, 4)[:, :, [0, 2, 1, 3]].astype("<i2")
+    both = quads[: taps // 2 * 2].reshape(taps // 2, 2, n // 4, 4).transpose(2, 0, 3, 1)
+    last = quads[taps // 2 * 2 :].transpose(1, 0, 2)
+    words = np.concatenate([part.reshape(n // 4, -1) for part in (both, last)], 1)
+    w = unit.array(
+        "uint32_t", f"{label}_weights", np.ascontiguousarray(words).view("<u4"), "weights"
+    )
+    unit.use("depthwise_i8", {"TAPS": str(taps)})
     sizes = window_sizes((op.in_shape, op.out_shape), op.window)
     height, width, channels, out_height, out_width = sizes[:5]
     rows, cols, stride_y, stride_x, up, left, step_y, step_x = sizes[5:]
     body = [
         f"rosler_taps(x, {height}, {width}, {channels}, i * {stride_y} - {up}, "
         f"j * {stride_x} - {left}, {rows}, {cols}, {step_y}, {step_x}, none, taps);",
-        f"rosler_depthwise_i8(taps, {pairs}, {n}, {w}, {finish}, y);",
+        f"rosler_depthwise_i8_{taps}(taps, {n}, {w}, {finish}, y);",
         f"y += {n};",
     ]
     lines = [
         f"static void rosler_{label}(const int8_t *x, int8_t *y, unsigned char *memory)",
         "{",
         "    int8_t *none = (int8_t *)memory;",
-        f"    const int8_t *taps[{taps + 1}];",
+        f"    const int8_t *taps[{taps}];",
         "    int i, j;",
         f"    memset(none, {op.fill}, {n});",
         *nested([("i", out_height), ("j", out_width)], body),

@@ -160,17 +160,20 @@ class _Kernel(NamedTuple):
         return -(-n * size // 8) * 8
 
 
-def _kernel(unit: Unit, bits: int, wide: bool, shift: int, dtype: str = "int16") -> _Kernel:
-    """Adds the product with weights of so many bits, to values of a dtype."""
+def _kernel(
+    unit: Unit, bits: int, wide: bool, shift: int, dtype: str = "int16", small: bool = False
+) -> _Kernel:
+    """Adds the product with weights of so many bits, to values of a dtype; of ``small`` inputs."""
     kind = f"w{bits}_wide" if wide else f"w{bits}"
     suffix = "_i8" if dtype == "int8" else ""
     names = {
         "BITS": f"w{bits}", "KIND": kind, "ACC": "int64_t" if wide else "int32_t",
-        "BLOCK": "block_w16" if kind == "w16" else "block", "UNIT": str(PER_WORD[bits]),
+        "BLOCK": f"block_{kind}" if kind in ("w16", "w8") else "block", "UNIT": str(PER_WORD[bits]),
         "START": "rosler_start_w4(x, whole * 8)" if bits == 4 else "0",
         "Y": CTYPE[dtype], "T": suffix,
     }  # fmt: skip
-    if not wide and shift >= FUSED_SHIFT:
+    # Sums in memory take fewer instructions, but more memory than what small inputs leave.
+    if not wide and (shift >= FUSED_SHIFT or small or dtype == "int8"):
         unit.use("fused", names)
         return _Kernel(f"rosler_fused_{kind}{suffix}", None, "", PER_WORD[bits])
     finish = "i64" if wide else "i32"
@@ -200,11 +203,15 @@ def _product(op: Product, unit: Unit, label: str) -> Step:
     m, n = math.prod(op.weight.shape[:-1]), op.weight.shape[-1]
     groups = 1 if op.window is None else op.window.groups
     if takes_tiles(op) or is_single(op):
-        finish = _finish(unit, label, op.requant, op.bias)
+        many = dataclasses.replace(  # a multiplier for every channel
+            op.requant, multiplier=np.broadcast_to(op.requant.multiplier, (n,))
+        )
+        finish = _finish(unit, label, many, op.bias)
         if is_single(op):
             return single_step(op, unit, label, finish)
         return tile_step(op, unit, label, finish, _limits(op.requant))
-    kernel = _kernel(unit, bits, op.wide, op.requant.shift, op.dtypes[0])
+    small = op.in_dtypes[0] == "int8"
+    kernel = _kernel(unit, bits, op.wide, op.requant.shift, op.dtypes[0], small)
     rows = op.weight.reshape(m, n).T.reshape(groups, n // groups, m)
     words = [pack_rows(group, bits) for group in rows]
     w = unit.array("uint32_t", f"{label}_weights", np.concatenate(words), "weights")

@@ -1,6 +1,6 @@
 /* requires: @BLOCK@, rest, row, upper4
    y = finish(W x): rows of W in blocks of four, their words interleaved; the last n % 4 rows one by
-   one. A word holds @UNIT@ weights of a row. For shifts of 33 and more. */
+   one. A word holds @UNIT@ weights of a row. */
 ROSLER_INLINE void rosler_fused_@KIND@@T@(const int16_t *x, int m, int n, const uint32_t *w,
                                        const rosler_finish_i32 *f, @Y@ *y)
 {

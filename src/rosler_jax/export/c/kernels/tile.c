@@ -4,11 +4,11 @@ static void rosler_tile@T@(const rosler_slot *tile, int words, int n, const uint
                            const rosler_finish_i32 *f, int pixels, @Y@ *y)
 {
     const int32_t *bias = f->bias, *multiplier = f->multiplier;
-    const int shift = f->shift - 32, each = f->each;
+    const int shift = f->shift - 32;
     const int32_t half = ((int32_t)1 << (shift - 1)) + f->zero * ((int32_t)1 << shift);
     int j, p;
-    for (j = 0; j < n; ++j, ++y, multiplier += each) {
-        const int32_t start = bias ? *bias++ : 0, m = *multiplier;
+    for (j = 0; j < n; ++j, ++y) {
+        const int32_t start = bias ? *bias++ : 0, m = *multiplier++;
         int32_t acc[4];
         acc[0] = acc[1] = acc[2] = acc[3] = start;
         w = rosler_tile_dot(tile, words, w, acc);
