@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import public_models
 import pytest
+import tiny_models
 from flax import nnx
 from hand_made import Maker, every_kind, weight, window
 from random_graphs import MAKERS, random_graph
@@ -621,3 +623,31 @@ def test_floats_are_quantised_to_the_bits_asked_for(bits: int) -> None:
     assert_equal(graph, bits=bits, tolerance=6.0 * 2.0**-bits)
     saved = onnx_model(graph).ByteSize() - onnx_model(graph, bits).ByteSize()
     assert saved == pytest.approx(32 * 48 * (32 - bits) / 8, abs=500)
+
+
+@pytest.mark.parametrize("name", public_models.MODELS)
+def test_public_models(name: str) -> None:
+    build, args = public_models.MODELS[name]
+    model, examples = build(nnx.Rngs(0)), args(jax.random.key(0))
+    session = session_of(trace(model, *examples))
+    for batch in (1, 3):
+        xs = [np.asarray(x[:batch]) for x in examples]
+        names = [x.name for x in session.get_inputs()]
+        (got,) = session.run(None, dict(zip(names, xs, strict=True)))
+        want = np.asarray(model(*xs))
+        np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
+
+
+TINY = {"resnet8": 24, "ds_cnn": 23, "mobilenet": 58, "autoencoder": 20}
+"""Nodes: the layers, and one transposition (or a reshape) in and none out."""
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_models(name: str) -> None:
+    model = tiny_models.BUILDERS[name](nnx.Rngs(0))
+    tiny_models.randomise(model, jax.random.key(0))
+    graph = trace(model, jnp.ones((1, *tiny_models.INPUTS[name])))
+    assert_equal(graph)
+    found = kinds(graph)
+    assert len(found) == TINY[name]
+    assert found.count("Transpose") == (name in ("resnet8", "mobilenet"))

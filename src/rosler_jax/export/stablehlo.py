@@ -1,6 +1,7 @@
 """StableHLO by ``jax.export``: one file for CPU, CUDA and TPU and for batches of any size.
 
-Sketches stay seeds: the program regenerates them. The file needs JAX alone, not this library::
+Sketches stay seeds: the program regenerates them, on each platform in its own way. The file needs
+JAX alone, not this library::
 
     import jax, pathlib
 
@@ -21,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import rosler_kernels as rk
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export._stored import in_integers, read_whole, replace_bytes
 from rosler_jax.graph import Graph, Weight, map_weights, run
@@ -77,16 +77,11 @@ def exported(graph: Graph, bits: int = 32) -> jax.export.Exported:
     _require_flatbuffers()
     (batch,) = jax.export.symbolic_shape("batch")
     xs = [jax.ShapeDtypeStruct((batch, *x.shape), x.dtype) for x in graph.inputs]
-    # The kernels of one accelerator would not run on the others.
-    with rk.use_implementation("xla"):
-        return jax.export.export(jax.jit(forward(graph, bits)), platforms=PLATFORMS)(*xs)
+    return jax.export.export(jax.jit(forward(graph, bits)), platforms=PLATFORMS)(*xs)
 
 
 def forward(graph: Graph, bits: int = 32) -> Run:
     """What the file computes: pure, from a batch of each input to what the model returns.
-
-    Example by example, since the kernels choose their way by the size of the batch, which is not
-    known here.
 
     Args:
       graph: the model.
