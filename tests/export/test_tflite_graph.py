@@ -117,6 +117,12 @@ def operators_of(data: bytes) -> list[str]:
 
 # --- every kind ----------------------------------------------------------------------
 
+
+def causal(x: Any) -> Any:
+    attention = nnx.MultiHeadAttention(2, 6, decode=False, rngs=nnx.Rngs(0))
+    return attention(x, mask=nnx.make_causal_mask(x[..., 0]))
+
+
 LAYERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     "relu": (nnx.relu, (normal(4, 7),)),
     "relu6": (nnx.relu6, (4 * normal(4, 7),)),
@@ -214,6 +220,18 @@ LAYERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
         lambda x: nnx.softmax(jnp.where(jnp.tril(jnp.ones((5, 5), bool)), x, -1e9)),
         (normal(4, 5, 5),),
     ),
+    "unit_rows": (
+        lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True), (normal(4, 3, 5),)
+    ),
+    "deviation": (lambda x: x.std(1), (normal(4, 9, 5),)),
+    "causal_attention": (causal, (normal(4, 5, 6),)),
+    "group_norm": (nnx.GroupNorm(8, num_groups=2, rngs=nnx.Rngs(0)), (normal(4, 3, 5, 8),)),
+    "gru": (nnx.RNN(nnx.GRUCell(5, 7, rngs=nnx.Rngs(0))), (normal(4, 6, 5),)),
+    "resize": (lambda x: jax.image.resize(x, (len(x), 8, 6, 2), "bilinear"), (normal(4, 4, 3, 2),)),
+    "depth_to_space": (
+        lambda x: x.reshape(-1, 3, 4, 2, 2, 2).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 6, 8, 2),
+        (normal(4, 3, 4, 8),),
+    ),
     "matmul": (lambda x, y: x @ y, (normal(4, 3, 5), normal(4, 5, 2, seed=1))),
     "scores": (
         lambda x, y: jnp.einsum("bqhd,bkhd->bhqk", x, y),
@@ -306,8 +324,8 @@ def test_layers_in_floats(name: str) -> None:
 
 
 STORED = {
-    "linear": 1e-2, "conv": 1e-2, "depthwise": 1e-2, "embed": 1e-2, "heads": 1e-2,
-    "scanned_convs": 3e-2,
+    "linear": 1e-2, "conv": 1e-2, "depthwise": 1e-2, "embed": 1e-2, "heads": 1e-2, "gru": 1e-2,
+    "resize": 1e-2, "causal_attention": 4e-2, "scanned_convs": 3e-2,
 }  # fmt: skip
 """Error of weights of 8 bits that the model has as floats, by what names begin with."""
 NOT_REAL = {

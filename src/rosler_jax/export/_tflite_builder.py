@@ -176,9 +176,9 @@ def quantized(b: Builder, x: Value, steps: Steps | None = None) -> Value:
         assert x.sample is not None
         steps = steps_of(b, x.sample)
     if (x.tensor, steps) not in b.known:
-        out = value(b, x.shape, x.sample, steps)
-        b.known[x.tensor, steps] = apply(b, "QUANTIZE", [x.tensor], out)
-    return b.known[x.tensor, steps]
+        out = apply(b, "QUANTIZE", [x.tensor], value(b, x.shape, None, steps))
+        b.known[x.tensor, steps] = out
+    return b.known[x.tensor, steps]._replace(sample=x.sample)
 
 
 def real(b: Builder, x: Value) -> Value:
@@ -186,9 +186,9 @@ def real(b: Builder, x: Value) -> Value:
     if x.steps is None:
         return x
     if (x.tensor, None) not in b.known:
-        out = value(b, x.shape, x.sample, real=True)
-        b.known[x.tensor, None] = apply(b, "DEQUANTIZE", [x.tensor], out)
-    return b.known[x.tensor, None]
+        out = apply(b, "DEQUANTIZE", [x.tensor], value(b, x.shape, None, real=True))
+        b.known[x.tensor, None] = out
+    return b.known[x.tensor, None]._replace(sample=x.sample)
 
 
 def like(b: Builder, x: Value, shape: Sequence[int], sample: np.ndarray | None) -> Value:

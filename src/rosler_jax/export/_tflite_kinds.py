@@ -63,16 +63,21 @@ def emitted(b: Builder, graph: Graph, given: Sequence[Node]) -> list[Node]:
     """Adds the operators of a graph; gives its outputs."""
     values: dict[int, Node] = dict(graph.constants)
     values |= {v.id: x for v, x in zip(graph.inputs, given, strict=True)}
-    last, done = _fused(graph), set()
+    fused, done = _fused(graph), set()
+    kept = {v.id for v in graph.outputs}
+    ends = {k: op for op in graph.ops for k in op.inputs if k not in kept}
     masked, fine = (_masked(graph), _fine(graph)) if b.integer else (set(), set())
     for op in graph.ops:
         if id(op) in done:
             continue
         xs = [values[k] for k in op.inputs]
+        for k in set(op.inputs):
+            if ends.get(k) is op:  # what calibration inputs gave is large
+                del values[k]
         if all(isinstance(x, Weight) for x in xs):
             values |= zip(op.outputs, _folded(op, xs), strict=True)
             continue
-        act, after = last.get(id(op), (None, None))
+        act, after = fused.get(id(op), (None, None))
         b.at = id(op), 0
         if op.output in masked:
             xs = _shallow(xs)
@@ -86,10 +91,9 @@ def emitted(b: Builder, graph: Graph, given: Sequence[Node]) -> list[Node]:
         for x in results:
             if isinstance(x, Value) and x.sample is not None and x.dtype == "float32":
                 check_finite(x.sample, op.name)
-        values |= zip(op.outputs, results, strict=True)
         if after is not None:
-            values[after.output] = results[0]
             done.add(id(after))
+        values |= zip((after or op).outputs, results, strict=True)
     return [values[v.id] for v in graph.outputs]
 
 

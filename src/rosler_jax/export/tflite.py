@@ -130,7 +130,7 @@ def _samples(graph: Graph, calibration: Any) -> list[np.ndarray | None]:
             "for each, in order"
         )
     samples = [
-        calibration_inputs(array, v.shape).astype(v.dtype)
+        calibration_inputs(array, v.shape, v.dtype)
         for v, array in zip(graph.inputs, arrays, strict=True)
     ]
     if len({len(sample) for sample in samples}) > 1:
