@@ -398,7 +398,7 @@ RELU = [[[[2]]], [["Map", 1, "relu"]], [1]]
         (one("Pool", [[4, 1]], "max", [[2, 2]]), "over 1 axes"),
         (one("Pool", [[4, 1]], "max", [[2], None, [[1]]]), "over 1 axes"),
         (one("Pool", [[4]], "max", [[2]]), "no spatial axes"),
-        (one("Pool", [[4, 1]], "max", [[2], None, [[0, 2**32 - 1]]]), "more than 2147483647"),
+        (one("Pool", [[4, 1]], "max", [[2], None, [[0, 2**32 - 1]]]), "padded to more than 2147483647"),
         (one("Pool", [[4, 4]], "max", [[2], None, None, None, None, 2]), "a pool has no groups"),
         (one("Project", [[1, 4]], ["srht", 4, 2, 0]), "not a whole number"),
         (one("Project", [[1, 4]], ["srht", 4, 2, 0, 2**32]), "is not a whole number from 0 to"),

@@ -56,11 +56,12 @@ class ModelArgument(NamedTuple):
 
     def graph(self) -> Graph:
         """Its operations; raises as :meth:`load` does."""
+        from rosler_jax.graph.graph import Graph
         from rosler_jax.graph.save import graph_of, load
 
         if self.path is not None:
             return load(self.path, input_shape=self.input_shape).graph
-        if not self.examples and not hasattr(self.model, "ops"):
+        if not self.examples and not isinstance(self.model, Graph):
             raise UsageError(f"{self.name}: give the shape of an input, as --input-shape 28,28,1")
         return graph_of(self.model, *self.examples)
 

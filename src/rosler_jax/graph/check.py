@@ -116,6 +116,8 @@ def _window(window: Window, shape: Shape) -> tuple[Shape, int]:
         window.groups >= 1 and channels % window.groups == 0,
         f"{channels} channels in {window.groups} groups",
     )
+    padded = math.prod(window.padded(tuple(spatial))) * channels
+    require(padded <= MAX_ELEMENTS, f"{tuple(spatial)} padded to more than {MAX_ELEMENTS} numbers")
     out = window.outputs(tuple(spatial))
     require(min(out) >= 1, f"a window of {window.size} does not fit {tuple(spatial)}")
     return out, channels
@@ -155,6 +157,7 @@ def _patch_project(op: PatchProject) -> list[Shape]:
     out, channels = _window(op.window, op.in_shape)
     patch = math.prod(op.window.size) * channels // op.window.groups
     require(op.sketch.rows == patch, f"patches of {patch} with a sketch of {op.sketch.rows}")
+    require(patch * op.sketch.cols <= MAX_ELEMENTS, f"a sketch {patch} x {op.sketch.cols}")
     return [(*out, op.window.groups * op.sketch.cols)]
 
 
