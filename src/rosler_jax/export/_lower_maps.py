@@ -24,7 +24,6 @@ from rosler_jax.export._lower_state import (
     rescaled,
 )
 from rosler_jax.export.intops import (
-    HIGH,
     LIMITS,
     LOW,
     TABLE_BITS,
@@ -80,9 +79,12 @@ def _chain(op: Map, state: State) -> tuple[int, list[Map], Real] | None:
         more = None if after is None else _unary(after, state)
         if more is None or not isinstance(after, Map) or more[0] != ops[-1].output:
             return value, ops, whole
-        before, apply = whole, more[1]
-        whole = lambda x, f=before, g=apply: g(f(x))  # noqa: E731
+        whole = _after(whole, more[1])
         ops.append(after)
+
+
+def _after(first: Real, then: Real) -> Real:
+    return lambda x: then(first(x))
 
 
 def _straight(ops: list[Map], whole: Real) -> tuple[float, float] | None:
@@ -177,7 +179,7 @@ def _one(op: Map, state: State, value: int, ops: list[Map], whole: Real) -> None
         )  # fmt: skip
         if slope == 0.0:
             raise ExportError(f"{op.name}: a function that is constant; fold it before export")
-        return shifted(same, state, np.float64(-height / slope), np.float64(slope))
+        return shifted(same, state, np.asarray(-height / slope), np.asarray(slope))
     return _table(op, state, value, ops, whole)
 
 
@@ -322,5 +324,3 @@ def _times(op: Map, state: State, left: int, right: int) -> None:
 
 LOWER_MAPS: dict[type[Op], Callable[[Any, State], None]] = {Map: _map}
 """How elementwise functions become integers."""
-
-assert HIGH == 2**15 - 1

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from rosler_jax.export import softmax
@@ -16,15 +17,12 @@ from rosler_jax.export._lower_state import (
     State,
     as_int16,
     checked32,
-    finest,
     finish,
     requant,
-    rescaled,
 )
 from rosler_jax.export.intops import (
     HIGH,
     LIMITS,
-    LOW,
     NORM_FRACTION,
     UNIT_FRACTION,
     Accumulated,
@@ -189,12 +187,11 @@ def _gather(op: Gather, state: State) -> None:
     weight = state.graph.constants.get(value)
     if weight is not None and weight.values.dtype.kind == "f" and state.bits <= 8:
         keeps = weight.integers is not None and weight.bits <= state.bits and weight.axis is None
-        stored = None if keeps else quantize(weight.values, state.bits, None)
-        integers = weight.integers if stored is None else np.asarray(stored.values)
-        scale = float(weight.scale if stored is None else stored.scale)
+        stored = quantize(jnp.asarray(weight.values), state.bits, None)
+        integers = np.asarray(weight.integers if keeps else stored.values, np.int8)
+        number = Number(float(weight.scale if keeps else stored.scale), 128, "int8")
         table = state.fresh()
-        number = Number(scale, 128, "int8")
-        state.constants[table] = np.asarray(integers, np.int8)
+        state.constants[table] = integers
         state.numbers[table], state.sizes[table] = number, integers.size
     else:
         table, number = state.read(value)
@@ -235,5 +232,3 @@ LOWER_ROWS: dict[type[Op], Callable[[Any, State], None]] = {
     Slice: _slice,
 }
 """How each of these becomes integers."""
-
-assert finest(0.0) == -1.0 / LOW and rescaled is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
 
 import numpy as np
 
@@ -28,7 +28,11 @@ LIMITS = {
 NORM_FRACTION, UNIT_FRACTION = 6, 16  # bits after the point within a norm
 
 
-def _kind(cls: Any) -> Any:
+_T = TypeVar("_T")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=False)
+def _kind(cls: type[_T]) -> type[_T]:
     return dataclasses.dataclass(frozen=True, eq=False, kw_only=True)(cls)
 
 
@@ -282,7 +286,7 @@ class Normed(IntOp):
 
 @_kind
 class Gathered(IntOp):
-    """Rows of a table by whole numbers, from its end for negative ones if ``wrap``; else ``zero``."""
+    """Rows of a table by whole numbers, from its end by negative ones if ``wrap``, or ``zero``."""
 
     zero: int
     wrap: bool

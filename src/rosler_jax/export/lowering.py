@@ -205,8 +205,8 @@ def _scan(op: Scan, state: State) -> None:
             number = wanted
         given.append(source)
         numbers.append(number)
-    wanted = dict(enumerate(numbers[op.shared : last]))
-    body = lowered(op.body, ranges, state.bits, state.activations, numbers, wanted)
+    carried = dict(enumerate(numbers[op.shared : last]))
+    body = lowered(op.body, ranges, state.bits, state.activations, numbers, carried)
     out = [*numbers[op.shared : last]]
     out += [
         Number(v.scale, 1 if v.dtype == "bool" else 2**31 if v.dtype == "int32" else -LOW, v.dtype)

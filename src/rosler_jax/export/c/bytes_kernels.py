@@ -125,10 +125,9 @@ def single_step(op: Product, unit: Unit, label: str, finish: str) -> Step:
     quads = op.weight.reshape(taps, n // 4, 4)[:, :, [0, 2, 1, 3]].astype("<i2")
     both = quads[: taps // 2 * 2].reshape(taps // 2, 2, n // 4, 4).transpose(2, 0, 3, 1)
     last = quads[taps // 2 * 2 :].transpose(1, 0, 2)
-    words = np.concatenate([part.reshape(n // 4, -1) for part in (both, last)], 1)
-    w = unit.array(
-        "uint32_t", f"{label}_weights", np.ascontiguousarray(words).view("<u4"), "weights"
-    )
+    halves = np.concatenate([part.reshape(n // 4, -1) for part in (both, last)], 1)
+    words = np.ascontiguousarray(halves).view("<u4")
+    w = unit.array("uint32_t", f"{label}_weights", words, "weights")
     unit.use("depthwise_i8", {"TAPS": str(taps)})
     sizes = window_sizes((op.in_shape, op.out_shape), op.window)
     height, width, channels, out_height, out_width = sizes[:5]

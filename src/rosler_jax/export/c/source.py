@@ -128,7 +128,9 @@ def _ports(model: Graph | Program) -> tuple[list[Port], list[Port]]:
 
 
 def _wiring(model: Graph | Program, unit: Unit, names: list[str]) -> Wiring:
-    return (wire if isinstance(model, Graph) else wire_integers)(model, unit, names)  # type: ignore[operator]
+    if isinstance(model, Graph):
+        return wire(model, unit, names)
+    return wire_integers(model, unit, names)
 
 
 def _names(name: str, ports: list[Port]) -> list[str]:
