@@ -21,11 +21,11 @@ from rosler_jax.graph import Graph, Weight, run, trace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 
-from hand_made import Maker, every_kind
+from hand_made import Maker, every_kind, weight, window
 from random_graphs import MAKERS, random_graph
 
 from rosler_jax.graph.functions import FUNCTIONS
-from rosler_jax.graph.kinds import Dense, Gather, Map
+from rosler_jax.graph.kinds import Conv, Dense, Gather, Map
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 POISON = (0xFF, 0xA5)
@@ -149,6 +149,23 @@ def test_models_as_users_write_them(tmp_path, name):
     source = check(graph, inputs, tmp_path, ulps=50, poison=0xFF, sanitize=name == "lstm")
     assert source.arena_bytes == source.least_bytes
     assert source.model_bytes <= sum(w.values.nbytes for w in graph.weights())
+
+
+def test_two_rows_at_a_time(tmp_path):
+    """Products large enough for it, of odd numbers of rows and outputs; a relu goes with them."""
+    m = Maker()
+    x = m.input(21, 21, 16)
+    first = weight("first", 3, 3, 16, 15)
+    x = m.add(Conv, x, weight=first, window=window(3, 3, padding=((1, 1), (1, 1))))
+    x = m.add(Map, x, function="relu")
+    x = m.add(
+        Conv, x, weight=weight("second", 1, 1, 15, 31), bias=weight("bias", 31), window=window(1, 1)
+    )
+    x = m.add(Dense, x, shapes=[(441, 31)], weight=weight("third", 31, 6))
+    graph = m.graph(x, m.add(Map, x, function="relu"))
+    inputs = [np.random.default_rng(0).normal(size=(21, 21, 16)).astype(np.float32)]
+    source = check(graph, inputs, tmp_path, poison=0xFF)
+    assert source.source.count("rosler_dense_rows_f32(") == 1 + 3
 
 
 def test_a_table_that_is_also_a_matrix_is_stored_once(tmp_path):

@@ -23,6 +23,7 @@ from rosler_jax.export.c.unit import FLOAT, Step, Unit, float32_literal
 from rosler_jax.export.c.windows import (
     is_depthwise,
     is_disjoint,
+    is_pointwise,
     pool_step,
     window_sizes,
     window_step,
@@ -51,8 +52,9 @@ from rosler_jax.graph.weight import Weight
 
 
 def _finish(
-    unit: Unit, label: str, weight: Weight | None = None, scale: float = 1.0, groups: int = 1
-) -> str:
+    unit: Unit, label: str, weight: Weight | None = None, scale: float = 1.0, groups: int = 1,
+    relu: bool = False,
+) -> str:  # fmt: skip
     unit.use("finish_f32")
     add, bias = "0", None if weight is None else weight.values
     if bias is not None and np.any(bias):
@@ -74,24 +76,30 @@ def _matrix(unit: Unit, label: str, weight: np.ndarray, groups: int) -> tuple[st
     return name, m, n // groups, f" + g * {m * n // groups}" if groups > 1 else ""
 
 
-def _rows(count: int, m: int, n: int, one: Callable[[str, str], str]) -> Callable[..., str]:
-    """A call for each of so many rows of ``m`` numbers, which gives ``n``; ``v`` counts them."""
+_MANY = 2**15
+_VERY_MANY = 2**19
+"""Multiplications from which two rows at a time are worth the code; and memory to gather two."""
+
+
+def _product(unit: Unit, rows: int, m: int, n: int, w: str, finish: str) -> Step:
+    """A product with every row of the input."""
+    name = "dense_rows_f32" if rows > 1 and rows * m * n >= _MANY else "dense_f32"
+    unit.use(name)
 
     def call(x: str, y: str, _: str) -> str:
-        if count == 1:
-            return one(x, y)
-        each = one(f"({x}) + v * {m}", f"({y}) + v * {n}")
-        return f"{{ int v; for (v = 0; v < {count}; ++v) {{ {each} }} }}"
+        if name == "dense_rows_f32":
+            return f"rosler_{name}({x}, {rows}, {m}, {n}, {w}, {finish}, {y});"
+        if rows == 1:
+            return f"rosler_{name}({x}, {m}, {n}, {w}, {finish}, {y});"
+        one = f"rosler_{name}({x} + v * {m}, {m}, {n}, {w}, {finish}, {y} + v * {n});"
+        return f"{{ int v; for (v = 0; v < {rows}; ++v) {{ {one} }} }}"
 
-    return call
-
-
-def _dense(op: Dense, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
-    w, m, n, _ = _matrix(unit, label, op.weight.values, 1)
-    unit.use("dense_f32")
-    finish, rows = _finish(unit, label, op.bias), op.in_shape[0]
-    call = _rows(rows, m, n, lambda x, y: f"rosler_dense_f32({x}, {m}, {n}, {w}, {finish}, {y});")
     return Step(call, 4 * rows * n)
+
+
+def _dense(op: Dense, unit: Unit, label: str, ctypes: Sequence[str], relu: bool = False) -> Step:
+    w, m, n, _ = _matrix(unit, label, op.weight.values, 1)
+    return _product(unit, op.in_shape[0], m, n, w, _finish(unit, label, op.bias, relu=relu))
 
 
 def _matmul(op: MatMul, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
@@ -108,24 +116,29 @@ def _matmul(op: MatMul, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
     return Step(call, 4 * count(op.out_shape))
 
 
-def _conv(op: Conv, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
+def _conv(op: Conv, unit: Unit, label: str, ctypes: Sequence[str], relu: bool = False) -> Step:
     groups = op.window.groups
     if is_depthwise(op.window, op.in_shape, op.out_shape):
-        return _depthwise(op, unit, label)
-    w, _, n, offset = _matrix(unit, label, op.weight.values, groups)
-    unit.use("dense_f32")
-    finish = _finish(unit, label, op.bias, groups=groups)
+        return _depthwise(op, unit, label, _finish(unit, label, op.bias, relu=relu))
+    finish = _finish(unit, label, op.bias, groups=groups, relu=relu)
+    w, inner, n, offset = _matrix(unit, label, op.weight.values, groups)
+    if groups == 1 and is_pointwise(op.window):
+        return _product(unit, math.prod(op.out_shape[:-1]), inner, n, w, finish)
+    pairs = groups == 1 and math.prod(op.out_shape) * inner >= _VERY_MANY
+    name, rows = ("dense_rows_f32", "1 + j % 2, ") if pairs else ("dense_f32", "")
+    unit.use(name)
     return window_step(
         unit, FLOAT, label, (op.in_shape, op.out_shape), op.window,
-        lambda x, y, m: f"rosler_dense_f32({x}, {m}, {n}, {w}{offset}, {finish}, {y});",
+        lambda x, y, m: f"rosler_{name}({x}, {rows}{m}, {n}, {w}{offset}, {finish}, {y});",
+        pairs=pairs,
     )  # fmt: skip
 
 
-def _depthwise(op: Conv, unit: Unit, label: str) -> Step:
+def _depthwise(op: Conv, unit: Unit, label: str, finish: str) -> Step:
     unit.use("depthwise_f32")
     w = unit.array("float", f"{label}_weights", op.weight.values, "weights")
     sizes = ", ".join(str(n) for n in window_sizes((op.in_shape, op.out_shape), op.window))
-    call = f"{sizes}, {w}, {_finish(unit, label, op.bias)}"
+    call = f"{sizes}, {w}, {finish}"
     return Step(lambda x, y, _: f"rosler_depthwise_f32({x}, {call}, {y});", 4 * count(op.out_shape))
 
 
@@ -150,13 +163,13 @@ def _stored_project(op: Project, unit: Unit, label: str) -> Step:
     entries = np.asarray(rk.materialize(op.sketch))
     matrix = (entries.T if op.transpose else entries) * np.float32(op.scale)
     w, m, n, _ = _matrix(unit, label, matrix, 1)
-    unit.use("dense_f32")
     finish = _project_finish(op, unit, label, 1.0)
-
-    call = _rows(
-        op.vectors, m, n, lambda x, y: f"rosler_dense_f32({x}, {m}, {n}, {w}, {finish}, {y});"
-    )
-    return Step(call, 4 * count(op.out_shape))
+    if op.bias is None or op.bias.values.size == n:
+        return _product(unit, op.vectors, m, n, w, finish)
+    unit.use("dense_f32")
+    one = f"rosler_dense_f32({{}} + v * {m}, {m}, {n}, {w}, {finish}, {{}} + v * {n});"
+    each = f"{{{{ int v; for (v = 0; v < {op.vectors}; ++v) {{{{ {one} }}}} }}}}"
+    return Step(lambda x, y, _: each.format(x, y), 4 * count(op.out_shape))
 
 
 def _patch_project(op: PatchProject, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:

@@ -135,6 +135,7 @@ def window_step(
     sum_bytes: int = 0,
     begin: str = "",
     begin_bytes: int = 0,
+    pairs: bool = False,
 ) -> Step:
     """Adds a function that slides a window, and gives the step that calls it.
 
@@ -149,6 +150,7 @@ def window_step(
       sum_bytes: of memory known to ``multiply`` as ``sums``.
       begin: statement at the start, with {w} for scratch memory that it fills.
       begin_bytes: of that memory, known to ``multiply`` as ``w``.
+      pairs: whether ``multiply`` takes ``1 + j % 2`` gathered windows; for one group only.
     """
     height, width, channels = image(shapes[1])
     flat = len(window.size) < 3
@@ -159,13 +161,17 @@ def window_step(
     inner = math.prod(window.size) * shapes[0][-1] // groups
     direct = is_pointwise(window) and numbers.source is None
     filled = inner if direct else -(-inner // align) * align
-    room = 0 if direct else -(-filled * numbers.size // 8) * 8
+    room = 0 if direct else -(-filled * numbers.size * (1 + pairs) // 8) * 8
     source = f"x + (i * {width} + j) * {shapes[0][-1]} + g * {inner}" if direct else "patch"
-    target = f"y + (i * {width} + j) * {channels} + g * {channels // groups}"
+    first = "j - j % 2" if pairs else "j"
+    target = f"y + (i * {width} + {first}) * {channels} + g * {channels // groups}"
     body = [multiply(source, target, filled)]
     if not direct:
-        gather = _gather if flat else _gather_axes
-        body = [gather(unit, numbers, label, shapes, window), *body]
+        gather = (_gather if flat else _gather_axes)(unit, numbers, label, shapes, window)
+        if pairs:
+            gather = gather.replace(", patch);", f", patch + j % 2 * {filled});")
+            body = [f"if (j % 2 || j + 1 == {width}) {{", *(f"    {s}" for s in body), "}"]
+        body = [gather, *body]
     memory = [
         ("patch", f"({element} *)memory", not direct),
         ("sums", f"memory + {room}", sum_bytes > 0),
