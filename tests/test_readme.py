@@ -61,3 +61,7 @@ def test_links_lead_somewhere() -> None:
     assert targets
     absent = [t for t in targets if "://" not in t and not (ROOT / t).exists()]
     assert not absent
+
+
+def test_the_table_of_kinds_is_current() -> None:
+    run([sys.executable, str(ROOT / "scripts" / "kinds.py"), "--check"], ROOT)

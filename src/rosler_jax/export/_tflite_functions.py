@@ -230,6 +230,7 @@ FUNCTIONS: dict[str, Emit] = {
     "sin": _of("SIN"),
     "cos": _of("COS"),
     "erf": _erf,
+    "erfc": lambda b, x: elementwise(b, "SUB", np.float32(1), _erf(b, x)),
     "power": _power,
     "not": _logical("LOGICAL_NOT"),
     "isfinite": lambda b, x: elementwise(b, "LESS", elementwise(b, "ABS", x), np.float32(np.inf)),
