@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from rosler_jax._version import __version__
 from rosler_jax.export import _onnx_ops as ops
 from rosler_jax.export import _onnx_windows as windows
@@ -201,8 +203,6 @@ def _scan(b: Builder, op: Scan, *xs: Tensor) -> list[Tensor]:
     _run(inner, op.body, [*shared, *given], outputs, flags)
     infos = [_signature(*each) for each in zip(names, inputs, held, strict=True)]
     if len(rest) == op.carries:  # ONNX counts positions by what it scans
-        import numpy as np
-
         outer.append(b.constant(np.zeros((1, op.length), bool)))
         names.append(b.fresh(f"t{len(b.root.names)}"))
         infos.append(_signature(names[-1], Value(0, "", (), "bool"), False))
