@@ -542,8 +542,7 @@ def test_a_file_of_a_graph_adds_up(bits: int, tmp_path: Path) -> None:
     assert report.layers == size_report(load(tmp_path / "m.rosler")).layers
     rows = {row.name: row for row in report.layers}
     assert rows["stack"].multiplications == 3 * 40 * 6 * 6
-    # Biases of zeros are left out when a model is traced.
-    assert rows["stack"].dense_parameters == rows["stack"].parameters == 3 * 6 * 6
+    assert rows["stack"].dense_parameters == rows["stack"].parameters == 3 * 6 * 7
     # Once for each position: the reset, update and candidate gates of input and state.
     gates = [row for name, row in rows.items() if name.startswith("cell")]
     assert sum(row.multiplications for row in gates) == 40 * 3 * (6 * 5 + 5 * 5)

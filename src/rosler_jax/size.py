@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -407,14 +407,13 @@ def _row(
         count["seeds"] = 2 * sum(part.sketches for part in once.values())
         stored += 4 * count["seeds"]
     work = dense = parameters = None
-    kinds = {readers[path]: None for path in tensors if path in readers}
+    kinds = [*dict.fromkeys(readers[path] for path in tensors if path in readers)]
     if done is not None:
         work = sum((part.operations for part in done), Operations())
         dense = sum((part.dense for part in done), Operations())
         whole = sum(part.dense_weights for part in once.values()) + alone
         parameters = whole + count["biases"] + count["other"]
-        found = Counter(part.kind for part in once.values() if part.kind)
-        kinds = {k if n == 1 else f"{n} layers of {k}": None for k, n in found.items()} or kinds
+        kinds = _kinds(name, once.values()) or kinds
     return LayerSize(
         name=name,
         kind="; ".join(kinds),
@@ -428,6 +427,13 @@ def _row(
         dense_multiplications=None if dense is None else dense.multiplications,
         dense_additions=None if dense is None else dense.additions,
     )
+
+
+def _kinds(name: str, done: Iterable[Part]) -> list[str]:
+    """A layer's parts in words; those that are alike are layers of a stack."""
+    found = Counter(part.kind for part in done if part.kind)
+    one = name == ELSEWHERE
+    return [k if n == 1 or one else f"{n} layers of {k}" for k, n in found.items()]
 
 
 def _key(part: Part) -> Any:
