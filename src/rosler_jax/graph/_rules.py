@@ -298,23 +298,24 @@ def _kernel_grad(b: Builder, eqn: Any, x: Held, dy: Held) -> Held:
     p = eqn.params
     numbers = p["dimension_numbers"]
     lhs, rhs, result = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
-    if any(d != 1 for d in p["lhs_dilation"]) or p["feature_group_count"] != 1:
-        raise refuse(eqn, "the gradient of a convolution with input dilation has no operation")
+    gaps = tuple(p["lhs_dilation"])
+    if p["feature_group_count"] != 1:
+        raise refuse(eqn, "the gradient of a convolution of groups of groups has no operation")
     x = b.whole(b.transpose(x, (lhs[1], *lhs[2:], lhs[0])))
     dy = b.whole(b.transpose(dy, (rhs[1], *rhs[2:], rhs[0])))
     size = tuple(_shape(eqn)[k] for k in result[2:])
     strides, dilation = tuple(p["rhs_dilation"]), tuple(p["window_strides"])
-    ins, outs = x.shape[1:-1], dy.shape[1:-1]
-    pads = []
+    outs, pads = dy.shape[1:-1], []
+    ins = tuple((n - 1) * gap + 1 for n, gap in zip(x.shape[1:-1], gaps, strict=True))
     for n, o, k, s, d, (low, _) in zip(
         ins, outs, size, strides, dilation, p["padding"], strict=True
     ):
         pads.append((int(low), max(0, (o - 1) * s + (k - 1) * d + 1 - n - int(low))))
     window = Window(
         size=size, strides=strides, padding=tuple(pads), dilation=dilation,
-        input_dilation=(1,) * len(size), groups=int(p["batch_group_count"]),
+        input_dilation=gaps, groups=int(p["batch_group_count"]),
     )  # fmt: skip
-    if min(low for low, _ in pads) < 0 or window.outputs(ins) != outs:
+    if min(low for low, _ in pads) < 0 or window.outputs(x.shape[1:-1]) != outs:
         raise refuse(eqn, "the gradient of a convolution that leaves pixels out; pad it evenly")
     shape = (*size, x.shape[-1] // window.groups, dy.shape[-1])
     y = b.emit(KernelGrad, [x, dy], [x.shape[1:], dy.shape[1:]], shape, window=window)

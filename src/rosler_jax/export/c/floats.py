@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import rosler_kernels as rk
-from rosler_jax.export.c import moves, reductions
+from rosler_jax.export.c import gradients, moves, reductions
 from rosler_jax.export.c.maps import literal
 from rosler_jax.export.c.sketches import (
     FILL,
@@ -259,6 +259,10 @@ EMIT: dict[type[Op], Callable[[Any, Unit, str, Sequence[str]], Step]] = {
         op, unit, label, types[0]
     ),
     Slice: lambda op, unit, label, types: moves.slice_step(op, types[0]),
+    gradients.Accumulate: lambda op, unit, label, types: gradients.accumulate_step(op, unit, label),
+    **dict.fromkeys(
+        gradients.ADD, lambda op, unit, label, types: gradients.gradient_step(op, unit, label)
+    ),
 }
 """Each kind as a step in float, given the C types of its inputs: a new one is one line here.
 

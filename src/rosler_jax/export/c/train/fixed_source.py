@@ -32,6 +32,7 @@ from rosler_jax.export.c.train.source import (
     checks,
     declaration,
     passes,
+    predict_function,
 )
 from rosler_jax.export.c.unit import Numbers, Step, Unit
 from rosler_jax.graph.graph import Graph
@@ -97,6 +98,7 @@ def write_plan(plan: FixedPlan) -> TrainSource:
     )  # fmt: skip
     layout = lay_out(nodes, first, "int16_t")
     functions = [*passes(program, layout), _step(program, plan, layout)]
+    functions.append(predict_function(program, layout.output))
     return assemble(program, layout.bytes + aligned(4 * last.outputs), functions)
 
 

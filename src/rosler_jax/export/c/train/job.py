@@ -90,13 +90,14 @@ def train_in_c(
     """
     integer = '_TRAIN_INPUT_TYPE "int16"' in source.header
     number, element = (np.int32, np.int16) if integer else (np.float32, np.float32)
+    given = np.int32 if '_TRAIN_INPUT_TYPE "int32"' in source.header else element
     inputs = np.asarray(x)
     steps, count = inputs.shape[:2] if inputs.size else (0, 0)
     labels = np.asarray(targets)
     kind = np.int32 if "typedef int rosler_train_target" in source.header else element
     labels = labels.astype(kind).reshape(steps, labels.size // max(steps, 1))
-    inputs = inputs.astype(element).reshape(steps, inputs.size // max(steps, 1))
-    asked = np.asarray(predict, element)
+    inputs = inputs.astype(given).reshape(steps, inputs.size // max(steps, 1))
+    asked = np.asarray(predict, given)
     job = np.asarray([steps, count, len(asked), switch], np.int32).tobytes()
     job += np.asarray([rate]).astype(number).tobytes()
     for each, label in zip(inputs, labels, strict=True):

@@ -23,14 +23,16 @@ class Field(NamedTuple):
     Attributes:
       name: ``"2/c"``; ``"2/u"`` holds ``A^T`` in the parallel stage.
       offset: index of its first number.
-      shape: as the network has it; the C code holds matrices transposed.
+      shape: as the network has it.
       fraction: bits after the point of a fixed-point number; 0 for floats.
+      transposed: whether the C code holds it with its axes in reverse.
     """
 
     name: str
     offset: int
     shape: tuple[int, ...]
     fraction: int = 0
+    transposed: bool = True
 
     @property
     def size(self) -> int:
@@ -70,7 +72,7 @@ class Parameters:
         """Whether a parameter trains."""
         return name in self.trained
 
-    def add(self, name: str, values: Any, fraction: int = 0) -> str:
+    def add(self, name: str, values: Any, fraction: int = 0, *, transposed: bool = True) -> str:
         """Adds a parameter that trains; gives the expression of its place in the weights.
 
         Raises:
@@ -80,8 +82,8 @@ class Parameters:
         if not np.isfinite(array).all():
             raise ExportError(f"{name}: holds NaN or infinity; training on the host went wrong")
         offset = self.count
-        self.fields.append(Field(name, offset, array.shape, fraction))
-        self.initial.append(array.T.ravel())
+        self.fields.append(Field(name, offset, array.shape, fraction, transposed))
+        self.initial.append((array.T if transposed else array).ravel())
         if self.count > MOST:
             raise ExportError(f"{name}: {self.count} numbers to train; {MOST} at most, fewer parts")
         return f"s->weights + {offset}"
@@ -113,6 +115,8 @@ def unpack(fields: tuple[Field, ...], flat: Any, *, real: bool = True) -> Mappin
     out = {}
     for field in fields:
         part = np.asarray(flat)[field.offset : field.offset + field.size]
-        values = part.reshape(field.shape[::-1]).T
+        values = part.reshape(field.shape[::-1]).T if field.transposed else (
+            part.reshape(field.shape)
+        )  # fmt: skip
         out[field.name] = values * 2.0**-field.fraction if real and field.fraction else values
     return out

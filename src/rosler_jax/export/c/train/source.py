@@ -14,7 +14,8 @@ from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.program import wire
 from rosler_jax.export.c.train import floats
 from rosler_jax.export.c.train.chain import cut, frozen_step
-from rosler_jax.export.c.train.memory import Layout, Node, frozen, lay_out
+from rosler_jax.export.c.train.gradient import gradient_functions, gradient_of
+from rosler_jax.export.c.train.memory import Layout, Node, aligned, frozen, lay_out
 from rosler_jax.export.c.train.parallel import Parallel, parallel_graph
 from rosler_jax.export.c.train.parameters import FLAG, Field, Parameters
 from rosler_jax.export.c.train.parts import parameters_of, trained_names
@@ -198,10 +199,12 @@ def _write_float(
                 f"{op.name}: sketches of one matrix train together; choose parts='all', or "
                 "stage='successive'"
             )
-    parts_of = cut(graph, trained)
-    if parts_of is None or not all(floats.serves(op) for op in parts_of[1]):
-        raise ExportError("no chain")
-    before, ops = parts_of
+    found = cut(graph, trained)
+    if found is None or not all(floats.serves(op) for op in found[1]):
+        if parallel:
+            raise ExportError("the parallel stage trains chains of layers; choose 'successive'")
+        return _write_gradient(graph, loss, batch, trained, momentum, clip)
+    before, ops = found
     unit = Unit()
     parameters = Parameters(unit, "float", trained)
     if parallel:
@@ -218,15 +221,34 @@ def _write_float(
         unit, FLOAT_STYLE, parameters, nodes, first, sizes, loss, batch, not direct, stage
     )
     layout = lay_out(nodes, first, "float")
-    numbers, arena = parameters.count, layout.bytes
-    gradient = "s->weights" if direct else "s->velocity"
-    if clip is not None:
-        gradient, arena = f"(float *)(a + {layout.bytes})", layout.bytes + -(-4 * numbers // 8) * 8
     functions = passes(program, layout)
-    functions.append(_step(program, layout, gradient, momentum, clip))
+    step, arena = step_function(program, layout.bytes, _example(program, layout), momentum, clip)
+    functions.append(step)
     if parallel:
         functions.append(_switch(graph, program, layout))
-    return assemble(program, arena, functions)
+    return assemble(program, arena, [*functions, predict_function(program, layout.output)])
+
+
+def _write_gradient(
+    graph: Graph, loss: str, batch: int, trained: frozenset[str], momentum: float,
+    clip: float | None,
+) -> TrainSource:  # fmt: skip
+    """Training by the graph of the gradient."""
+    gradient = gradient_of(graph, trained, loss)
+    unit = Unit()
+    parameters = Parameters(unit, "float", trained)
+    for name, values in gradient.tensors.items():
+        parameters.add(name, values, transposed=False)
+    given = graph.inputs[0].dtype
+    style = FLOAT_STYLE._replace(types=(given, "float32"))
+    sizes = count(graph.in_shape), count(graph.out_shape)
+    program = Program(unit, style, parameters, [], 0, sizes, loss, batch, True, "successive")
+    functions, arena = gradient_functions(unit, gradient, parameters.fields)
+    target = "target[k]" if loss == "cross_entropy" else f"target + k * {sizes[1]}"
+    share = "1.0f / (float)count"
+    example = [f"loss += rosler_train_example(s, a, x + k * {sizes[0]}, {target}, {share}, g);"]
+    step, arena = step_function(program, arena, example, momentum, clip)
+    return assemble(program, arena, [*functions, step])
 
 
 def passes(program: Program, layout: Layout) -> list[str]:
@@ -269,24 +291,43 @@ def passes(program: Program, layout: Layout) -> list[str]:
     return out
 
 
-def _step(
-    program: Program, layout: Layout, gradient: str, momentum: float, clip: float | None
-) -> str:
-    """The function that takes a step."""
-    unit, count = program.unit, program.parameters.count
-    n = program.sizes[1]
-    direct = not program.has_velocity
-    share = "1.0f" if direct else "1.0f / (float)count"
-    before, after = [], []
+def _example(program: Program, layout: Layout) -> list[str]:
+    """Statements of one example of a step: its loss, and its gradient added."""
+    unit, n = program.unit, program.sizes[1]
+    share = "1.0f / (float)count" if program.has_velocity else "1.0f"
     if program.loss == "cross_entropy":
         unit.use("cross_entropy_f32")
         one = f"rosler_cross_entropy({layout.output}, {n}, target[k], {share}, {layout.error})"
     else:
         unit.use("squares_f32")
         one = f"rosler_squares({layout.output}, {n}, target + k * {n}, {share}, {layout.error})"
+    rate = "1.0f" if program.has_velocity else "-learning_rate"
+    return [
+        f"const float *const example = x + k * {program.sizes[0]};",
+        "rosler_train_forward(s, a, example);",
+        f"loss += {one};",
+        f"rosler_train_backward(s, a, example, g, {rate});",
+    ]
+
+
+def step_function(
+    program: Program, arena: int, example: list[str], momentum: float, clip: float | None
+) -> tuple[str, int]:
+    """The function that takes a step, and the bytes of the arena then.
+
+    Args:
+      program: to be written.
+      arena: bytes that an example takes.
+      example: statements for example ``k``, which add its loss to ``loss`` and its gradient to
+        ``g``.
+      momentum, clip: as :func:`write_training` takes them.
+    """
+    unit, count = program.unit, program.parameters.count
+    before, after = [], []
+    gradient = "s->velocity" if program.has_velocity else "s->weights"
     if any(node.begin for node in program.nodes):
         before.append("rosler_train_prepare(s, a);")
-    if not direct:
+    if program.has_velocity:
         unit.use("scale_f32")
         unit.use("add_f32")
         decay = f"rosler_scale_f32(s->velocity, {count}, {float32_literal(momentum)});"
@@ -294,6 +335,7 @@ def _step(
             before.append(decay)
         else:
             unit.use("clip_f32")
+            gradient, arena = f"(float *)(a + {arena})", arena + aligned(4 * count)
             before.append(f"memset(g, 0, {4 * count});")
             after += [
                 f"rosler_clip_f32(g, {count}, {float32_literal(clip)});",
@@ -301,28 +343,23 @@ def _step(
                 f"rosler_add_f32(g, {count}, 1.0f, s->velocity);",
             ]
         after.append(f"rosler_add_f32(s->velocity, {count}, -learning_rate, s->weights);")
-    rate = "-learning_rate" if direct else "1.0f"
-    return "\n".join(
-        [
-            declaration(program) + "\n{",
-            "    rosler_state *const s = state;",
-            "    unsigned char *const a = (unsigned char *)arena->words;",
-            f"    float *const g = {gradient};",
-            "    float loss = 0.0f;",
-            "    int k;",
-            *checks(program, "-1.0f"),
-            *(f"    {line}" for line in before),
-            "    for (k = 0; k < count; ++k) {",
-            f"        const float *const example = x + k * {program.sizes[0]};",
-            "        rosler_train_forward(s, a, example);",
-            f"        loss += {one};",
-            f"        rosler_train_backward(s, a, example, g, {rate});",
-            "    }",
-            *(f"    {line}" for line in after),
-            "    return loss / (float)count;",
-            "}",
-        ]
-    )
+    lines = [
+        declaration(program) + "\n{",
+        "    rosler_state *const s = state;",
+        "    unsigned char *const a = (unsigned char *)arena->words;",
+        f"    float *const g = {gradient};",
+        "    float loss = 0.0f;",
+        "    int k;",
+        *checks(program, "-1.0f"),
+        *(f"    {line}" for line in before),
+        "    for (k = 0; k < count; ++k) {",
+        *(f"        {line}" for line in example),
+        "    }",
+        *(f"    {line}" for line in after),
+        "    return loss / (float)count;",
+        "}",
+    ]
+    return "\n".join(lines), arena
 
 
 def checks(program: Program, refused: str) -> list[str]:
@@ -386,7 +423,8 @@ def _begin(program: Program) -> str:
     )
 
 
-def _predict(program: Program, layout_output: str) -> str:
+def predict_function(program: Program, output: str) -> str:
+    """The function that predicts, from where the forward pass leaves its output."""
     element = program.style.element
     size = {"float": 4, "int16_t": 2}[element]
     prepare = "    rosler_train_prepare(state, a);\n" if any(n.begin for n in program.nodes) else ""
@@ -395,7 +433,7 @@ def _predict(program: Program, layout_output: str) -> str:
         "    const rosler_train_input *x, rosler_train_output *y)\n{\n"
         f"    unsigned char *const a = (unsigned char *)arena->words;\n{prepare}"
         "    rosler_train_forward(state, a, x);\n"
-        f"    memcpy(y, {layout_output}, {program.sizes[1] * size});\n}}"
+        f"    memcpy(y, {output}, {program.sizes[1] * size});\n}}"
     )
 
 
@@ -407,8 +445,7 @@ def assemble(program: Program, arena: int, functions: list[str]) -> TrainSource:
     )
     initial = np.concatenate(parameters.initial)
     unit.array(style.number, "rosler_train_initial", initial, "weights")
-    layout_output = lay_out(program.nodes, program.first, style.element).output
-    unit.functions += [_begin(program), *functions, _predict(program, layout_output)]
+    unit.functions += [_begin(program), *functions]
     stored = Unit()
     stored.use("store")
     unit.functions += stored.kernels
@@ -429,7 +466,7 @@ def assemble(program: Program, arena: int, functions: list[str]) -> TrainSource:
 
 def _header(program: Program, arena: int, model: int) -> str:
     style, count = program.style, program.parameters.count
-    ctypes = {"float32": "float", "int16": "int16_t"}
+    ctypes = {"float32": "float", "int16": "int16_t", "int32": "int32_t", "bool": "uint8_t"}
     target = "int" if program.loss == "cross_entropy" else ctypes[style.types[1]]
     label = "a label for each example" if target == "int" else "ROSLER_TRAIN_OUTPUT_SIZE for each"
     velocity = (
@@ -442,7 +479,7 @@ def _header(program: Program, arena: int, model: int) -> str:
         if program.stage == "parallel"
         else ""
     )
-    fixed = style.types[0] != "float32"
+    fixed = style.types[1] != "float32"
     nan, quantize = _NAN, ""
     if fixed:
         function = quantize_function(style.types[0], style.scales[0], "rosler_train_")

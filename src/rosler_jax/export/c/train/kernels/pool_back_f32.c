@@ -9,16 +9,19 @@ static void rosler_pool_back_f32(const float *x, const int32_t *axis, int axes, 
     int c;
     for (output = 0; output < outputs; ++output) {
         for (c = 0; c < channels; ++c, ++dy) {
-            int32_t most = rosler_pixel(axis, axes, output, 0) * channels + c;
+            int32_t most = -1;
             for (pixel = 0; pixel < pixels; ++pixel) {
                 const int32_t at = rosler_pixel(axis, axes, output, pixel) * channels + c;
+                if (at < 0) { /* beyond the input */
+                    continue;
+                }
                 if (share > 0.0f) {
                     dx[at] += share * *dy;
-                } else if (x[at] > x[most]) {
+                } else if (most < 0 || x[at] > x[most]) {
                     most = at;
                 }
             }
-            if (!(share > 0.0f)) {
+            if (most >= 0) {
                 dx[most] += *dy;
             }
         }
