@@ -175,9 +175,17 @@ LAYERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     "select_whole": (
         lambda i: (jnp.where(i > 4, i, 7), jnp.where(i > 4, i > 6, i < 2)), (whole(9, 4, 5),)
     ),
-    "rem_whole": (lambda i: jax.lax.rem(i - 4, jnp.int32(3)), (whole(9, 4, 5),)),
+    "rem_whole": (
+        lambda i: (
+            jax.lax.rem(i - 4, jnp.int32(3)), jax.lax.rem(i, i - 4), jax.lax.div(i - 9, i - 4)
+        ),
+        (whole(9, 4, 5),),
+    ),
     "pow": (lambda x: jnp.abs(x) ** 1.7, (normal(4, 5),)),
     "atan2": (jnp.arctan2, (normal(4, 5), normal(4, 5, seed=1))),
+    "atan2_rows": (
+        lambda y, x: jnp.arctan2(jnp.arctan2(y[:, None], x), 0.5), (normal(4, 5), normal(4, 3, 5))
+    ),
     "prod": (lambda x: jnp.prod(x, 1), (normal(4, 5),)),
     "linear": (nnx.Linear(5, 3, rngs=nnx.Rngs(0)), (normal(4, 2, 5),)),
     "conv": (nnx.Conv(3, 4, (3, 2), strides=2, rngs=nnx.Rngs(0)), (normal(4, 7, 8, 3),)),
@@ -313,7 +321,7 @@ LAYERS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     ),
 }  # fmt: skip
 
-NOT_IN_MICRO = {"rem_whole", "pow", "atan2", "prod", "conv_of_volumes"}
+NOT_IN_MICRO = {"pow", "atan2", "atan2_rows", "prod", "conv_of_volumes"}
 """For which TFLite Micro has no operator."""
 
 

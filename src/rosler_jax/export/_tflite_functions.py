@@ -161,13 +161,41 @@ def _cbrt(b: Builder, x: Value) -> Value:
     return _with_sign(b, x, elementwise(b, "EXP", third))
 
 
+def _divided(b: Builder, x: Operand, y: Operand) -> Value:
+    """Whole numbers by 0 give -1, as XLA has it; LiteRT would stop."""
+    if not _whole(y):
+        return elementwise(b, "DIV", x, y)
+    safe, nothing = _safe(b, y)
+    quotient = elementwise(b, "DIV", x, safe)
+    return quotient if nothing is None else _select(b, nothing, np.asarray(-1, np.int32), quotient)
+
+
+def _safe(b: Builder, y: Operand) -> tuple[Operand, Operand | None]:
+    """Whole numbers to divide by, 1 where they are 0, and where that is; None for nowhere."""
+    if isinstance(y, np.ndarray):
+        return np.where(y == 0, np.int32(1), y), (y == 0 if (y == 0).any() else None)
+    nothing = elementwise(b, "EQUAL", y, np.int32(0))
+    return elementwise(b, "ADD", y, cast(b, nothing, "int32")), nothing
+
+
 def _remainder(b: Builder, x: Operand, y: Operand) -> Value:
     """With the sign of ``x``; TFLite's has that of ``y``."""
+    if _whole(y):
+        whole = elementwise(b, "MUL", elementwise(b, "DIV", x, _safe(b, y)[0]), y)
+        return elementwise(b, "SUB", x, whole)
     size = np.abs(y) if isinstance(y, np.ndarray) else _abs(b, y)
     if isinstance(x, np.ndarray):
         rest = elementwise(b, "FLOOR_MOD", np.abs(x), size)
         return _select(b, x < 0, _negative(b, rest), rest)
     return _with_sign(b, x, elementwise(b, "FLOOR_MOD", _abs(b, x), size))
+
+
+def _atan2(b: Builder, y: Operand, x: Operand) -> Value:
+    """TFLite's operator does not broadcast."""
+    if y.shape != x.shape:
+        zeros = [zero_of(b, a) if isinstance(a, Value) else np.zeros_like(a) for a in (x, y)]
+        y, x = (elementwise(b, "ADD", a, z) for a, z in zip((y, x), zeros, strict=True))
+    return elementwise(b, "ATAN2", y, x)
 
 
 def _select(b: Builder, which: Operand, yes: Operand, no: Operand) -> Value:
@@ -240,12 +268,12 @@ FUNCTIONS: dict[str, Emit] = {
     "add": _of("ADD"),
     "sub": _of("SUB"),
     "mul": _of("MUL"),
-    "div": _of("DIV"),
+    "div": _divided,
     "rem": _remainder,
     "pow": _of("POW"),
     "max": _of("MAXIMUM"),
     "min": _of("MINIMUM"),
-    "atan2": _of("ATAN2"),
+    "atan2": _atan2,
     "and": _logical("LOGICAL_AND"),
     "or": _logical("LOGICAL_OR"),
     "xor": _logical("NOT_EQUAL"),

@@ -25,6 +25,7 @@ from rosler_jax.export._tflite_builder import (
     numbers,
     pad,
     product,
+    real_weight,
     reshape,
     sampled,
     with_numbers,
@@ -59,6 +60,8 @@ def convolved(
     window, lead = _without_batch(op.window)
     in_shape, out_shape, n = op.in_shape[lead:], op.out_shape[lead:], op.out_shape[-1]
     x = reshape(b, x, *inner(in_shape))
+    if len(window.size) == 3 and isinstance(weight, Integers) and b.bits == 32 and not x.steps:
+        weight = real_weight(weight)  # a sketch's signs
     same = _is_same(window, in_shape[:-1])
     kind, options, weight, axis = _form(op, window, weight, SAME if same else VALID)
     if not same:
