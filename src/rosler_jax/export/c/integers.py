@@ -16,7 +16,7 @@ from rosler_jax.export.c.arena import Use
 from rosler_jax.export.c.bytes_kernels import is_single, single_step, takes_tiles, tile_step
 from rosler_jax.export.c.integer_loops import CTYPE
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
-from rosler_jax.export.c.program import scan_step
+from rosler_jax.export.c.scans import scan_step
 from rosler_jax.export.c.sketches import FILL, Call, filled_bytes, project_step
 from rosler_jax.export.c.unit import BYTES, CTYPES, INTEGER, Numbers, Step, Unit
 from rosler_jax.export.c.windows import is_disjoint, pool_step, window_step

@@ -11,7 +11,7 @@ from rosler_jax._version import __version__
 from rosler_jax.export import softmax
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.integers import wire_integers
-from rosler_jax.export.c.program import mentions, wire
+from rosler_jax.export.c.program import wire
 from rosler_jax.export.c.unit import (
     ABOUT_CONST,
     Unit,
@@ -19,7 +19,7 @@ from rosler_jax.export.c.unit import (
     quantize_function,
     template,
 )
-from rosler_jax.export.c.wiring import Wiring, statements
+from rosler_jax.export.c.wiring import Wiring, mentions, statements
 from rosler_jax.export.integer import Program
 from rosler_jax.graph.graph import Graph
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 from rosler_jax.export.c.arena import Arena, Use, plan
@@ -79,7 +80,7 @@ def statements(
     lines = []
     for i, (step, inputs, made) in enumerate(wiring.uses):
         if poison is not None:
-            lines += [f"memset(a + {b}, {poison}, {e - b});" for b, e in _unused(arena, i)]
+            lines += [f"memset(a + {b}, {poison}, {e - b});" for b, e in arena.dead(i - 1)]
         if all(arena.roots[v][0] != v for v in made) and step.alias is not None:
             continue
         x, y = [at(v, "const ") for v in inputs], [at(v, "") for v in made]
@@ -87,6 +88,6 @@ def statements(
     return lines, arena
 
 
-def _unused(arena: Arena, i: int) -> list[tuple[int, int]]:
-    """Bytes that nobody needs before step ``i``."""
-    return arena.dead(i - 1)
+def mentions(lines: Sequence[str], name: str) -> bool:
+    """Whether C statements use a name."""
+    return re.search(rf"\b{name}\b", "\n".join(lines)) is not None

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from rosler_jax.export.c.arena import aligned
-from rosler_jax.export.c.program import mentions
 from rosler_jax.export.c.train.parts import names
 from rosler_jax.export.c.unit import CTYPES, Step, Unit
-from rosler_jax.export.c.wiring import Wiring, statements
+from rosler_jax.export.c.wiring import Wiring, mentions, statements
 from rosler_jax.graph.graph import Graph, Value
 from rosler_jax.graph.kinds import Op
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.gradients import accumulating
-from rosler_jax.export.c.program import mentions, wire
+from rosler_jax.export.c.program import wire
 from rosler_jax.export.c.train.parameters import Field
 from rosler_jax.export.c.unit import Unit
-from rosler_jax.export.c.wiring import statements
+from rosler_jax.export.c.wiring import mentions, statements
 from rosler_jax.graph.compute import run
 from rosler_jax.graph.graph import Graph
 from rosler_jax.graph.kinds import count
