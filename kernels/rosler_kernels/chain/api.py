@@ -75,6 +75,7 @@ def sketch_matmul(
       ValueError: shapes do not chain, ``parallel`` meets a seeded factor, or the implementation is
         unknown or cannot run.
 
+    >>> import jax.numpy as jnp
     >>> from rosler_kernels import srht
     >>> x, u = jnp.ones((2, 20)), jnp.ones((8, 4))
     >>> sketch_matmul(x, srht(1, 20, 8), u, srht(2, 30, 4)).shape

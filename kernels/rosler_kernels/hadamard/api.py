@@ -29,6 +29,7 @@ def hadamard_transform(
       TypeError: x is not floating.
       ValueError: n is not a power of two, or the implementation is unknown or cannot run.
 
+    >>> import jax.numpy as jnp
     >>> hadamard_transform(jnp.array([1.0, 0.0, 0.0, 2.0])).tolist()
     [3.0, -1.0, -1.0, 3.0]
     """
