@@ -65,16 +65,10 @@ def to_json(graph: Graph) -> tuple[list[Any], Tensors]:
 
     Example:
       >>> from rosler_jax.graph.kinds import Map
-      >>> relu = Map(
-      ...     name="relu",
-      ...     function="relu",
-      ...     inputs=(0,),
-      ...     outputs=(1,),
-      ...     in_shapes=((2,),),
-      ...     out_shapes=((2,),),
-      ... )
+      >>> shapes = {"in_shapes": ((2,),), "out_shapes": ((2,),)}
+      >>> relu = Map(name="relu", function="relu", inputs=(0,), outputs=(1,), **shapes)
       >>> to_json(Graph((Value(0, "0", (2,)),), (relu,), (Value(1, "", (2,)),)))
-      ([[[[2]], [['Map', 1, 'relu']], [1]], {})
+      ([[[[2]]], [['Map', 1, 'relu']], [1]], {})
     """
     check(graph)
     tensors: Tensors = {}
