@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -13,6 +15,9 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "graph"))
 from hand_made import Maker, every_kind, weight, window
+from hypothesis import HealthCheck, event, given, reject, settings
+from hypothesis import strategies as st
+from random_graphs import random_graph
 
 from rosler_jax.export import ExportError, lower, run_integer
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
@@ -38,6 +43,8 @@ from rosler_jax.graph.kinds import (
 )
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+EXAMPLES = int(os.environ.get("ROSLER_EXAMPLES", "12"))
+"""Of random graphs; each is compiled, so that more take minutes."""
 C_MAIN = """
 #include <stdio.h>
 #include "rosler_model.h"
@@ -255,6 +262,30 @@ def test_sixteen_bits(tmp_path, name):
 @pytest.mark.parametrize("name", GRAPHS)
 def test_eight_bits(tmp_path, name):
     check(GRAPHS[name](), tmp_path, 0.15, dtype="int8", activations=8)
+
+
+@needs_gcc
+@settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 2**20), dtype=st.sampled_from(["int16", "int8", "int4"]),
+    activations=st.sampled_from([16, 8]),
+)  # fmt: skip
+def test_any_graph_is_equal_bit_for_bit(seed, dtype, activations):
+    if dtype == "int16":
+        activations = 16
+    graph, _ = random_graph(seed)
+    xs = examples(graph, seed=seed)
+    try:
+        program = lower(graph, xs[0] if len(xs) == 1 else xs, dtype=dtype, activations=activations)
+    except ExportError as error:
+        event(str(error)[:60])
+        reject()
+    q = integers(program, xs)
+    found = run_integer(program, *q)
+    with tempfile.TemporaryDirectory() as folder:
+        made = run_c(Path(folder), program, q)
+    for y, c in zip(found if isinstance(found, list) else [found], made, strict=True):
+        np.testing.assert_array_equal(y.reshape(len(y), -1), c)
 
 
 def test_what_has_no_integers_is_refused_by_name():

@@ -24,13 +24,17 @@ def takes_tiles(op: Product) -> bool:
 
 
 def is_single(op: Product) -> bool:
-    """Whether a product takes four channels of 8 bits at a time, each by itself."""
+    """Whether a product takes four channels of 8 bits at a time, each by itself, or two of 16."""
+    dtypes = (op.in_dtypes[0], op.dtypes[0])
+    width = {("int8", "int8"): 4, ("int16", "int16"): 2}.get(dtypes, 0)
     return (
         op.window is not None
-        and (op.in_dtypes[0], op.dtypes[0]) == ("int8", "int8")
-        and _plain(op)
+        and width > 0
+        and (width == 2 or op.bits == 8)
+        and not op.wide
+        and op.requant.shift > 32
         and is_depthwise(op.window, op.in_shape, op.out_shape)
-        and op.out_shape[-1] % 4 == 0
+        and op.out_shape[-1] % width == 0
     )
 
 
@@ -117,37 +121,49 @@ def _gather_tile(
     ], room
 
 
-def single_step(op: Product, unit: Unit, label: str, finish: str) -> Step:
+def _by_channels(weight: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+    """Weights ``(taps, n)`` as words of two taps, for so many channels; then of the last tap."""
+    (taps, n), wide = weight.shape, len(order)
+    each = weight.reshape(taps, n // wide, wide)[:, :, list(order)].astype("<i2")
+    both = each[: taps // 2 * 2].reshape(taps // 2, 2, n // wide, wide).transpose(2, 0, 3, 1)
+    last = each[taps // 2 * 2 :].transpose(1, 0, 2)
+    halves = np.concatenate([part.reshape(n // wide, -1) for part in (both, last)], 1)
+    return np.ascontiguousarray(halves).view("<u4")
+
+
+def single_step(op: Product, unit: Unit, label: str, finish: str, limits: int) -> Step:
     """A function that takes every channel by itself."""
     assert op.window is not None
-    n, taps = op.out_shape[-1], math.prod(op.window.size)
-    # Of four channels, of two taps; then of the last tap: channels 0, 2, 1, 3.
-    quads = op.weight.reshape(taps, n // 4, 4)[:, :, [0, 2, 1, 3]].astype("<i2")
-    both = quads[: taps // 2 * 2].reshape(taps // 2, 2, n // 4, 4).transpose(2, 0, 3, 1)
-    last = quads[taps // 2 * 2 :].transpose(1, 0, 2)
-    halves = np.concatenate([part.reshape(n // 4, -1) for part in (both, last)], 1)
-    words = np.ascontiguousarray(halves).view("<u4")
+    n, taps, dtype = op.out_shape[-1], math.prod(op.window.size), op.in_dtypes[0]
+    ctype, small = CTYPE[dtype], dtype == "int8"
+    # SXTB16 gives channels 0 and 2, then 1 and 3.
+    words = _by_channels(op.weight.reshape(taps, n), (0, 2, 1, 3) if small else (0, 1))
     w = unit.array("uint32_t", f"{label}_weights", words, "weights")
-    unit.use("depthwise_i8", {"TAPS": str(taps)})
+    kind = "i8" if small else "i16"
+    unit.use(f"depthwise_{kind}", {"TAPS": str(taps), "LIMITS": str(limits), "S": kind, "X": ctype})
     sizes = window_sizes((op.in_shape, op.out_shape), op.window)
     height, width, channels, out_height, out_width = sizes[:5]
     rows, cols, stride_y, stride_x, up, left, step_y, step_x = sizes[5:]
+    kernel = f"rosler_depthwise_{kind}_{taps}{'' if small else f'_{limits}'}"
     body = [
-        f"rosler_taps(x, {height}, {width}, {channels}, i * {stride_y} - {up}, "
+        f"rosler_taps_{kind}(x, {height}, {width}, {channels}, i * {stride_y} - {up}, "
         f"j * {stride_x} - {left}, {rows}, {cols}, {step_y}, {step_x}, none, taps);",
-        f"rosler_depthwise_i8_{taps}(taps, {n}, {w}, {finish}, y);",
+        f"{kernel}(taps, {n}, {w}, {finish}, y);",
         f"y += {n};",
     ]
+    room = n * CTYPES[ctype]
     lines = [
-        f"static void rosler_{label}(const int8_t *x, int8_t *y, unsigned char *memory)",
+        f"static void rosler_{label}(const {ctype} *x, {ctype} *y, unsigned char *memory)",
         "{",
-        "    int8_t *none = (int8_t *)memory;",
-        f"    const int8_t *taps[{taps}];",
+        f"    {ctype} *none = ({ctype} *)memory;",
+        f"    const {ctype} *taps[{taps}];",
         "    int i, j;",
-        f"    memset(none, {op.fill}, {n});",
+        f"    memset(none, {op.fill}, {room});",
         *nested([("i", out_height), ("j", out_width)], body),
         "}",
     ]
     unit.functions.append("\n".join(lines))
-    size = math.prod(op.out_shape)
-    return Step(lambda x, y, memory: f"rosler_{label}({x}, {y}, {memory});", size, -(-n // 8) * 8)
+    size = math.prod(op.out_shape) * CTYPES[ctype]
+    return Step(
+        lambda x, y, memory: f"rosler_{label}({x}, {y}, {memory});", size, -(-room // 8) * 8
+    )

@@ -208,7 +208,7 @@ def _product(op: Product, unit: Unit, label: str) -> Step:
         )
         finish = _finish(unit, label, many, op.bias)
         if is_single(op):
-            return single_step(op, unit, label, finish)
+            return single_step(op, unit, label, finish, _limits(op.requant))
         return tile_step(op, unit, label, finish, _limits(op.requant))
     small = op.in_dtypes[0] == "int8"
     kernel = _kernel(unit, bits, op.wide, op.requant.shift, op.dtypes[0], small)
