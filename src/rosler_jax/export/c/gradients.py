@@ -126,11 +126,11 @@ def accumulating(graph: Graph) -> Graph:
         alone = made is not None and uses[value] == 1
         if made is None and not graph.constants[value].values.any():
             return
-        if isinstance(made, Map) and made.function == "add" and alone:
-            if all(count(shape) == size for shape in made.in_shapes):
-                for part in made.inputs:
-                    add(part, size, offset)
-                return
+        plus = isinstance(made, Map) and made.function == "add" and alone
+        if plus and all(count(shape) == size for shape in made.in_shapes):  # type: ignore[union-attr]
+            for part in made.inputs:  # type: ignore[union-attr]
+                add(part, size, offset)
+            return
         whole = None if made is None or not alone else _outer_of(made, producers) or made
         whole = whole if type(whole) in ADD else None
         inputs, shapes = (whole.inputs, whole.in_shapes) if whole else ((value,), ((size,),))
