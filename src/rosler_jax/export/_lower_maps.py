@@ -21,6 +21,7 @@ from rosler_jax.export._lower_state import (
     finest,
     finish,
     limits,
+    requant,
     rescaled,
 )
 from rosler_jax.export.intops import (
@@ -33,6 +34,7 @@ from rosler_jax.export.intops import (
     Limited,
     Lookup,
     Times,
+    Truncated,
     Whole,
 )
 from rosler_jax.graph.functions import FUNCTIONS
@@ -109,6 +111,8 @@ def _map(op: Map, state: State) -> None:
         return _whole(op, state)
     if op.function == "float32" and given[0] != "float32":
         return _from_whole(op, state)
+    if op.function == "int32":
+        return _truncated(op, state)
     chain = _chain(op, state)
     if chain is not None:
         return _one(op, state, *chain)
@@ -158,6 +162,15 @@ def _from_whole(op: Map, state: State) -> None:
         out_shapes=op.in_shapes,
     )  # fmt: skip
     state.rename(op.output, *rescaled(state, k, wanted, op.name))
+
+
+def _truncated(op: Map, state: State) -> None:
+    source, x = state.read(op.inputs[0])
+    form, _ = requant(x.scale, x.bound)
+    state.emit(
+        Truncated, op, [source], Number(1.0, 2**31, "int32"), op.output, zero=x.zero,
+        multiplier=int(form.multiplier), shift=form.shift,
+    )  # fmt: skip
 
 
 def _one(op: Map, state: State, value: int, ops: list[Map], whole: Real) -> None:

@@ -76,6 +76,7 @@ from rosler_jax.export.intops import (
     Taken,
     Times,
     Transposed,
+    Truncated,
     Whole,
 )
 from rosler_jax.graph.compute import convolve, group_filters, pool, take
@@ -256,6 +257,9 @@ COMPUTE: dict[type[IntOp], Callable[..., Any]] = {
     Chosen: lambda op, c, x, y: _rounded(op, jnp.where(c != 0, *_scaled(op, x, y))),
     Times: lambda op, x, y: _requant((x - op.zeros[0]) * (y - op.zeros[1]), op.requant),
     Whole: _whole,
+    Truncated: lambda op, x: (
+        jnp.sign(x - op.zero) * ((abs(x - op.zero) * op.multiplier) >> op.shift)
+    ),
     Reduced: _reduced,
     Pooled: _pooled,
     Taken: lambda op, x: take(x, op),

@@ -201,6 +201,15 @@ class Whole(IntOp):
 
 
 @_kind
+class Truncated(IntOp):
+    """Real numbers as whole ones, towards 0: ``|x - zero| * multiplier >> shift`` with its sign."""
+
+    zero: int
+    multiplier: int
+    shift: int
+
+
+@_kind
 class Reduced(IntOp):
     """``requant`` of the sum of ``x - zero``; max, min, argmax or argmin over axes."""
 

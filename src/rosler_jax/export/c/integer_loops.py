@@ -34,6 +34,7 @@ from rosler_jax.export.intops import (
     Requant,
     Shifted,
     Times,
+    Truncated,
     Whole,
 )
 from rosler_jax.graph.kinds import count
@@ -190,6 +191,18 @@ def whole_step(op: Whole, unit: Unit, label: str) -> Step:
     """Whole numbers and truth values."""
     numbers = {f"n{k}": _number(int(v)) for k, v in enumerate(op.numbers)}
     return _mapped(op, unit, label, lambda *xs: WHOLE[op.function].format(*xs, **numbers))
+
+
+def truncated_step(op: Truncated, unit: Unit, label: str) -> Step:
+    """Real numbers as whole ones, towards 0."""
+
+    def text(x: str) -> str:
+        v = f"({_plus(x, -op.zero)})"
+        size = f"({v} < 0 ? -{v} : {v})"
+        whole = f"(int32_t)(((int64_t){size} * {op.multiplier}) >> {op.shift})"
+        return f"{v} < 0 ? -{whole} : {whole}"
+
+    return _mapped(op, unit, label, text)
 
 
 def _inside(counted: Sequence[tuple[str, int]], body: Sequence[str]) -> list[str]:

@@ -49,6 +49,7 @@ from rosler_jax.export.intops import (
     Taken,
     Times,
     Transposed,
+    Truncated,
     Whole,
 )
 from rosler_jax.graph.kinds import count
@@ -286,10 +287,8 @@ def _shifted(op: Shifted, unit: Unit, label: str) -> Step:
     unit.use("shifted")
     size, channels = math.prod(op.in_shape), op.in_shape[-1] if op.in_shape else 1
     finish = _finish(unit, label, op.requant)
-    bias = unit.array("int32_t", f"{label}_bias", op.bias, "biases")
     many = channels if op.bias.size > 1 or op.requant.multiplier.ndim else 1
-    if many > 1 and op.bias.size == 1:
-        bias = unit.array("int32_t", f"{label}_biases", np.full(channels, op.bias), "biases")
+    bias = unit.array("int32_t", f"{label}_bias", np.broadcast_to(op.bias, (many,)), "biases")
     sizes = f"{size}, {many}, {op.left}, {bias}, {finish}"
     return Step(lambda x, y, _: f"rosler_shifted({x}, {sizes}, {y});", 2 * size, in_place=True)
 
@@ -378,6 +377,7 @@ EMIT: dict[type[IntOp], Callable[[Any, Unit, str], Step]] = {
     Combined: each.combined_step,
     Chosen: each.chosen_step,
     Times: each.times_step,
+    Truncated: each.truncated_step,
     Whole: each.whole_step,
     Reduced: each.reduce_step,
     Pooled: _pooled,
