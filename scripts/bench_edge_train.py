@@ -129,7 +129,7 @@ def train_on_host(network: str, data: dict[str, Split], seed: int) -> Any:
     from flax import nnx
 
     from rosler_jax.deploy import Trained, pack
-    from rosler_jax.export.build import build_graph
+    from rosler_jax.graph.layers import build_graph
     from rosler_jax.network import Network, split_state
 
     x, y = data["train"]
@@ -170,12 +170,10 @@ def adapt(graph: Any, variant: Variant, data: dict[str, Split]) -> dict[str, Any
     batch, fixed = few.x.shape[1], variant.options.get("dtype") == "fixed"
     calibration = np.concatenate([data["train"].x[::4], few.x.reshape(-1, few.x.shape[-1])])
     options = {"batch": batch, **variant.options}
+    quantise: Any = np.float32
     if fixed:
         options["calibration"] = calibration
-        prefix = lower_training(graph, calibration, batch=batch).prefix
-        quantise = prefix.quantize_input
-    else:
-        quantise = lambda x: np.asarray(x, np.float32)  # noqa: E731
+        quantise = lower_training(graph, calibration, batch=batch).prefix.quantize_input
     source = write_training(graph, **options)
 
     def run(rate: float, passes: int, asked: np.ndarray, board: str | None) -> Any:
@@ -235,6 +233,24 @@ def single_steps(graph: Any, network: str, data: dict[str, Split]) -> dict[str, 
         "beside the chip": list(found.external),
         **memory(source, found.sizes),
     }
+
+
+def both_ways(graph: Any, data: dict[str, Split]) -> dict[str, Any]:
+    """A step of the code written for chains, and of the graph of the gradient, as any model's."""
+    from rosler_jax.export.c.train import write_training
+    from rosler_jax.export.c.train.job import train_in_c
+
+    few = handful(data["adapt"])
+    rows = {}
+    for name, chains in (("written for chains", True), ("graph of the gradient", False)):
+        source = write_training(graph, batch=few.x.shape[1], chains=chains)
+        found = train_in_c(source, few.x[:2], few.y[:2], 0.01, predict=few.x[1][:2], board=BOARD)
+        rows[name] = {
+            "instructions a step": mean(found.step_instructions),
+            "instructions an inference": mean(found.predict_instructions),
+            **memory(source, found.sizes),
+        }
+    return rows
 
 
 def memory(source: Any, sizes: dict[str, Any]) -> dict[str, int]:
@@ -303,6 +319,18 @@ def table(results: dict[str, Any]) -> str:
         cells = [number(row[key]) for key in (*keys, "constant bytes")]
         cells += [f"{results['single'][LARGEST][key] / row[key]:,.0f}x" for key in keys]
         lines.append(f"| {name}{beside if row['beside the chip'] else ''} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Steps of {results['batch']} examples, momentum 0.9, all parts, float32, in two ways:",
+        "",
+        "| network | code | instructions a step | an inference | RAM, bytes | constants, bytes "
+        "| code, bytes |",
+        "|---|---|" + "---:|" * 5,
+    ]
+    for name, ways in results["ways"].items():
+        for way, row in ways.items():
+            cells = [number(row[key]) for key in (*keys, "constant bytes", "code bytes")]
+            lines.append(f"| {name} | {way} | {' | '.join(cells)} |")
     where = f"{results['compiler']}; {results['emulator']}; {results['python']}"
     return "\n".join([*lines, "", f"{results['date']}; {where}. `{results['command']}`", ""])
 
@@ -337,6 +365,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     rows: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in VARIANTS}
     single: dict[str, dict[str, Any]] = {}
+    ways: dict[str, dict[str, Any]] = {}
     for seed in range(parsed.seeds):
         for network in NETWORKS:
             graph = train_on_host(network, data, seed)
@@ -348,6 +377,9 @@ def main(arguments: list[str] | None = None) -> int:
             if seed == 0:
                 single[network] = single_steps(graph, network, data)
                 print(f"{network}, single steps: {json.dumps(single[network])}", flush=True)
+                if network != LARGEST:
+                    ways[network] = both_ways(graph, data)
+                    print(f"{network}, both ways: {json.dumps(ways[network])}", flush=True)
     results = {
         "date": datetime.date.today().isoformat(),
         "command": f"scripts/bench_edge_train.py --data DIR --out OUT --seeds {parsed.seeds}",
@@ -358,6 +390,7 @@ def main(arguments: list[str] | None = None) -> int:
         "batch": rows[VARIANTS[0].name][0]["batch"],
         "rows": rows,
         "single": single,
+        "ways": ways,
     }
     parsed.out.mkdir(parents=True, exist_ok=True)
     replace_json(parsed.out / "edge_train.json", results)

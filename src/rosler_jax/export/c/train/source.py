@@ -122,6 +122,7 @@ def write_training(
     calibration: Any = None,
     seed: int = 0,
     sketch: str | None = None,
+    chains: bool = True,
 ) -> TrainSource:
     """Writes C99 that trains a network on the device: forward, backward, update, save and load.
 
@@ -131,8 +132,8 @@ def write_training(
     examples. Without momentum and clipping, and with a batch of 1, no velocity is kept at all.
 
     Args:
-      graph: the network. Linear layers and convolutions, learnt, seeded or dense, train, in fixed
-        point linear layers alone; anything may come before all that trains.
+      graph: the model, of one input and one output. In float32 any model trains; in fixed point a
+        chain of linear layers, learnt, seeded or dense, after anything that does not train.
       loss: ``"cross_entropy"`` of integer labels or ``"mse"``.
       batch: most examples in a step; they are taken one by one and need no memory each.
       stage: ``"successive"`` is back-propagation through the factors; ``"parallel"`` turns each
@@ -144,6 +145,9 @@ def write_training(
       clip: norm that all gradients together are scaled down to; None for none.
       calibration: representative inputs; needed for ``dtype="fixed"``.
       seed, sketch: of the parallel stage's sketches.
+      chains: whether chains of layers train by code written for them, which takes fewer
+        instructions, and keeps no velocity where none is needed; all else, and all without, trains
+        by the graph of its gradient.
 
     Returns:
       The texts and what they take.
@@ -179,7 +183,7 @@ def write_training(
         )  # fmt: skip
     if stage == "parallel":
         graph = parallel_graph(graph, seed=seed, sketch=sketch)
-    return _write_float(graph, loss, batch, stage, parts, momentum, clip)
+    return _write_float(graph, loss, batch, stage, parts, momentum, clip, chains)
 
 
 def _check(what: str, value: str, known: Sequence[str]) -> None:
@@ -189,7 +193,7 @@ def _check(what: str, value: str, known: Sequence[str]) -> None:
 
 def _write_float(
     graph: Graph, loss: str, batch: int, stage: str, parts: str | Sequence[str], momentum: float,
-    clip: float | None,
+    clip: float | None, chains: bool,
 ) -> TrainSource:  # fmt: skip
     parallel = any(isinstance(op, Parallel) for op in graph.ops)
     trained = trained_names(graph, parts)
@@ -199,7 +203,7 @@ def _write_float(
                 f"{op.name}: sketches of one matrix train together; choose parts='all', or "
                 "stage='successive'"
             )
-    found = cut(graph, trained)
+    found = cut(graph, trained) if chains or parallel else None
     if found is None or not all(floats.serves(op) for op in found[1]):
         if parallel:
             raise ExportError("the parallel stage trains chains of layers; choose 'successive'")
