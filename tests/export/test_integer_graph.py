@@ -12,17 +12,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 sys.path.append(str(Path(__file__).parents[1] / "graph"))
 from hand_made import Maker, every_kind, weight, window
 from hypothesis import HealthCheck, event, given, reject, settings
 from hypothesis import strategies as st
 from random_graphs import random_graph
+from tiny_models import BUILDERS, INPUTS, randomise
 
 from rosler_jax.export import ExportError, lower, run_integer
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
+from rosler_jax.export.firmware import run_firmware
 from rosler_jax.export.intops import LIMITS
-from rosler_jax.graph import Graph, Weight, run
+from rosler_jax.graph import Graph, Weight, run, trace
 from rosler_jax.graph.kinds import (
     Affine,
     Concat,
@@ -262,6 +265,34 @@ def test_sixteen_bits(tmp_path, name):
 @pytest.mark.parametrize("name", GRAPHS)
 def test_eight_bits(tmp_path, name):
     check(GRAPHS[name](), tmp_path, 0.15, dtype="int8", activations=8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    None in map(shutil.which, ("arm-none-eabi-gcc", "qemu-system-arm")),
+    reason="arm-none-eabi-gcc or qemu-system-arm is not installed",
+)
+@pytest.mark.parametrize("activations", [16, 8])
+@pytest.mark.parametrize("board", ["cortex-m3", "cortex-m4"])  # without and with pairs of products
+def test_boards_compute_the_same_bits(tmp_path, board, activations):
+    graph = _residual()
+    xs = examples(graph)
+    program = lower(graph, xs[0], dtype="int8", activations=activations)
+    source = write_c(program)
+    (tmp_path / HEADER).write_text(source.header)
+    (tmp_path / SOURCE).write_text(source.source)
+    (q,) = integers(program, xs)
+    found = run_firmware(tmp_path, q.reshape(len(q), -1), board=board)
+    np.testing.assert_array_equal(found.outputs, run_integer(program, q).reshape(len(q), -1))
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", ["ds_cnn", "autoencoder"])
+def test_networks_of_mlperf_tiny_in_eight_bits(tmp_path, name):
+    model = BUILDERS[name](nnx.Rngs(0))
+    randomise(model, jax.random.key(1))
+    x = np.random.default_rng(0).normal(size=(16, *INPUTS[name])).astype(np.float32)
+    check(trace(model, x[:1]), tmp_path, 0.03, [x], dtype="int8", activations=8)
 
 
 @needs_gcc

@@ -45,7 +45,7 @@ Real = Callable[[Any], Any]
 
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
 _WHOLE = (*COMPARE, "add", "sub", "mul", "max", "min", "and", "or", "xor", "not", "neg", "abs",
-          "sign", "clamp", "relu", "select", "int32", "bool")  # fmt: skip
+          "sign", "clamp", "relu", "select", "int32", "bool", "div", "rem")  # fmt: skip
 _JUMPS = ("sign", "floor", "ceil", "round")
 _STEEP = 0.02  # of what comes out: a table may be so far from its function
 

@@ -70,7 +70,7 @@ class Numbers:
 
 
 INTEGER = Numbers("i16", "int16_t", "int32_t", "i32", "uint32_t", 2)
-BYTES = Numbers("u8", "int16_t", "int32_t", "i32", "uint32_t", 2, "uint8_t", "copy_bytes")
+BYTES = Numbers("u8", "int16_t", "int32_t", "i32", "uint32_t", 2, "uint8_t", "copy_fill")
 FLOAT = Numbers("f32", "float", "float", "f32", "float", 4)
 
 CTYPES = {

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from rosler_jax.export.c.unit import CTYPES, Numbers, Step, Unit
 from rosler_jax.graph.kinds import Window
 from rosler_jax.graph.weight import Shape
@@ -245,42 +243,3 @@ def pool_window(sides: Shape) -> Window:
     return Window(
         size=sides, strides=sides, padding=none, dilation=ones, input_dilation=ones, groups=1
     )
-
-
-def pad_step(
-    unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape],
-    widths: tuple[tuple[int, int], ...], mode: str,
-) -> Step:  # fmt: skip
-    """A step that pads by copies of the input: images, one for each position on the outer axes."""
-    unit.use("pad", numbers.names())
-    sides, out_sides, channels = shapes[0][:-1], shapes[1][:-1], shapes[0][-1]
-    if len(sides) == 1:
-        sides, out_sides, widths = (1, *sides), (1, *out_sides), ((0, 0), *widths)
-    tables = []
-    for axis, (n, both) in enumerate(zip(sides, widths, strict=True)):
-        index = np.pad(np.arange(n), both, mode=mode)  # type: ignore[call-overload]
-        tables.append(unit.array("uint16_t", f"{label}_from_{axis}", index, "tables"))
-    (*outer, rows, cols), (*_, width) = out_sides, sides
-    sizes = f"{width}, {channels}, {rows}, {cols}, {tables[-2]}, {tables[-1]}"
-    names = [f"a{k}" for k in range(len(outer))]
-    source = _position([f"{t}[{a}]" for t, a in zip(tables, names, strict=False)], sides[:-2])
-    target = _position(names, outer)
-    into, out_of = (math.prod(s[-2:]) * channels for s in (out_sides, sides))
-    body = f"rosler_pad_{numbers.suffix}(x + {source} * {out_of}, {sizes}, y + {target} * {into});"
-    lines = [
-        f"static void rosler_{label}(const {numbers.element} *x, {numbers.element} *y)",
-        "{",
-        *([f"    int {', '.join(names)};"] if names else []),
-        *_loops(list(zip(names, outer, strict=True)), [body]),
-        "}",
-    ]
-    unit.functions.append("\n".join(lines))
-    return Step(lambda x, y, _: f"rosler_{label}({x}, {y});", math.prod(shapes[1]) * numbers.size)
-
-
-def _position(indices: Sequence[str], sizes: Sequence[int]) -> str:
-    """C expression of a row-major position."""
-    text = "0"
-    for index, size in zip(indices, sizes, strict=True):
-        text = index if text == "0" else f"({text} * {size} + {index})"
-    return text
