@@ -200,7 +200,7 @@ def _scan(op: Scan, state: State) -> None:
         if op.shared <= k < last and inner.dtype == "float32":
             seen = [ranges.values[v].size for v in (inner.id, op.body.outputs[k - op.shared].id)]
             wanted = Number(finest(max(seen)), -LOW)
-            if number != wanted:
+            if (number.scale, number.dtype) != (wanted.scale, wanted.dtype):
                 source, number = rescaled(state, value, wanted, names[k])
             number = wanted
         given.append(source)
