@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from rosler_jax.export.c.unit import Step, Unit
 from rosler_jax.export.c.windows import axes_table
 from rosler_jax.graph.graph import Graph
@@ -22,6 +24,7 @@ from rosler_jax.graph.kinds import (
     Unpool,
     count,
 )
+from rosler_jax.graph.weight import Weight
 
 Adding = Callable[..., str]
 """A C statement that adds to its output, given expressions of inputs and output."""
@@ -110,8 +113,34 @@ def accumulate_step(op: Accumulate, unit: Unit, label: str) -> Step:
     return Step(lambda x, *_: f"rosler_add_f32({x}, {size}, 1.0f, {to});", 0)
 
 
+def with_numbers(graph: Graph) -> Graph:
+    """A graph whose maps read arrays of one number, as derivatives have them, as that number."""
+    numbers: dict[float, int] = {}
+    constants = dict(graph.constants)
+    free = max([*constants, *graph.dtypes()]) + 1
+
+    def plain(op: Op) -> Op:
+        if not isinstance(op, Map) or len(op.inputs) < 2:
+            return op
+        inputs, shapes = list(op.inputs), list(op.in_shapes)
+        for i, (value, shape) in enumerate(zip(op.inputs, op.in_shapes, strict=True)):
+            held = graph.constants.get(value)
+            whole = op.out_shape in (*shapes[:i], *shapes[i + 1 :])  # of another operand
+            if held is None or count(shape) < 2 or not whole or held.values.dtype != np.float32:
+                continue
+            first = held.values.flat[0]
+            if (held.values == first).all():
+                inputs[i] = numbers.setdefault(float(first), free + len(numbers))
+                shapes[i] = (1,) * len(op.out_shape)
+                constants[inputs[i]] = Weight("constant", np.full((), first, np.float32))
+        return dataclasses.replace(op, inputs=tuple(inputs), in_shapes=tuple(shapes))
+
+    return dataclasses.replace(graph, ops=tuple(map(plain, graph.ops)), constants=constants)
+
+
 def accumulating(graph: Graph) -> Graph:
     """A graph that adds its outputs, but the last, to those of others as soon as they are made."""
+    graph = with_numbers(graph)
     *gradients, last = graph.outputs
     producers = graph.producers()
     uses = Counter(v for op in graph.ops for v in op.inputs)
