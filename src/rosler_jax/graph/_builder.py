@@ -217,8 +217,28 @@ class Builder:
         place = {k: i for i, k in enumerate(sorted(kept))}
         inner = tuple(x.shape[k] for k in sorted(kept))
         made = tuple(x.shape[k] for k in kept)
-        y = self.emit(Transpose, [x], [inner], made, axes=tuple(place[k] for k in kept))
+        turn = tuple(place[k] for k in kept)
+        before = self._turning(x)
+        if before is not None:  # one after the other: one
+            turn, inner = tuple(before.axes[k] for k in turn), before.in_shape
+            x = Held(before.inputs[0], inner, inner, x.dtype)
+            if turn == tuple(range(len(turn))):
+                return Held(x.source, out, out, x.dtype)
+        y = self.emit(Transpose, [x], [inner], made, axes=turn)
         return Held(y.source, out, out, x.dtype)
+
+    def undoes(self, x: Held, axes: Sequence[int]) -> bool:
+        """Whether a transpose would take back the one that made a value."""
+        kept = [k for k, n in enumerate(x.shape) if n != 1]
+        op = self._turning(x)
+        again = [] if op is None else [op.axes[kept.index(k)] for k in axes if k in kept]
+        return op is not None and again == sorted(again)
+
+    def _turning(self, x: Held) -> Transpose | None:
+        """The transpose that made a value, if it is read in the shape that it was made in."""
+        op = next((op for op in reversed(self.ops) if op.output == x.source), None)
+        same = op is not None and op.out_shape == tuple(n for n in x.shape if n != 1)
+        return op if same and isinstance(op, Transpose) else None
 
     def reduce(self, function: str, x: Held, axes: Sequence[int], dtype: str) -> Held:
         """A reduction over axes, which go."""

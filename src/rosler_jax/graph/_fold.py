@@ -19,6 +19,7 @@ from rosler_jax.graph.kinds import (
     Dense,
     Gather,
     Map,
+    MatMul,
     Norm,
     Op,
     PatchProject,
@@ -29,6 +30,7 @@ from rosler_jax.graph.kinds import (
     Scan,
     Take,
     Transpose,
+    Window,
     elements,
 )
 from rosler_jax.graph.weight import Weight
@@ -44,7 +46,8 @@ def simplified(graph: Graph) -> Graph:
     graph = each(limits)(dataclasses.replace(graph, ops=ops))
     graph = recognised(graph)
     passes = (
-        _turned, _composed, _joined, _composed, _scaled, _affine, _affine_alone, _padding, _wrapped,
+        _turned, _composed, _joined, _composed, _joined, _composed, _grouped, _scaled, _affine,
+        _scaled, _affine_alone, _padding, _wrapped,
     )  # fmt: skip
     return renumbered(each(*passes)(graph))
 
@@ -86,28 +89,39 @@ def limits(known: Known, op: Op) -> None:
 
 
 def _scaled(known: Known, op: Op) -> None:
-    """A sum times a number: a mean."""
+    """A value times a number: the number joins what makes the value, and the product goes."""
     if not isinstance(op, Map) or op.function not in ("mul", "div"):
         return
     places = _operands(known, op)
     if places is None or (op.function == "div" and places != (0, 1)):
         return
-    factor, value = known.scalar(op.inputs[places[1]]), op.inputs[places[0]]
-    turned = known.only(value, Transpose)
-    before = known.only(value if turned is None else turned.inputs[0], _SCALABLE)
-    if factor is None or before is None or getattr(before, "bias", None) is not None:
-        return
-    if isinstance(before, Reduce | Pool) and before.function != "sum":
-        return
-    scale = before.scale / factor if op.function == "div" else before.scale * factor  # type: ignore[attr-defined]
-    if turned is None:
-        known.put(op, _moved(before, op, scale=scale))
-    else:
-        known.put(before, dataclasses.replace(before, scale=scale))  # type: ignore[call-arg]
+    number, value = known.scalar(op.inputs[places[1]]), op.inputs[places[0]]
+    if number and _absorb(known, value, 1.0 / number if op.function == "div" else number):
         known.alias(op, value)
 
 
 _SCALABLE = (Reduce, Pool, Project, PatchProject)
+
+
+def _absorb(known: Known, value: int, factor: float) -> bool:
+    """Multiplies a value by a number where it is made, if that is for nothing."""
+    op = known.only(value, (*_SCALABLE, Dense, Conv, Transpose, MatMul))
+    if op is None or math.isnan(factor) or math.isinf(factor):
+        return False
+    if isinstance(op, Transpose):
+        return _absorb(known, op.inputs[0], factor)
+    if isinstance(op, MatMul):
+        return any(_absorb(known, v, factor) for v in op.inputs)
+    if isinstance(op, Dense | Conv):
+        n = op.out_shape[-1]
+        new = fold_affine(op, np.full(n, factor), np.zeros(n))
+    elif getattr(op, "bias", None) is not None or getattr(op, "function", "sum") != "sum":
+        new = None
+    else:
+        new = dataclasses.replace(op, scale=op.scale * factor)  # type: ignore[attr-defined, call-arg]
+    if new is not None:
+        known.put(op, new)
+    return new is not None
 
 
 def _moved(before: Op, op: Op, **changes: Any) -> Op:
@@ -299,8 +313,8 @@ def _composed(known: Known, op: Op) -> None:
     """Two picks, one after the other, are one."""
     if not isinstance(op, Take):
         return
-    before = _take_of(known, op.inputs[0])
-    if before is None or before.out_shape != op.in_shape or before.fill != op.fill:
+    before = known.ops.get(op.inputs[0])
+    if not isinstance(before, Take) or before.out_shape != op.in_shape or before.fill != op.fill:
         return
     index = tuple(
         b if a is None else a if b is None else _through(a, b, n)
@@ -316,6 +330,32 @@ def _through(first: tuple[Run, ...], second: tuple[Run, ...], n: int) -> tuple[R
 
     places = elements(first, n)
     return runs_of([-1 if k < 0 else places[k] for k in elements(second, len(places))])
+
+
+def _grouped(known: Known, op: Op) -> None:
+    """Patches of groups of channels that were brought in front one by one: groups of a window."""
+    if not isinstance(op, Transpose):
+        return
+    patches = known.only(op.inputs[0], PatchProject)
+    if not isinstance(patches, PatchProject) or patches.out_shape != op.in_shape:
+        return
+    first, n = known.only(patches.inputs[0], Transpose), len(op.axes) - 2
+    window, inner = patches.window, patches.in_shape[1:-1]
+    alone = (window.size[0], window.strides[0], window.padding[0]) == (1, 1, (0, 0))
+    if (
+        not isinstance(first, Transpose) or first.out_shape != patches.in_shape or not alone
+        or first.axes != (n, *range(n), n + 1) or op.axes != (*range(1, n + 1), 0, n + 1)
+    ):  # fmt: skip
+        return
+    g, channels = patches.in_shape[0], patches.in_shape[-1]
+    plain = Window(
+        size=window.size[1:], strides=window.strides[1:], padding=window.padding[1:],
+        dilation=window.dilation[1:], input_dilation=window.input_dilation[1:], groups=g,
+    )  # fmt: skip
+    known.put(op, dataclasses.replace(
+        patches, inputs=first.inputs, outputs=op.outputs, in_shapes=((*inner, g * channels),),
+        out_shapes=((*patches.out_shape[1:-1], g * patches.out_shape[-1]),), window=plain,
+    ))  # fmt: skip
 
 
 def _joined(known: Known, op: Op) -> None:

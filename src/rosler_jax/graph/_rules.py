@@ -204,7 +204,9 @@ def _batched(b: Builder, xy: Any, batches: Any, free: Any, contracted: Any) -> H
     (x, y), (xb, yb), (xf, yf), (xc, yc) = xy, batches, free, contracted
     out = (*(x.shape[k] for k in (*xb, *xf)), *(y.shape[k] for k in yf))
     batch = math.prod(x.shape[k] for k in xb)
-    if y.known and (*xf, *xb, *xc) == tuple(range(len(x.shape))):
+    order = (*xf, *xb, *xc)
+    if y.known and (order == tuple(range(len(order))) or b.undoes(x, order)):
+        x = b.transpose(x, order)
         return b.reshape(_grouped(b, x, y, (len(xf), len(xb)), (*yc, *yb, *yf)), out)
     m, n = math.prod(x.shape[k] for k in xf), math.prod(y.shape[k] for k in yf)
     k = math.prod(x.shape[k] for k in xc)
@@ -230,7 +232,8 @@ def _grouped(b: Builder, x: Held, w: Held, cuts: tuple[int, int], order: Any) ->
         Conv, [x], [(p, g * m)], (p, g * n), name=w.weight.name,
         weight=b.reshape(w, (1, m, g * n)).weight, window=window,
     )  # fmt: skip
-    return b.transpose(b.reshape(y, (p, g, n)), (1, 0, 2))
+    whole = b.reshape(y, (*sizes[0], g, n))
+    return b.transpose(whole, (free, *range(free), free + 1))
 
 
 def _moves(x: Held, axes: Sequence[int]) -> bool:

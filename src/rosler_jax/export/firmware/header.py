@@ -16,8 +16,8 @@ from rosler_jax.export.inputs import quantized
 
 HEADER = "rosler_model.h"
 SOURCE = "rosler_model.c"
-INPUT_TYPES = ("float32", "int16", "uint8")
-OUTPUT_TYPES = ("float32", "int16")
+INPUT_TYPES = ("float32", "int16", "uint8", "int8", "int32")
+OUTPUT_TYPES = ("float32", "int16", "int8", "int32")
 _MACRO = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)[ \t]+(.+?)[ \t]*(?:/\*.*)?$", re.M)
 _USED = (
     *("rosler_predict", "rosler_arena", "rosler_input", "rosler_output"),
