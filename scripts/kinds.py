@@ -95,8 +95,8 @@ def table() -> str:
     rows = [f"| kind | what it is | {' | '.join(KIND_TARGETS)} |", _line(2 + len(KIND_TARGETS))]
     for name, kind in KINDS.items():
         what = str(kind.__doc__).split("\n")[0].replace("``", "`")
-        marks = (YES if has(kind) else NO for has in KIND_TARGETS.values())
-        rows.append(f"| `{name}` | {what} | {' | '.join(marks)} |")
+        line = " | ".join(YES if has(kind) else NO for has in KIND_TARGETS.values())
+        rows.append(f"| `{name}` | {what} | {line} |")
     rows += ["", "Functions of `Map`:", ""]
     rows += [f"| function | {' | '.join(FUNCTION_TARGETS)} |", _line(1 + len(FUNCTION_TARGETS))]
     groups: dict[tuple[str, ...], list[str]] = {}

@@ -235,6 +235,8 @@ GRAPHS = {
         f"{name} of two": lambda name=name: _binary(name, (4, 5), (4, 5))
         for name in ("add", "sub", "mul", "max", "min", "lt", "ge")
     },
+    "truth": lambda: _unary(Map, 4, 5, function="bool"),
+    "whole": lambda: _unary(Map, 4, 5, function="int32"),
     "add of a row": lambda: _binary("add", (2, 3, 4), (3, 1), constant=True),
     "division": lambda: _binary("div", (6, 4), (1, 4), constant=True),
     "sum": lambda: _unary(Reduce, 3, 4, 5, function="sum", axes=(1,)),

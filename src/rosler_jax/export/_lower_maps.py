@@ -113,6 +113,8 @@ def _map(op: Map, state: State) -> None:
         return _from_whole(op, state)
     if op.function == "int32":
         return _truncated(op, state)
+    if op.function == "bool":
+        return _nonzero(op, state)
     chain = _chain(op, state)
     if chain is not None:
         return _one(op, state, *chain)
@@ -170,6 +172,16 @@ def _truncated(op: Map, state: State) -> None:
     state.emit(
         Truncated, op, [source], Number(1.0, 2**31, "int32"), op.output, zero=x.zero,
         multiplier=int(form.multiplier), shift=form.shift,
+    )  # fmt: skip
+
+
+def _nonzero(op: Map, state: State) -> None:
+    source, x = state.read(op.inputs[0])
+    nought = state.store(state.fresh(), np.zeros((), np.float32))
+    state.emit(
+        Combined, op, [source, nought], Number(1.0, 1, "bool"), op.output, function="ne",
+        multipliers=(1, 1), offsets=(-x.zero, 0), shift=1, low=0, high=1,
+        in_shapes=(op.in_shape, ()),
     )  # fmt: skip
 
 

@@ -354,7 +354,7 @@ def _tflite(graph: Graph, options: Options) -> bytes:
     bits = report.BITS[options.dtype]
     # Integer activations go with weights of a byte; other weights are computed with in float32.
     calibration = options.calibration if bits == 8 else None
-    return tflite_model(graph, bits, calibration)
+    return tflite_model(graph, bits, calibration, options.activations)
 
 
 def _stablehlo(graph: Graph, options: Options) -> bytes:
@@ -365,11 +365,13 @@ def _stablehlo(graph: Graph, options: Options) -> bytes:
 
 def _tflite_limits(options: Options) -> tuple[float, int, int] | None:
     """The scale of a file's inputs, and their least and greatest integer, where they have them."""
-    from rosler_jax.export._tflite_builder import HIGH, MARGIN
+    from rosler_jax.export._tflite_builder import HIGH, Builder, steps_of
 
-    if report.BITS[options.dtype] != 8 or options.calibration is None:
+    if report.BITS[options.dtype] != 8 or not hasattr(options.calibration, "max"):
         return None
-    return float(np.abs(options.calibration).max() or 1.0) * MARGIN / HIGH, -HIGH, HIGH
+    steps = steps_of(Builder(8, options.activations), np.asarray(options.calibration))
+    low, high = (-HIGH, HIGH) if options.activations == 16 else (-128, 127)
+    return float(steps.scale), low - steps.zero, high - steps.zero
 
 
 Target = Callable[[Graph, Options], _Written]
