@@ -24,7 +24,7 @@ from rosler_jax.export.c.train import fixed as spec
 from rosler_jax.export.c.train.fixed_lowering import lower_training
 from rosler_jax.export.c.train.fixed_source import write_plan
 from rosler_jax.export.c.train.job import Trained, train_in_c
-from rosler_jax.export.c.train.memory import Node, Span, lay_out, place
+from rosler_jax.export.c.train.memory import Node, lay_out
 from rosler_jax.export.c.train.parts import parameters_of, trained_names
 from rosler_jax.export.c.unit import FOLDERS
 from rosler_jax.export.firmware import ToolchainError
@@ -785,27 +785,6 @@ def test_it_goes_beside_the_inference_code(tmp_path: Path) -> None:
 def test_templates_have_names_of_their_own() -> None:
     names = [path.name for folder in FOLDERS for path in folder.glob("*.c")]
     assert len(names) == len(set(names))
-
-
-def test_memory_is_never_shared_by_tensors_that_are_needed_together() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        spans = []
-        for _ in range(12):
-            first = int(rng.integers(0, 10))
-            spans.append(Span(int(rng.integers(0, 60)), first, first + int(rng.integers(0, 5))))
-        total, offsets = place(spans)
-        for i, (a, at) in enumerate(zip(spans, offsets, strict=True)):
-            assert at % 8 == 0
-            assert at + a.bytes <= total
-            for b, other in list(zip(spans, offsets, strict=True))[:i]:
-                together = a.first <= b.last and b.first <= a.last
-                assert (
-                    not together
-                    or at + a.bytes <= other
-                    or other + b.bytes <= at
-                    or not (a.bytes and b.bytes)
-                )
 
 
 def test_outputs_that_backward_reads_are_not_written_over() -> None:

@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from rosler_jax.export.c.arena import ALIGN, Span, aligned, place
 from rosler_jax.export.c.unit import Step
-
-ALIGN = 8
 
 
 class Wires(NamedTuple):
@@ -76,49 +75,6 @@ def frozen(step: Step) -> Node:
     )
 
 
-class Span(NamedTuple):
-    """A tensor: its bytes, and the first and last event that it is needed at."""
-
-    bytes: int
-    first: int
-    last: int
-
-
-def place(spans: Sequence[Span]) -> tuple[int, list[int]]:
-    """Gives every tensor an offset so that none that are needed together overlap.
-
-    The largest first, each at the lowest offset that is free for its time.
-
-    Args:
-      spans: the tensors.
-
-    Returns:
-      Bytes in all, and the offsets.
-
-    Example:
-      >>> place([Span(8, 0, 1), Span(16, 1, 2), Span(8, 2, 3)])
-      (24, [16, 0, 16])
-    """
-    offsets = [0] * len(spans)
-    placed: list[int] = []
-    for i in sorted(range(len(spans)), key=lambda i: (-spans[i].bytes, i)):
-        size, first, last = spans[i]
-        offset = 0
-        for k in sorted(placed, key=offsets.__getitem__):
-            apart = spans[k].last < first or last < spans[k].first
-            if not apart and offsets[k] < offset + aligned(size):
-                offset = max(offset, offsets[k] + aligned(spans[k].bytes))
-        offsets[i] = offset
-        placed.append(i)
-    ends = (offset + aligned(span.bytes) for offset, span in zip(offsets, spans, strict=True))
-    return max(ends, default=0), offsets
-
-
-def aligned(size: int) -> int:
-    """Bytes up to the next multiple of eight."""
-    return -(-size // ALIGN) * ALIGN
-
-
 class Layout(NamedTuple):
     """The places of a training program.
 
@@ -150,7 +106,7 @@ def lay_out(nodes: Sequence[Node], first: int, element: str) -> Layout:
 
     def add(key: tuple[str, int], size: int, start: int, stop: int) -> None:
         keys[key] = len(spans)
-        spans.append(Span(size, start, stop))
+        spans.append(Span(aligned(size), start, stop))
 
     for i, node in enumerate(nodes):
         trains = i >= first
@@ -180,7 +136,9 @@ def lay_out(nodes: Sequence[Node], first: int, element: str) -> Layout:
             spans[index] = spans[index]._replace(last=end - i + 1)
         else:
             add(("d", i - 1), nodes[i - 1].error_bytes, end - i, end - i + 1)
-    total, offsets = place(spans)
+    order = sorted(range(len(spans)), key=lambda i: spans[i].first)
+    total, places = place([spans[i] for i in order])
+    offsets = dict(zip(order, places, strict=True))
 
     def at(kind: str, i: int) -> str:
         return f"({element} *)(a + {offsets[keys[(kind, i)]]})"

@@ -77,7 +77,15 @@ def parallel_graph(
 
     Example:
       >>> from rosler_jax.graph.layers import build_graph
-      >>> specs = [{"kind": "two_factor", "in_features": 8, "out_features": 6, "rank": 1}]
+      >>> specs = [
+      ...     {
+      ...         "kind": "two_factor",
+      ...         "in_features": 8,
+      ...         "out_features": 6,
+      ...         "rank": 1,
+      ...         "use_bias": False,
+      ...     }
+      ... ]
       >>> graph = build_graph(specs, {"0/c": np.ones((8, 1)), "0/r": np.ones((1, 6))})
       >>> op = parallel_graph(graph).ops[0]
       >>> bool(np.allclose(op.c @ np.linalg.pinv(op.a) @ op.r, 1.0, atol=1e-3))
