@@ -11,7 +11,7 @@ import numpy as np
 
 from rosler_jax.graph.functions import result_dtype
 from rosler_jax.graph.graph import Graph, Value
-from rosler_jax.graph.kinds import Map, MatMul, Op, Reduce, Run, Take, Transpose
+from rosler_jax.graph.kinds import Map, MatMul, Op, Reduce, Run, Take, Transpose, elements
 from rosler_jax.graph.weight import Shape, Weight
 
 
@@ -189,7 +189,8 @@ class Builder:
         """Picks positions along axes of a value."""
         x = self.whole(x)
         full = [
-            None if runs == ((0, 1, n),) else runs for runs, n in zip(index, x.shape, strict=True)
+            None if runs is None or elements(runs, n) == [*range(n)] else runs
+            for runs, n in zip(index, x.shape, strict=True)
         ]
         out = tuple(
             n if runs is None else sum(run[2] for run in runs)

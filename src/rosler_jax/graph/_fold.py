@@ -400,7 +400,7 @@ def _padding(known: Known, op: Op) -> None:
     if take is None or take.fill != wanted or any(d != 1 for d in op.window.input_dilation):
         return
     index = _aligned(take, op.in_shape)
-    if index is None or index[-1] is not None:
+    if index is None:
         return
     pads: list[tuple[int, int]] = []
     shape: list[int] = []
@@ -425,19 +425,18 @@ def _padding(known: Known, op: Op) -> None:
 
 
 def _aligned(take: Take, shape: tuple[int, ...]) -> list[Any] | None:
-    """A pick's runs along the axes of a shape that has more axes of 1."""
+    """A pick's runs along the axes of a shape with more axes of 1, and channels as one axis."""
     index: list[Any] = []
-    given = iter(zip(take.index, take.out_shape, strict=True))
-    runs, n = next(given, (None, None))
-    for size in shape:
-        if size == n:
-            index.append(runs)
-            runs, n = next(given, (None, None))
+    left = list(zip(take.index, take.out_shape, strict=True))
+    for size in shape[:-1]:
+        if left and left[0][1] == size:
+            index.append(left.pop(0)[0])
         elif size == 1:
             index.append(None)
         else:
             return None
-    return index if n is None else None
+    whole = all(runs is None for runs, _ in left)
+    return [*index, None] if whole and math.prod(n for _, n in left) == shape[-1] else None
 
 
 def _axis_of(take: Take, shape: tuple[int, ...], axis: int) -> int:
