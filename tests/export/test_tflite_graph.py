@@ -333,7 +333,7 @@ def test_layers_in_floats(name: str) -> None:
 
 STORED = {
     "linear": 1e-2, "conv": 1e-2, "depthwise": 1e-2, "embed": 1e-2, "heads": 1e-2, "gru": 1e-2,
-    "resize": 1e-2, "causal_attention": 4e-2, "scanned_convs": 3e-2,
+    "resize": 1e-2, "causal_attention": 6e-2, "scanned_convs": 3e-2,
 }  # fmt: skip
 """Error of weights of 8 bits that the model has as floats, by what names begin with."""
 NOT_REAL = {

@@ -103,8 +103,11 @@ def weight(name: str, *shape: int, seed: int = 0) -> Weight:
     return Weight(name, rng.normal(size=shape).astype(np.float32))
 
 
-def every_kind() -> tuple[Graph, list[np.ndarray]]:
-    """A graph with every kind of operation, several inputs and outputs; and inputs for it."""
+def every_kind(*, gradients: bool = True) -> tuple[Graph, list[np.ndarray]]:
+    """A graph with every kind of operation, several inputs and outputs; and inputs for it.
+
+    Without ``gradients`` it lacks those that only the gradient of a model has.
+    """
     m = Maker()
     image, ids, state = m.input(6, 5, 4), m.input(3, dtype="int32"), m.input(7)
     x = m.add(Affine, image, center=np.float32(0.25), factor=np.float32([1, 2, 0.3, 4]))
@@ -114,10 +117,11 @@ def every_kind() -> tuple[Graph, list[np.ndarray]]:
     )  # fmt: skip
     x = m.add(Map, x, function="clamp", numbers=(-1.0, 6.0))
     same = window(3, 3, padding=((1, 1), (1, 1)), groups=4)
-    kernel = m.add(KernelGrad, x, x, window=same)
-    x = m.add(Convolve, x, kernel, window=same)
     top = m.add(Pool, x, function="max", window=window(2, 2, strides=(2, 2)))
-    x = m.add(Unpool, x, top, window=window(2, 2, strides=(2, 2)))
+    if gradients:
+        kernel = m.add(KernelGrad, x, x, window=same)
+        x = m.add(Convolve, x, kernel, window=same)
+        x = m.add(Unpool, x, top, window=window(2, 2, strides=(2, 2)))
     x = m.add(Map, x, function="tanh")
     x = m.add(Pool, x, function="sum", window=window(2, 1, strides=(2, 1)), scale=0.5)
     patches = rk.make("rademacher", 3, 2 * 2 * 4, 5)
