@@ -71,7 +71,8 @@ def dot(x: Float[Array, "*examples a"], w: Float[Array, "a b"]) -> Float[Array, 
     >>> jax.grad(lambda w: dot(jnp.ones((2, 3, 4)), w).sum())(jnp.ones((4, 5))).shape
     (4, 5)
     """
-    return _dot(x.reshape(math.prod(x.shape[:-1]), w.shape[0]), w).reshape(*x.shape[:-1], -1)
+    flat = x.reshape(math.prod(x.shape[:-1]), w.shape[0])
+    return _dot(flat, w).reshape(*x.shape[:-1], w.shape[1])
 
 
 @jax.custom_jvp
