@@ -25,7 +25,7 @@ from rosler_jax.graph._source import TraceError
 from rosler_jax.graph.count import ELSEWHERE, Operations, Part, parts
 from rosler_jax.graph.file import put
 from rosler_jax.graph.graph import Graph, map_weights, op_weights
-from rosler_jax.graph.layers import _input_shape as input_shape_of
+from rosler_jax.graph.layers import input_shape_of
 from rosler_jax.graph.quantize import quantization_plan
 from rosler_jax.graph.save import graph_of_file
 from rosler_jax.graph.trace import trace

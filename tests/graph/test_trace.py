@@ -364,6 +364,27 @@ def test_embedding_gradients_add_rows() -> None:
     np.testing.assert_allclose(run(graph, [table, ids[0]])[0], gradient(table, ids), rtol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["clip", "fill", "wrap"])
+def test_indices_beyond_a_table_are_read_as_jax_reads_them(mode: str) -> None:
+    table = jax.random.normal(KEY, (5, 3))
+
+    def model(ids: Any) -> Any:
+        return jnp.take(table, ids, axis=0, mode=mode)
+
+    ids = jnp.array([[0, 4, 5, 9, -1, -6]])
+    np.testing.assert_array_equal(computed(trace(model, ids), ids), model(ids))
+
+
+def test_a_known_index_that_gives_nan_is_refused() -> None:
+    def model(x: Any) -> Any:
+        return jnp.take(x, jnp.array([1, 7]), axis=1)
+
+    with pytest.raises(TraceError, match=r"7.* lies beyond its axis"):
+        trace(model, jnp.ones((1, 4)))
+    graph = trace(lambda x: jnp.take(x, jnp.array([1, 7]), axis=1, mode="clip"), jnp.ones((1, 4)))
+    assert kinds(graph) == {Take: 1}
+
+
 def test_kinds_seen_here_are_few() -> None:
     seen: Counter[str] = Counter()
     for make, arguments in MODELS.values():

@@ -32,6 +32,7 @@ from rosler_jax.graph.kinds import (
     Transpose,
     Window,
     elements,
+    runs_of,
 )
 from rosler_jax.graph.weight import Weight
 from rosler_jax.graph.weight import simplified as shortest
@@ -140,15 +141,17 @@ def _map_affine(known: Known, op: Op) -> tuple[int, np.ndarray, np.ndarray] | No
     c = trailing(known.constants[op.inputs[other]], op.in_shapes[other], op.out_shape)
     if c is None or (op.function == "div" and other == 0):
         return None
-    with np.errstate(divide="ignore", over="ignore"):
-        c = c.astype(np.float64)
-        one, none = np.ones_like(c), np.zeros_like(c)
-        f, s = {
-            "add": (one, c),
-            "sub": (one, -c) if other == 1 else (-one, c),
-            "mul": (c, none),
-            "div": (1.0 / c if op.function == "div" else c, none),
-        }[op.function]
+    c = c.astype(np.float64)
+    f, s = np.ones_like(c), np.zeros_like(c)
+    with np.errstate(divide="ignore", over="ignore"):  # refused below
+        if op.function == "mul":
+            f = c
+        elif op.function == "div":
+            f = 1.0 / c
+        elif op.function == "sub" and other == 0:
+            f, s = -f, c
+        else:
+            s = -c if op.function == "sub" else c
     return (op.inputs[at], f, s) if np.isfinite(f).all() and np.isfinite(s).all() else None
 
 
@@ -326,8 +329,6 @@ def _composed(known: Known, op: Op) -> None:
 
 
 def _through(first: tuple[Run, ...], second: tuple[Run, ...], n: int) -> tuple[Run, ...]:
-    from rosler_jax.graph._rules import runs_of
-
     places = elements(first, n)
     return runs_of([-1 if k < 0 else places[k] for k in elements(second, len(places))])
 
@@ -399,51 +400,38 @@ def _padding(known: Known, op: Op) -> None:
     wanted = -math.inf if isinstance(op, Pool) and op.function == "max" else 0.0
     if take is None or take.fill != wanted or any(d != 1 for d in op.window.input_dilation):
         return
-    index = _aligned(take, op.in_shape)
-    if index is None:
+    along = _aligned(take, op.in_shape)
+    if along is None:
         return
     pads: list[tuple[int, int]] = []
-    shape: list[int] = []
-    for runs, n in zip(index[:-1], op.in_shape[:-1], strict=True):
+    for (runs, before), n in zip(along, op.in_shape[:-1], strict=True):
         places = elements(runs, n)
         inside = [k for k in places if k >= 0]
         low = next((i for i, k in enumerate(places) if k >= 0), 0)
-        if inside != list(range(len(inside))) or places[low : low + len(inside)] != inside:
+        if inside != list(range(before)) or places[low : low + before] != inside:
             return
-        if (
-            runs is not None
-            and len(inside) != take.in_shape[_axis_of(take, op.in_shape, len(shape))]
-        ):
-            return
-        pads.append((low, n - low - len(inside)))
-        shape.append(len(inside))
+        pads.append((low, n - low - before))
     padding = tuple((a + c, b + d) for (a, b), (c, d) in zip(op.window.padding, pads, strict=True))
     known.put(op, dataclasses.replace(
-        op, inputs=take.inputs, in_shapes=((*shape, op.in_shape[-1]),),
+        op, inputs=take.inputs, in_shapes=((*(n for _, n in along), op.in_shape[-1]),),
         window=dataclasses.replace(op.window, padding=padding),
     ))  # fmt: skip
 
 
-def _aligned(take: Take, shape: tuple[int, ...]) -> list[Any] | None:
-    """A pick's runs along the axes of a shape with more axes of 1, and channels as one axis."""
-    index: list[Any] = []
-    left = list(zip(take.index, take.out_shape, strict=True))
+def _aligned(take: Take, shape: tuple[int, ...]) -> list[tuple[Any, int]] | None:
+    """A pick's runs and sizes before, along the spatial axes of a shape; None if it does more.
+
+    The shape may have more axes of 1, and channels as one axis.
+    """
+    along: list[tuple[Any, int]] = []
+    left = list(zip(take.index, take.in_shape, take.out_shape, strict=True))
     for size in shape[:-1]:
-        if left and left[0][1] == size:
-            index.append(left.pop(0)[0])
+        if left and left[0][2] == size:
+            runs, before, _ = left.pop(0)
+            along.append((runs, before))
         elif size == 1:
-            index.append(None)
+            along.append((None, 1))
         else:
             return None
-    whole = all(runs is None for runs, _ in left)
-    return [*index, None] if whole and math.prod(n for _, n in left) == shape[-1] else None
-
-
-def _axis_of(take: Take, shape: tuple[int, ...], axis: int) -> int:
-    """Which axis of a pick an axis of a shape with more axes of 1 is."""
-    kept, at = 0, iter(take.out_shape)
-    n = next(at, None)
-    for size in shape[:axis]:
-        if size == n:
-            kept, n = kept + 1, next(at, None)
-    return kept
+    whole = all(runs is None for runs, _, _ in left)
+    return along if whole and math.prod(n for *_, n in left) == shape[-1] else None

@@ -14,7 +14,7 @@ from rosler_jax.graph._builder import Builder, Held, dtype_name, known
 from rosler_jax.graph._rules import RULES, evaluate
 from rosler_jax.graph._source import UnlocatedError, refuse
 from rosler_jax.graph.graph import Value
-from rosler_jax.graph.kinds import Op, Scan
+from rosler_jax.graph.kinds import Concat, Op, Scan, count
 from rosler_jax.graph.weight import Weight
 
 INLINED = (
@@ -52,8 +52,8 @@ def equation(b: Builder, eqn: Any, xs: list[Held]) -> list[Held]:
         scaled = _scaled(name, xs)
         if scaled is not None:
             return [scaled]
-        base = next((x.weight.name for x in xs if _named(x)), "constant")
-        return [known(y, base if _named_result(base) else f"{base}*") for y in evaluate(eqn, xs)]
+        base = next((f"{x.weight.name.rstrip('*')}*" for x in xs if _named(x)), "constant")
+        return [known(y, base) for y in evaluate(eqn, xs)]
     if name in INLINED:
         inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)
         try:
@@ -101,10 +101,6 @@ def _scaled(name: str, xs: Sequence[Held]) -> Held | None:
 
 def _named(x: Held) -> bool:
     return x.dtype == "float32" and x.weight.name != "constant"
-
-
-def _named_result(base: str) -> bool:
-    return base == "constant" or base.endswith("*")
 
 
 def _advice(name: str) -> str:
@@ -194,8 +190,6 @@ def _stacked(b: Builder, xs: list[Held]) -> Held:
     shape = (len(xs), *xs[0].shape)
     if all(x.known for x in xs):
         return known(np.stack([x.array for x in xs]), "constant")
-    from rosler_jax.graph.kinds import Concat, count
-
     n = count(shape[1:])
     y = b.emit(Concat, [b.whole(x) for x in xs], [(n,)] * len(xs), (n * len(xs),), axis=0)
     return Held(y.source, shape, shape, y.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from rosler_jax.graph._builder import Builder
 from rosler_jax.graph._rewrite import Known, each
 from rosler_jax.graph.functions import FUNCTIONS
 from rosler_jax.graph.graph import Graph, Value
-from rosler_jax.graph.kinds import Map, Norm, Op, Reduce, Softmax
+from rosler_jax.graph.kinds import Map, Norm, Op, Softmax
 from rosler_jax.graph.weight import Shape, Weight
 
 _EPSILON = 0.2783203125  # stands for any constant; exact in every dtype
@@ -46,8 +47,7 @@ def _unary(known: Known, op: Op) -> None:
         return
     for name in UNARY:
         template = _template(name, (3,))
-        root = template.ops[-1]
-        if not isinstance(root, Map) or root.function != op.function:
+        if not _ends_alike(template, op):
             continue
         found = _Found({}, [])
         if _matches(template, template.outputs[0].id, known, op.output, found, shaped=False):
@@ -63,13 +63,11 @@ def _unary(known: Known, op: Op) -> None:
 def _shaped(known: Known, op: Op) -> None:
     if not isinstance(op, Map) or op.function not in ("div", "sub", "mul") or len(op.out_shape) < 1:
         return
-    shape = op.out_shape
-    if shape not in _reduced(known):
+    if op.out_shape not in known.reduced:
         return
     for make, function in TEMPLATES.items():
-        template = _template(make, shape)
-        root = template.producers().get(template.outputs[0].id)
-        if not isinstance(root, Map) or root.function != op.function:
+        template = _template(make, op.out_shape)
+        if not _ends_alike(template, op):
             continue
         found = _Found({}, [])
         if _matches(template, template.outputs[0].id, known, op.output, found, shaped=True):
@@ -79,33 +77,27 @@ def _shaped(known: Known, op: Op) -> None:
                 return
 
 
-def _reduced(known: Known) -> set[Shape]:
-    """Shapes that something reduces along the last axis."""
-    cached = getattr(known, "_reduced", None)
-    if cached is None:
-        cached = {
-            op.in_shape for op in known.graph.ops
-            if isinstance(op, Reduce) and op.axes == (len(op.in_shape) - 1,)
-        }  # fmt: skip
-        known._reduced = cached  # type: ignore[attr-defined]
-    return cached
+def _ends_alike(template: Graph, op: Map) -> bool:
+    """Whether a template's last operation is such a one: most are told apart by it."""
+    root = template.producers()[template.outputs[0].id]
+    return isinstance(root, Map) and root.function == op.function
 
 
 def _rows(shape: Shape) -> Shape:
-    return (int(np.prod(shape[:-1], dtype=np.int64)), shape[-1])
+    return (math.prod(shape[:-1]), shape[-1])
 
 
 def _softmax(log: bool) -> Callable[..., Op | None]:
     def make(known: Known, op: Op, template: Graph, found: _Found) -> Op | None:
         value = found.inputs[template.inputs[0].id]
         rows = _rows(op.out_shape)
-        return Softmax(name=known_name("softmax", op), inputs=(value,), outputs=op.outputs,
+        return Softmax(name=_renamed("softmax", op), inputs=(value,), outputs=op.outputs,
                        in_shapes=(rows,), out_shapes=(rows,), log=log)  # fmt: skip
 
     return make
 
 
-def known_name(kind: str, op: Op) -> str:
+def _renamed(kind: str, op: Op) -> str:
     """Unique, since the operation's own name is."""
     return f"{kind}:{op.name}"
 
@@ -124,7 +116,7 @@ def _norm(center: bool) -> Callable[..., Op | None]:
         if scale is not None and scale.values.ndim != 1:
             scale = scale.then("reshape", (rows[-1],))
         assert values[0] is not None
-        return Norm(name=known_name("norm", op), inputs=(values[0],), outputs=op.outputs,
+        return Norm(name=_renamed("norm", op), inputs=(values[0],), outputs=op.outputs,
                     in_shapes=(rows,), out_shapes=(rows,), center=center,
                     epsilon=found.epsilon[0], scale=scale)  # fmt: skip
 

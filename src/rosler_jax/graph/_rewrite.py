@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from rosler_jax.graph.graph import Graph, map_weights
-from rosler_jax.graph.kinds import Op, Scan
-from rosler_jax.graph.weight import Weight
+from rosler_jax.graph.kinds import Op, Reduce, Scan
+from rosler_jax.graph.weight import Shape, Weight
 
 
 class Known:
@@ -23,8 +24,12 @@ class Known:
         self.aliases: dict[int, int] = {}
         self.uses = Counter(v for op in graph.ops for v in op.inputs)
         self.uses.update(value.id for value in graph.outputs)
-        self.next = 1 + max([0, *self.constants, *(v for op in graph.ops for v in op.outputs),
-                             *(value.id for value in graph.inputs)])  # fmt: skip
+
+    @functools.cached_property
+    def reduced(self) -> set[Shape]:
+        """Shapes that something reduces along the last axis."""
+        reductions = (op for op in self.graph.ops if isinstance(op, Reduce))
+        return {op.in_shape for op in reductions if op.axes == (len(op.in_shape) - 1,)}
 
     def scalar(self, value: int) -> float | None:
         """The number that all entries of a constant are; None for anything else."""
@@ -38,12 +43,6 @@ class Known:
         """The operation of such a kind that makes a value which is read once; else None."""
         op = self.ops.get(value)
         return op if isinstance(op, kinds) and self.uses[value] == 1 else None
-
-    def constant(self, weight: Weight) -> int:
-        """A new stored array's value."""
-        self.constants[self.next] = weight
-        self.next += 1
-        return self.next - 1
 
     def put(self, old: Op, new: Op) -> None:
         """A new operation in the place of one of the same output."""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import rosler_kernels as rk
-from rosler_jax.graph._builder import Builder, Held, dtype_name
+from rosler_jax.graph._builder import Builder, Held, dtype_name, known
 from rosler_jax.graph._source import refuse
 from rosler_jax.graph.functions import FUNCTIONS
 from rosler_jax.graph.kinds import (
@@ -29,6 +29,7 @@ from rosler_jax.graph.kinds import (
     Slice,
     Unpool,
     Window,
+    runs_of,
 )
 
 Rule = Callable[..., Held | list[Held]]
@@ -136,28 +137,6 @@ def _padded(n: int, low: int, high: int, interior: int) -> tuple[Run, ...]:
     places = [-1] * low + places if low >= 0 else places[-low:]
     places = places + [-1] * high if high >= 0 else places[: len(places) + high]
     return runs_of(places)
-
-
-def runs_of(places: Sequence[int]) -> tuple[Run, ...]:
-    """Positions as runs, each as long as it can be.
-
-    Example:
-      >>> runs_of([-1, -1, 0, 2, 4, 3])
-      ((-1, 0, 2), (0, 2, 3), (3, 1, 1))
-    """
-    runs: list[Run] = []
-    i = 0
-    while i < len(places):
-        step = 1 if i + 1 == len(places) else places[i + 1] - places[i]
-        step = 0 if places[i] < 0 else 1 if i + 1 < len(places) and places[i + 1] < 0 else step
-        n = 1
-        while i + n < len(places) and places[i + n] == (
-            places[i] + n * step if step or places[i] >= 0 else -1
-        ):
-            n += 1
-        runs.append((places[i], 1 if n == 1 and places[i] >= 0 else step, n))
-        i += n
-    return tuple(runs)
 
 
 def _concatenate(b: Builder, eqn: Any, *xs: Held) -> Held:
@@ -290,10 +269,7 @@ def _conv(b: Builder, eqn: Any, x: Held, kernel: Held) -> Held:
     else:
         y = b.emit(Convolve, [x, weight], [shape, weight.shape], out, window=window)
     whole = b.reshape(y, (x.shape[0], *out[len(out) + 1 - len(x.shape) :]))
-    back = [0] * len(result)
-    for i, k in enumerate((result[0], *result[2:], result[1])):
-        back[k] = i
-    return b.transpose(whole, back)
+    return b.transpose(whole, _inverse((result[0], *result[2:], result[1])))
 
 
 def _kernel_grad(b: Builder, eqn: Any, x: Held, dy: Held) -> Held:
@@ -322,10 +298,12 @@ def _kernel_grad(b: Builder, eqn: Any, x: Held, dy: Held) -> Held:
         raise refuse(eqn, "the gradient of a convolution that leaves pixels out; pad it evenly")
     shape = (*size, x.shape[-1] // window.groups, dy.shape[-1])
     y = b.emit(KernelGrad, [x, dy], [x.shape[1:], dy.shape[1:]], shape, window=window)
-    back = [0] * len(result)
-    for i, k in enumerate((*result[2:], result[0], result[1])):
-        back[k] = i
-    return b.transpose(y, back)
+    return b.transpose(y, _inverse((*result[2:], result[0], result[1])))
+
+
+def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
+    """The transpose that undoes one."""
+    return tuple(map(int, np.argsort(axes)))
 
 
 def _with_batch(window: Window, shape: tuple[int, ...]) -> tuple[Window, tuple[int, ...]]:
@@ -420,11 +398,11 @@ def _gather(b: Builder, eqn: Any, table: Held, ids: Held) -> Held:
     offsets, out = numbers.offset_dims, _shape(eqn)
     ids = b.whole(ids)
     if ids.known and ids.array.size == len(axes) and not numbers.operand_batching_dims:
-        starts = [0] * len(sizes)
-        for axis, at in zip(axes, np.ravel(ids.array).tolist(), strict=True):
-            starts[axis] = min(max(at, 0), table.shape[axis] - sizes[axis])
+        starts = np.zeros(len(sizes), int)
+        last = np.array([table.shape[axis] - sizes[axis] for axis in axes])
+        starts[list(axes)] = _within(eqn, np.ravel(ids.array), last)
         return b.reshape(
-            b.take(table, [((a, 1, n),) for a, n in zip(starts, sizes, strict=True)]), out
+            b.take(table, [((a, 1, n),) for a, n in zip(starts.tolist(), sizes, strict=True)]), out
         )
     simple = (
         len(axes) == 1 and tuple(collapsed) == tuple(axes) and not numbers.operand_batching_dims
@@ -440,9 +418,10 @@ def _gather(b: Builder, eqn: Any, table: Held, ids: Held) -> Held:
     table = b.whole(b.transpose(table, (axis, *rest)))
     v, d, n = table.shape[0], math.prod(table.shape[1:]), math.prod(ids.shape)
     if ids.known:
-        places = np.clip(np.ravel(ids.array), 0, v - 1).tolist()
-        picked = b.take(table, [runs_of(places), *[None] * len(rest)])
+        places = _within(eqn, np.ravel(ids.array), v - 1)
+        picked = b.take(table, [runs_of(places.tolist()), *[None] * len(rest)])
     else:
+        ids = _cut_off(b, eqn, ids, v - 1)
         picked = b.emit(Gather, [table, ids], [(v, d), (n,)], (n, d), dtype=table.dtype,
                         name=table.weight.name if table.known else "gather")  # fmt: skip
     batch = ids.shape[:-1]
@@ -454,6 +433,24 @@ def _gather(b: Builder, eqn: Any, table: Held, ids: Held) -> Held:
     return b.transpose(picked, order)
 
 
+def _within(eqn: Any, places: np.ndarray, last: Any) -> np.ndarray:
+    """Known positions, cut off at the ends as JAX does; not where it would read NaN."""
+    inside = np.clip(places, 0, last)
+    if "FILL" in str(eqn.params["mode"]) and (inside != places).any():
+        raise refuse(
+            eqn, f"an index of {places.tolist()!s:.60} lies beyond its axis, and gives NaN"
+        )
+    return inside
+
+
+def _cut_off(b: Builder, eqn: Any, ids: Held, last: int) -> Held:
+    """Positions that are values, cut off at the ends where JAX does so."""
+    if "CLIP" not in str(eqn.params["mode"]):
+        return ids
+    low, high = (known(np.int32(n), "constant") for n in (0, last))
+    return b.map("min", [b.map("max", [ids, low], ids.shape), high], ids.shape)
+
+
 def _scatter_add(b: Builder, eqn: Any, zeros: Held, ids: Held, rows: Held) -> Held:
     numbers = eqn.params["dimension_numbers"]
     axes, inserted = numbers.scatter_dims_to_operand_dims, numbers.inserted_window_dims
@@ -463,7 +460,7 @@ def _scatter_add(b: Builder, eqn: Any, zeros: Held, ids: Held, rows: Held) -> He
     if not simple or windows != tuple(range(rank, rank + len(zeros.shape) - 1)):
         raise refuse(eqn, "adding at these positions has no operation; add rows of one axis")
     v, d, n = zeros.shape[0], math.prod(zeros.shape[1:]), math.prod(ids.shape)
-    ids, rows = b.whole(ids), b.whole(rows)
+    ids, rows = _cut_off(b, eqn, b.whole(ids), v - 1), b.whole(rows)
     y = b.emit(Scatter, [ids, rows], [(n,), (n, d)], (v, d), dtype=rows.dtype, size=v)
     y = b.reshape(y, zeros.shape)
     return y if zeros.scalar == 0.0 else b.map("add", [zeros, y], zeros.shape)

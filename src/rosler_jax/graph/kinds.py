@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar, dataclass_transform
 
 import rosler_kernels as rk
@@ -327,6 +328,28 @@ def elements(runs: tuple[Run, ...] | None, size: int) -> list[int]:
     if runs is None:
         return list(range(size))
     return [-1 if a < 0 else a + i * step for a, step, n in runs for i in range(n)]
+
+
+def runs_of(places: Sequence[int]) -> tuple[Run, ...]:
+    """Positions as runs, each as long as it can be.
+
+    Example:
+      >>> runs_of([-1, -1, 0, 2, 4, 3])
+      ((-1, 0, 2), (0, 2, 3), (3, 1, 1))
+    """
+    runs: list[Run] = []
+    i = 0
+    while i < len(places):
+        step = 1 if i + 1 == len(places) else places[i + 1] - places[i]
+        step = 0 if places[i] < 0 else 1 if i + 1 < len(places) and places[i + 1] < 0 else step
+        n = 1
+        while i + n < len(places) and places[i + n] == (
+            places[i] + n * step if step or places[i] >= 0 else -1
+        ):
+            n += 1
+        runs.append((places[i], 1 if n == 1 and places[i] >= 0 else step, n))
+        i += n
+    return tuple(runs)
 
 
 def count(shape: Shape) -> int:

@@ -12,13 +12,11 @@ import numpy as np
 
 from rosler_jax.deploy import rebuild
 from rosler_jax.graph._source import TraceError
+from rosler_jax.graph.check import MAX_ELEMENTS
 from rosler_jax.graph.graph import Graph
 from rosler_jax.graph.trace import trace_stored
 from rosler_jax.graph.weight import Weight
 from rosler_jax.network import LAYERS
-
-MAX_ELEMENTS = 2**31 - 1
-"""More numbers in one array than this are refused: exported code counts in 32 bits."""
 
 
 def build_graph(
@@ -44,7 +42,7 @@ def build_graph(
       >>> [type(op).__name__ for op in graph.ops], graph.out_shape
       (['Dense', 'Map'], (3,))
     """
-    shape = _input_shape(specs, input_shape)
+    shape = input_shape_of(specs, input_shape)
     for i, spec in enumerate(specs):
         kind = spec.get("kind")
         if not isinstance(kind, str) or kind not in LAYERS:
@@ -82,9 +80,14 @@ def _check_size(name: str, shape: tuple[int, ...]) -> None:
         )
 
 
-def _input_shape(
+def input_shape_of(
     specs: Sequence[Mapping[str, Any]], given: Sequence[int] | None
 ) -> tuple[int, ...]:
+    """The shape of one input: as given, or as the first layer with a size tells.
+
+    Raises:
+      TraceError: for sizes that no input has, or layers that do not tell.
+    """
     if given is not None:
         shape = tuple(given) if isinstance(given, list | tuple) else ()
         if not shape or not all(isinstance(n, int | np.integer) and n >= 1 for n in shape):

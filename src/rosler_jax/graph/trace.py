@@ -103,10 +103,9 @@ def _held(name: str, leaf: Any, stored: Mapping[str, Weight]) -> Held:
 def _callable(model: Any, kwargs: dict[str, Any]) -> tuple[Callable[..., Any], Any]:
     """A function of state and arguments, and the state."""
     if isinstance(model, nnx.Module):
-        graphdef, state = nnx.split(model)
-        merged = nnx.merge(graphdef, state)
-        merged.eval()
-        graphdef, state = nnx.split(merged)
+        copy = nnx.clone(model)  # the caller's keeps its mode
+        copy.eval()
+        graphdef, state = nnx.split(copy)
 
         def call(state: Any, *args: Any) -> Any:
             return nnx.merge(graphdef, state)(*args, **kwargs)
