@@ -14,7 +14,8 @@ from flax import nnx
 
 import rosler_kernels as rk
 from rosler_jax.nn import SketchLinear
-from rosler_kernels import tuning
+from rosler_kernels import selection, tuning
+from rosler_kernels.chain import xla as chain
 from rosler_kernels.projection import xla
 
 KINDS = ("rademacher", "srht", "sparse_sign", "rows_norm")
@@ -176,6 +177,24 @@ def test_the_second_call_compiles_nothing(call, monkeypatch):
     for seed in range(3):
         apply(normal(0, 3, 53), jnp.uint32(seed))
     assert len(lowered) == 1
+
+
+def test_a_chain_is_one_program_where_nothing_is_traced(monkeypatch):
+    made = []
+    products = chain.chain
+    monkeypatch.setattr(chain, "chain", lambda *a, **o: made.append(a) or products(*a, **o))
+    x, u = normal(0, 3, 51), normal(1, 5, 6)
+    call = lambda: rk.sketch_matmul(x, rk.srht(1, 51, 5), u, rk.srht(2, 23, 6))
+    first = call()
+    np.testing.assert_array_equal(call(), first)
+    assert len(made) == 1
+    assert "jit" not in str(jax.make_jaxpr(lambda x: rk.sketch_matmul(x, u.T @ u, u.T, u))(u))
+    monkeypatch.setenv(selection.VARIABLE, "xla")  # what is asked for is part of the key
+    count = len(made)
+    np.testing.assert_array_equal(call(), first)
+    with rk.use_implementation("xla"):
+        np.testing.assert_array_equal(call(), first)
+    assert len(made) == count + 2
 
 
 @pytest.mark.parametrize("held", ["stored", "seeded"])
