@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from rosler_jax import checkpoint, run
+from rosler_jax import checkpoint, load, run, save
 from rosler_jax._folder import locked
 from rosler_jax.config import METHODS, TrainConfig
 from rosler_jax.deploy import load_network
@@ -246,6 +246,13 @@ def test_data_that_does_not_fit_a_model_is_refused(
     for call in (run.evaluate_folder, calibration_of):
         with pytest.raises(run.RunError, match=message):
             call(tmp_path / "out", str(other))
+
+
+def test_a_file_of_a_graph_is_calibrated_with_named_data(data: str, tmp_path: Path) -> None:
+    run.train(small(data), tmp_path / "out")
+    save(tmp_path / "graph.rosler", load(tmp_path / "out").graph, bits=8)
+    drawn = calibration_of(tmp_path / "graph.rosler", data, count=9)
+    np.testing.assert_array_equal(drawn, calibration_of(tmp_path / "out", data, count=9))
 
 
 # --- units --------------------------------------------------------------------------------------

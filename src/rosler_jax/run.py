@@ -40,12 +40,13 @@ from rosler_jax.fit import (
     network_specs,
     run_key,
 )
+from rosler_jax.graph.save import MODEL, model_path
 from rosler_jax.optim.extract_factors import extract_factors
 
 Report = Callable[[dict[str, float]], None]
 """Called after every epoch with that epoch's row of the history."""
 
-CONFIG, RESULT, HISTORY, MODEL = "config.json", "result.json", "history.csv", "model.rosler"
+CONFIG, RESULT, HISTORY = "config.json", "result.json", "history.csv"
 
 
 class RunError(RuntimeError):
@@ -415,7 +416,7 @@ def evaluate_folder(path: str | os.PathLike[str], data: str | None = None) -> di
     folder = Path(path)
     if not folder.exists():
         raise RunError(f"{folder}: no such file or folder; name what rosler train wrote")
-    model = folder / MODEL if folder.is_dir() else folder
+    model = model_path(folder)
     if data is None and not (model.parent / CONFIG).exists():
         raise RunError(f"{model.parent / CONFIG}: no such file, so the data is not known; name it")
     if not model.exists():

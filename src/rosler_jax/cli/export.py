@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rosler_jax.cli._command import Command, Outcome, UsageError
 from rosler_jax.cli._model_argument import add_model_argument, model_argument
+
+if TYPE_CHECKING:
+    from rosler_jax.graph import Graph
 
 DTYPES = ("float32", "int16", "int8", "int4")
 TARGETS = ("c", "onnx", "tflite", "stablehlo")
@@ -87,10 +90,10 @@ def run(args: argparse.Namespace) -> Outcome:
     from rosler_jax.export import export
 
     training = _training(args)
-    calibration, others = _calibration(args)
-    model = model_argument(args)
+    graph = model_argument(args).graph()
+    calibration, others = _calibration(args, graph)
     done = export(
-        model.graph(),
+        graph,
         args.out,
         target=args.target,
         dtype=args.dtype,
@@ -123,7 +126,7 @@ def _training(args: argparse.Namespace) -> Any:
     return Training(dtype=args.train, **given)
 
 
-def _calibration(args: argparse.Namespace) -> tuple[Any, Any]:
+def _calibration(args: argparse.Namespace, graph: Graph) -> tuple[Any, Any]:
     """Inputs to calibrate with, none where none are needed, and others to see what saturates."""
     from rosler_jax.export.api import calibration_and_others
 
@@ -131,7 +134,9 @@ def _calibration(args: argparse.Namespace) -> tuple[Any, Any]:
         integer = args.dtype != "float32" or args.train == "fixed"
         known = args.data is not None or (integer and args.target in ("c", "tflite"))
         is_file = Path(args.path).exists()
-        return calibration_and_others(args.path, args.data) if known and is_file else (None, None)
+        if not (known and is_file):
+            return None, None
+        return calibration_and_others(args.path, args.data, graph=graph)
     import numpy as np
 
     path = Path(args.calibration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import tempfile
@@ -12,18 +13,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rosler_jax import modelfile
 from rosler_jax._files import json_text
-from rosler_jax.deploy import load_network
 from rosler_jax.export import _calibration, report
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export._place import put
 from rosler_jax.export.c.naming import DEFAULT, check_name, renamed
 from rosler_jax.export.inputs import calibration_inputs
 from rosler_jax.export.lowering import WEIGHT_BITS
-from rosler_jax.graph import Graph, run
+from rosler_jax.graph import Graph, run_batch
 from rosler_jax.graph._source import TraceError
 from rosler_jax.graph.kinds import Gather
-from rosler_jax.graph.save import MODEL, Model, load
+from rosler_jax.graph.save import Model, graph_of_file, load, model_path
+from rosler_jax.modelfile import ModelFileError
 
 DTYPES = ("float32", *WEIGHT_BITS)
 EXAMPLES = 16  # inputs and outputs that are written beside a C model
@@ -185,11 +187,6 @@ def _graph(model: Any, input_shape: Sequence[int] | None) -> Graph:
         raise ExportError(f"{model}: {error}") from error
 
 
-def _model_path(model: str | os.PathLike[str]) -> Path:
-    path = Path(model)
-    return path / MODEL if path.is_dir() else path
-
-
 class _Written(NamedTuple):
     """What a target wrote: contents by name, a report, and C files that would be of another."""
 
@@ -290,8 +287,8 @@ def _with_examples(graph: Graph, options: Options) -> tuple[Any, Any, Any]:
     xs = [calibration_inputs(x, v.shape, v.dtype) for x, v in zip(given, graph.inputs, strict=True)]
     some = [_some(x) for x in xs]
     if options.dtype == "float32":
-        outputs = jax.vmap(lambda *x: run(graph, x))(*some)
-        return graph, some, [np.asarray(y) for y in outputs]
+        outputs = run_batch(graph, *some)
+        return graph, some, [np.asarray(y) for y in jax.tree.leaves(outputs)]
     whole = xs[0] if single else xs
     program = lower(graph, whole, dtype=options.dtype, activations=options.activations)
     inputs = [
@@ -406,15 +403,34 @@ def calibration_of(
 
 
 def calibration_and_others(
-    run: str | os.PathLike[str], data: str | None = None, count: int = 512, seed: int = 0
-) -> tuple[Any, Any]:
-    """What :func:`calibration_of` draws, and the rest of the validation inputs."""
+    run: str | os.PathLike[str], data: str | None = None, count: int = 512, seed: int = 0,
+    graph: Graph | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """What :func:`calibration_of` draws, and the rest of the validation inputs.
+
+    A graph that the model was loaded to already is not loaded again.
+    """
     from rosler_jax.run import check_fit, load_run_data
 
-    model = _model_path(run)
+    model = model_path(run)
     dataset = load_run_data(model, data)
     if dataset is None:
         return None, None
-    check_fit(load_network(model).network, dataset)
+    graph = _graph_for(model, dataset) if graph is None else graph
+    check_fit(functools.partial(run_batch, graph), dataset)
     chosen = _calibration.draw(dataset.validation_y, count, seed)
     return dataset.validation_x[chosen], np.delete(dataset.validation_x, chosen, axis=0)
+
+
+def _graph_for(model: Path, dataset: Any) -> Graph:
+    """The graph of a file; layers that do not tell the shape of their inputs get the data's."""
+    from rosler_jax.run import RunError
+
+    file = modelfile.load(model)
+    try:
+        return graph_of_file(file, str(model))
+    except ModelFileError:
+        try:
+            return graph_of_file(file, str(model), dataset.test_x.shape[1:])
+        except ModelFileError as error:
+            raise RunError(f"{dataset.name} does not go with the model: {error}") from error

@@ -10,6 +10,7 @@ made of real numbers it becomes 0 and infinities the type's limits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -273,13 +274,22 @@ def run_all(graph: Graph, inputs: Sequence[Any], params: Params | None = None) -
 def run_batch(graph: Graph, *inputs: Any) -> Any:
     """The outputs of a batch: an array, or a list of arrays where the model returns several.
 
+    Inputs may have any shape of as many numbers behind the batch axis.
+
     Example:
       >>> from rosler_jax.graph import trace
       >>> run_batch(trace(jnp.negative, np.ones((1, 2))), np.ones((3, 2))).shape
       (3, 2)
     """
-    given = [jnp.asarray(x, v.dtype) for x, v in zip(inputs, graph.inputs, strict=True)]
-    given = [x.reshape(len(x), *v.shape) for x, v in zip(given, graph.inputs, strict=True)]
+    given = []
+    for x, value in zip(inputs, graph.inputs, strict=True):
+        each, wanted = math.prod(np.shape(x)[1:]), math.prod(value.shape)
+        if each != wanted:
+            raise ValueError(
+                f"inputs of shape {np.shape(x)}: each example has {each} numbers, and the model "
+                f"takes {wanted} numbers, shape {value.shape}"
+            )
+        given.append(jnp.asarray(x, value.dtype).reshape(len(x), *value.shape))
     out = jax.vmap(lambda *x: run(graph, x))(*given)
     return out[0] if len(out) == 1 else out
 

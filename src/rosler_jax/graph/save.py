@@ -171,6 +171,12 @@ def graph_of(model: Any, *examples: Any, **options: Any) -> Graph:
     return graph if isinstance(graph, Graph) else trace(model, *examples, **options)
 
 
+def model_path(path: str | os.PathLike[str]) -> Path:
+    """The model file of a run's folder; any other path is the file itself."""
+    path = Path(path)
+    return path / MODEL if path.is_dir() else path
+
+
 def load(path: str | os.PathLike[str], *, input_shape: Sequence[int] | None = None) -> Model:
     """Reads a model's file.
 
@@ -185,8 +191,7 @@ def load(path: str | os.PathLike[str], *, input_shape: Sequence[int] | None = No
       ModelFileError: for a damaged file, or one that is of no model.
       OSError: if it cannot be read.
     """
-    path = Path(path)
-    path = path / MODEL if path.is_dir() else path
+    path = model_path(path)
     file = modelfile.load(path)
     return Model(graph_of_file(file, str(path), input_shape), file)
 
