@@ -145,6 +145,17 @@ def test_tensors_are_stored_once_and_names_are_told_apart() -> None:
     assert_same(graph, again(graph), [np.ones((1, 4), np.float32)])
 
 
+def test_names_that_are_numbered_already_are_no_trap() -> None:
+    m = Maker()
+    x = m.input(1, 4)
+    for k, name in enumerate(("w", "w.2", "w", "w")):  # the third would be w.2
+        values = weight(name, 4, 4).values + min(k, 2)
+        x = m.add(Dense, x, weight=Weight(name, values), name=f"dense{k}")
+    graph = m.graph(x)
+    assert list(to_json(graph)[1]) == ["w", "w.2", "w.3"]
+    assert_same(graph, again(graph), [np.ones((1, 4), np.float32)])
+
+
 @pytest.mark.parametrize("kind", [k for k in rk.FAMILIES])
 def test_every_sketch_is_a_seed_and_a_shape(kind: str) -> None:
     options = {"w": jnp.asarray(weight("w", 30, 3).values)} if rk.family(kind).weighted else {}

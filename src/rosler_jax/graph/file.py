@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -217,8 +217,13 @@ def _squeezed(shapes: list[Shape]) -> list[Shape]:
 def _usual_name(op: Op, taken: set[str]) -> str:
     weights = op_vectors(op)
     name = weights[0].name if weights else type(op).__name__.lower()
-    numbered = (f"{name}.{k}" for k in itertools.count(len(taken)))
-    return next(each for each in itertools.chain([name], numbered) if each not in taken)
+    return next(each for each in _numbered(name, len(taken)) if each not in taken)
+
+
+def _numbered(name: str, start: int) -> Iterator[str]:
+    """The name, and then with numbers."""
+    yield name
+    yield from (f"{name}.{k}" for k in itertools.count(start))
 
 
 # Graphs and operations, read.
@@ -378,11 +383,10 @@ _NAMES = {letter: step for step, letter in _STEPS.items()}
 def put(name: str, tensor: Any, tensors: Tensors) -> str:
     """Adds a tensor under its name, or another if a different one has it; gives the name."""
     base, _, number = name.rpartition(".")
-    unique = base if number.isdigit() and base in tensors else name  # maybe a copy of tracing's
-    if unique in tensors and not alike(tensors[unique], tensor):
-        unique = name
-    while unique in tensors and not alike(tensors[unique], tensor):
-        unique = f"{name}.{len(tensors)}"
+    names = _numbered(name, len(tensors))
+    if number.isdigit() and base in tensors:  # maybe a copy of tracing's
+        names = itertools.chain([base], names)
+    unique = next(k for k in names if k not in tensors or alike(tensors[k], tensor))
     tensors.setdefault(unique, tensor)
     return unique
 
