@@ -105,6 +105,7 @@ class Builder:
         self.ops: list[Op] = []
         self.constants: dict[int, Weight] = {}
         self.next = 0
+        self._turns: dict[Any, Transpose] = {}  # by value
         self._of_weight: dict[int, int] = {}
         self._kept: list[Weight] = []  # so that no id is used twice
         self._names: dict[str, int] = {}
@@ -148,6 +149,8 @@ class Builder:
             **attributes,
         )  # fmt: skip
         self.ops.append(op)
+        if isinstance(op, Transpose):
+            self._turns[value] = op
         return Held(value, tuple(out), tuple(out), dtype)
 
     def map(self, function: str, xs: Sequence[Held], out: Shape, numbers: Any = ()) -> Held:
@@ -237,9 +240,9 @@ class Builder:
 
     def _turning(self, x: Held) -> Transpose | None:
         """The transpose that made a value, if it is read in the shape that it was made in."""
-        op = next((op for op in reversed(self.ops) if op.output == x.source), None)
+        op = self._turns.get(x.source)
         same = op is not None and op.out_shape == tuple(n for n in x.shape if n != 1)
-        return op if same and isinstance(op, Transpose) else None
+        return op if same else None
 
     def reduce(self, function: str, x: Held, axes: Sequence[int], dtype: str) -> Held:
         """A reduction over axes, which go."""
