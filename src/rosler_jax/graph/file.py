@@ -54,6 +54,7 @@ from rosler_jax.graph.weight import Shape, Weight
 
 Tensors = dict[str, Any]
 _NAMED = (Dense, Conv, Project, PatchProject, MatMul, Scan)  # whose names are worth their bytes
+_BEYOND = 2.0**128 - 2.0**103  # from here on float32 rounds to infinity
 _FEW, _DIGITS = 16, 8.5  # more numbers than that, of more characters on average, are a tensor
 
 
@@ -346,8 +347,8 @@ def _ints(value: Any) -> Shape:
 
 
 def _float(value: Any) -> float:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    require(fits, f"{value!r:.60} is not a finite number")
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    require(fits and abs(value) < _BEYOND, f"{value!r:.60} is not a finite number of float32")
     return float(value)
 
 
@@ -505,13 +506,14 @@ def _write_numbers(array: np.ndarray, tensors: Tensors) -> Any:
 
 
 def _same_floats(values: list[float], expected: np.ndarray) -> bool:
-    return np.asarray(values, np.float32).tobytes() == expected.tobytes()
+    with np.errstate(over="ignore"):  # of the largest, the inverse of a short divisor may be beyond
+        return np.asarray(values, np.float32).tobytes() == expected.tobytes()
 
 
 def _read_numbers(value: Any, reader: _Reader) -> np.ndarray:
     if isinstance(value, str):
         require(value[:1] == "/", f"{value!r:.40} is not a number")
-        return np.asarray(1 / _divisor(float(value[1:])), np.float32)
+        return np.asarray(_inverse(float(value[1:])), np.float32)
     if not isinstance(value, list):
         return np.asarray(_float(value), np.float32)
     if value[:1] == [None]:
@@ -520,13 +522,13 @@ def _read_numbers(value: Any, reader: _Reader) -> np.ndarray:
         require(plain, "numbers are a tensor of float32")
         return array
     if value[:1] == ["/"]:
-        return np.asarray([1 / _divisor(v) for v in value[1:]], np.float32)
+        return np.asarray([_inverse(v) for v in value[1:]], np.float32)
     return np.asarray([_float(v) for v in value], np.float32)
 
 
-def _divisor(value: Any) -> float:
-    require(_float(value) != 0.0, "a number divided by 0")
-    return float(value)
+def _inverse(divisor: Any) -> float:
+    require(_float(divisor) != 0.0, "a number divided by 0")
+    return _float(1 / divisor)
 
 
 def _write_index(index: Any, tensors: Tensors) -> list[Any]:
