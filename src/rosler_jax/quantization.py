@@ -70,7 +70,7 @@ tree_util.register_dataclass(
 
 Tree = TypeVar("Tree")
 
-_SMALL_LEAF_BITS: Final = 16
+VECTOR_BITS: Final = 16  # of all that is no matrix: few numbers, whose errors do not average out
 _SEARCHED_BITS: Final = 4
 _SEARCH_AT_ONCE: Final = 2**16
 _SHRINK: Final = np.exp2(-np.arange(16) / 5).astype(np.float32)
@@ -197,8 +197,7 @@ def stacked_axes(seen: Seen) -> Axes:
         channel = (seen.view.inputs if by_rows else seen.view.outputs)[-1]
         stack = seen.view.stack[: len(seen.stack) if seen.layer in _SHARING else None]
         axes = (*(k for k in stack if seen.shape[k] > 1), channel)
-    axes = tuple(sorted(k % len(seen.shape) for k in axes))
-    return None if not axes else axes[0] if len(axes) == 1 else axes
+    return as_axes(tuple(sorted(k % len(seen.shape) for k in axes)))
 
 
 def scale_axes(path: Sequence[str], shape: Sequence[int], seen: Seen | None = None) -> Axes:
@@ -269,8 +268,8 @@ def leaf_bits(
     if role in _WEIGHTS and len(shape) >= 2:
         return asked
     if _is_static(asked):
-        return FLOAT_BITS if checked_bits(asked) == FLOAT_BITS else _SMALL_LEAF_BITS
-    return jnp.where(jnp.asarray(asked) >= FLOAT_BITS, FLOAT_BITS, _SMALL_LEAF_BITS)
+        return FLOAT_BITS if checked_bits(asked) == FLOAT_BITS else VECTOR_BITS
+    return jnp.where(jnp.asarray(asked) >= FLOAT_BITS, FLOAT_BITS, VECTOR_BITS)
 
 
 def fake_quantize_params(params: Tree, bits: Bits | BitsRule, view: Views | None = None) -> Tree:
@@ -444,6 +443,7 @@ def _is_static(bits: Any) -> TypeGuard[int]:
 
 
 def checked_bits(bits: Any) -> int:
+    """The bits as an int; raises ValueError for any that no tensor has."""
     if not _is_static(bits) or bits not in (*INTEGER_BITS, FLOAT_BITS):
         raise ValueError(f"bits {bits!r} is not supported; pass one of 2, 3, 4, 8, 16, 32")
     return int(bits)
@@ -455,7 +455,11 @@ def _checked_axis(axis: Axes, ndim: int) -> Axes:
             f"axis {axis} is outside an array of {ndim} dimensions; pass one of its axes, or None "
             f"for one scale"
         )
-    axes = tuple(sorted({k % ndim for k in carrying(axis)}))
+    return as_axes(tuple(sorted({k % ndim for k in carrying(axis)})))
+
+
+def as_axes(axes: tuple[int, ...]) -> Axes:
+    """Axes as a :class:`QuantizedTensor` says them: None, one number, or several."""
     return axes if len(axes) > 1 else axes[0] if axes else None
 
 

@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rosler_jax._quantized import FLOAT_BITS, Axes, QuantizedTensor
-from rosler_jax.graph.check import weight_shape
+from rosler_jax.graph.check import op_vectors, weight_shape
 from rosler_jax.graph.graph import Graph, map_weights
 from rosler_jax.graph.kinds import Conv, Dense, Gather, MatMul, Op, Scan
 from rosler_jax.graph.weight import Layout, Shape, Weight
-from rosler_jax.quantization import checked_bits, quantize
-
-VECTOR_BITS = 16  # of all that is no matrix: few numbers, whose errors are not averaged out
+from rosler_jax.quantization import VECTOR_BITS, as_axes, checked_bits, quantize
 
 
 def quantize_graph(graph: Graph, bits: int | Callable[[tuple[str, ...]], int]) -> Graph:
@@ -79,25 +77,22 @@ def quantization_plan(
     for weight in graph.weights():
         stored = weight.stored
         asked = checked_bits(bits(tuple(weight.name.split("/"))) if callable(bits) else bits)
-        if isinstance(stored, QuantizedTensor) and stored.bits != FLOAT_BITS:
-            found[id(stored)] = Planned(stored, stored.bits, stored.axis)
-            continue
-        shape = tuple(map(int, stored.shape))
-        floats = isinstance(stored, QuantizedTensor) or stored.dtype.kind == "f"
-        if asked == FLOAT_BITS or not floats or not shape:
-            found[id(stored)] = Planned(stored, FLOAT_BITS, None)
-            continue
-        width, axes = _bits_and_axes(shape, asked, uses[id(stored)])
-        found[id(stored)] = Planned(stored, width, axes)
+        found[id(stored)] = Planned(stored, *_bits_and_axes(stored, asked, uses[id(stored)]))
     return found
 
 
-def _bits_and_axes(shape: Shape, asked: int, uses: list[Use]) -> tuple[int, Axes]:
+def _bits_and_axes(stored: Any, asked: int, uses: list[Use]) -> tuple[int, Axes]:
+    if isinstance(stored, QuantizedTensor) and stored.bits != FLOAT_BITS:
+        return stored.bits, stored.axis
+    shape = tuple(map(int, stored.shape))
+    floats = isinstance(stored, QuantizedTensor) or stored.dtype.kind == "f"
+    if asked == FLOAT_BITS or not floats or not shape:
+        return FLOAT_BITS, None
     best = max(use.rank for use in uses)
     matrix = best > 0 and len(shape) > 1
     counted = [_carrying(shape, use) for use in uses if use.rank == best]
     axes = tuple(k for k, n in enumerate(shape) if n > 1 and all(k in found for found in counted))
-    return (asked if matrix else VECTOR_BITS), axes if len(axes) > 1 else axes[0] if axes else None
+    return (asked if matrix else VECTOR_BITS), as_axes(axes)
 
 
 class Use(NamedTuple):
@@ -122,9 +117,7 @@ def _uses(graph: Graph) -> Iterator[Use]:
     kept = {value.id for value in graph.outputs}
     producers = graph.producers()
     for op in graph.ops:
-        for weight in vars(op).values():
-            if isinstance(weight, Weight):
-                yield Use(weight)
+        yield from map(Use, op_vectors(op))
         if isinstance(op, Dense | Conv):
             source = op.inputs[0]
             alone = len(readers[source]) == 1 and source not in kept
