@@ -52,9 +52,8 @@ from rosler_jax.graph.weight import Weight
 
 
 def _finish(
-    unit: Unit, label: str, weight: Weight | None = None, scale: float = 1.0, groups: int = 1,
-    relu: bool = False,
-) -> str:  # fmt: skip
+    unit: Unit, label: str, weight: Weight | None = None, scale: float = 1.0, groups: int = 1
+) -> str:
     unit.use("finish_f32")
     add, bias = "0", None if weight is None else weight.values
     if bias is not None and np.any(bias):
@@ -97,9 +96,9 @@ def _product(unit: Unit, rows: int, m: int, n: int, w: str, finish: str) -> Step
     return Step(call, 4 * rows * n)
 
 
-def _dense(op: Dense, unit: Unit, label: str, ctypes: Sequence[str], relu: bool = False) -> Step:
+def _dense(op: Dense, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
     w, m, n, _ = _matrix(unit, label, op.weight.values, 1)
-    return _product(unit, op.in_shape[0], m, n, w, _finish(unit, label, op.bias, relu=relu))
+    return _product(unit, op.in_shape[0], m, n, w, _finish(unit, label, op.bias))
 
 
 def _matmul(op: MatMul, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
@@ -116,11 +115,11 @@ def _matmul(op: MatMul, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
     return Step(call, 4 * count(op.out_shape))
 
 
-def _conv(op: Conv, unit: Unit, label: str, ctypes: Sequence[str], relu: bool = False) -> Step:
+def _conv(op: Conv, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
     groups = op.window.groups
     if is_depthwise(op.window, op.in_shape, op.out_shape):
-        return _depthwise(op, unit, label, _finish(unit, label, op.bias, relu=relu))
-    finish = _finish(unit, label, op.bias, groups=groups, relu=relu)
+        return _depthwise(op, unit, label, _finish(unit, label, op.bias))
+    finish = _finish(unit, label, op.bias, groups=groups)
     w, inner, n, offset = _matrix(unit, label, op.weight.values, groups)
     if groups == 1 and is_pointwise(op.window):
         return _product(unit, math.prod(op.out_shape[:-1]), inner, n, w, finish)
