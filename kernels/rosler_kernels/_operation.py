@@ -186,8 +186,7 @@ def _jvp(primitive: Primitive, primals: Any, tangents: Any, **params: Any) -> An
 def _transpose(
     operation: Operation, cotangents: Any, x: Any, *others: Any, maps: Any, **params: Any
 ) -> list[Any]:
-    own = {name: value for name, value in params.items() if name != "implementation"}
-    changed = {**params, **operation.partner(**own)}  # type: ignore[misc]
+    changed = {**params, **operation.partner(**params)}  # type: ignore[misc]
     whole = tuple((0, *axes[1:]) for axes in maps)
     cotangent = ad.instantiate_zeros(cotangents[0])
     (out,) = operation.primitive.bind(cotangent, *others, maps=whole, **changed)

@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 
 
 SHARED_BYTES = 225_000  # of the 232,448 that a block may use on sm_90; barriers and padding too
-
-
-_TILE_ROWS = 8
+_TILE_ROWS = 8  # of a copy from memory, see _aligned
 
 
 class Blocks(NamedTuple):
