@@ -7,7 +7,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -27,14 +26,13 @@ from rosler_jax.graph.file import put
 from rosler_jax.graph.graph import Graph, map_weights, op_weights
 from rosler_jax.graph.layers import input_shape_of
 from rosler_jax.graph.quantize import quantization_plan
-from rosler_jax.graph.save import graph_of_file
+from rosler_jax.graph.save import graph_of_file, model_path
 from rosler_jax.graph.trace import trace
 from rosler_jax.graph.weight import Weight
 from rosler_jax.modelfile import ModelFile, QuantizedTensor
 from rosler_jax.network import Network, split_state
 from rosler_jax.quantization import leaf_bits, scale_axes
 
-MODEL = "model.rosler"
 _PREFIX = "layers/"  # of a Network's layers; model files leave it out
 _FLOAT32_BYTES = 4
 
@@ -216,8 +214,7 @@ def size_report(
 def _read(source: Any, bits: Any, inputs: Any, kwargs: Any) -> _Source:
     file = getattr(source, "file", source)
     if isinstance(file, str | os.PathLike):
-        path = Path(file)
-        path = path / MODEL if path.is_dir() else path
+        path = model_path(file)
         return _from_file(modelfile.load(path), str(path), bits, inputs)
     if isinstance(file, ModelFile):
         return _from_file(file, "model file", bits, inputs)
@@ -239,12 +236,10 @@ def _from_file(file: ModelFile, name: str, bits: Any, inputs: Any) -> _Source:
     if bits is not None:
         raise ValueError(f"{name} has its bits already; pass bits only for a model that is no file")
     shape = None if inputs is None else inputs[0].shape[1:]
-    if file.version == 1:
-        shape = file.spec.get("input_shape") if shape is None else shape
-        shape = known_shape(described_layers(file, name)) if shape is None else shape
-        if shape is None:
-            load_file(name, file)  # refuses what makes no network
-            return _Source(file.tensors, None, file.file_bytes)
+    said = file.version == 2 or shape is not None or file.spec.get("input_shape") is not None
+    if not said and known_shape(described_layers(file, name)) is None:
+        load_file(name, file)  # refuses what makes no network
+        return _Source(file.tensors, None, file.file_bytes)
     return _Source(file.tensors, graph_of_file(file, name, shape), file.file_bytes)
 
 
@@ -275,9 +270,9 @@ def _from_specs(specs: Any, params: Any, buffers: Any = None, *, bits: Any, inpu
 
 
 def _from_model(source: Any, bits: Any, inputs: Any, kwargs: Any) -> _Source:
-    model = _generic(source)
     if inputs is None:
         return _Source(_stored(source, bits), None)
+    model = _generic(source)
     try:
         found = _from_graph(trace(model, *inputs, **kwargs), bits)
     except TraceError:

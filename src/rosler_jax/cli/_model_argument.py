@@ -124,11 +124,11 @@ def model_argument(args: argparse.Namespace) -> ModelArgument:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder or model file")
     if path.is_dir():
-        from rosler_jax.graph.save import MODEL
+        from rosler_jax.graph.save import model_path
 
-        if not (path / MODEL).exists():
-            raise FileNotFoundError(f"{path / MODEL}: no such file; finish the run, or resume it")
-        path = path / MODEL
+        path = model_path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file; finish the run, or resume it")
     return ModelArgument(args.path, path, None, examples)
 
 
@@ -136,7 +136,9 @@ def _example(shape: tuple[int, ...], dtype: str) -> Any:
     import jax
     import numpy as np
 
-    if min(shape, default=1) < 1 or math.prod(shape) >= 2**31:
+    from rosler_jax.graph.check import MAX_ELEMENTS
+
+    if min(shape, default=1) < 1 or math.prod(shape) > MAX_ELEMENTS:
         raise UsageError(f"an input of shape {shape}; expected positive sizes, as 28,28,1")
     return jax.ShapeDtypeStruct((1, *shape), np.dtype(dtype))
 

@@ -31,10 +31,10 @@ def run(args: argparse.Namespace) -> Outcome:
 
 def _described(given: ModelArgument) -> Outcome:
     """What a model takes and gives, its operations by kind and its tensors by their bits."""
-    from rosler_jax import modelfile
     from rosler_jax.graph.check import stored_dtype
 
-    graph = given.graph()
+    model = None if given.path is None else given.load()
+    graph = given.graph() if model is None else model.graph
     ops, tensors = Counter(_kinds(graph)), Counter[str]()
     for weight in {id(weight.stored): weight for weight in graph.weights()}.values():
         dtype = stored_dtype(weight)
@@ -46,8 +46,8 @@ def _described(given: ModelArgument) -> Outcome:
         "operations": dict(ops.most_common()),
         "numbers": dict(tensors.most_common()),
     }
-    if given.path is not None:
-        file = modelfile.load(given.path)
+    if model is not None:
+        file = model.file
         data |= {
             "version": file.version,
             "file_bytes": file.file_bytes,
@@ -61,7 +61,7 @@ def _described(given: ModelArgument) -> Outcome:
     shown += [("operations", sum(ops.values()))]
     shown += [(f"  {kind}", n) for kind, n in ops.most_common()]
     shown += [(f"numbers of {name}", n) for name, n in tensors.most_common()]
-    if given.path is not None:
+    if model is not None:
         shown += [("file bytes", data["file_bytes"]), ("format version", data["version"])]
         shown += [(str(key), value) for key, value in data["metadata"].items()]
     return Outcome(f"{table(shown)}\n\nread from\n{given.name}", {**data, "path": given.name})
@@ -69,10 +69,12 @@ def _described(given: ModelArgument) -> Outcome:
 
 def _kinds(graph: Graph) -> Iterator[str]:
     """The kind of every operation, those of bodies among them."""
+    from rosler_jax.graph.kinds import Scan
+
     for op in graph.ops:
         yield type(op).__name__
-        if isinstance(body := getattr(op, "body", None), type(graph)):
-            yield from _kinds(body)
+        if isinstance(op, Scan):
+            yield from _kinds(op.body)
 
 
 def _value(value: Value) -> dict[str, Any]:
