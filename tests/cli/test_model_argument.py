@@ -170,3 +170,6 @@ def test_evaluate_refuses_what_has_no_accuracy(
     save(path, lambda x: (x, first_three(x)), jnp.ones((2, 30)))
     done = call(capsys, "evaluate", path, "--data", data)
     assert done.code == 1 and "one input and one output" in done.err
+    save(path, lambda x: jnp.log(-1 - jnp.abs(first_three(x))), jnp.ones((2, 30)))
+    done = call(capsys, "evaluate", path, "--data", data, "--json")
+    assert done.code == 1 and "toy.npz is nan; it cannot be scored" in done.err and done.out == ""

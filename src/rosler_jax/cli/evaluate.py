@@ -45,7 +45,7 @@ def _scored(given: ModelArgument, data: str | None) -> dict[str, Any]:
     import jax
 
     from rosler_jax.config import TrainConfig
-    from rosler_jax.run import check_fit, load_data, load_run_data, score
+    from rosler_jax.run import RunError, check_fit, load_data, load_run_data, score
 
     if given.path is not None:
         dataset = load_run_data(given.path, data)
@@ -67,6 +67,8 @@ def _scored(given: ModelArgument, data: str | None) -> dict[str, Any]:
 
     check_fit(predict, dataset)
     loss, accuracy = score(predict, dataset.test_x, dataset.test_y)
+    if not math.isfinite(loss):
+        raise RunError(f"{given.name}: its loss on {dataset.name} is {loss}; it cannot be scored")
     found = {"data": dataset.name, "examples": len(dataset.test_y)}
     found |= {"test_accuracy": accuracy, "test_loss": loss}
     return found | ({"file_bytes": model.file.file_bytes} if given.path else {})
