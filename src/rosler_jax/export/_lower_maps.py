@@ -213,7 +213,7 @@ def _limited(op: Map, state: State, value: int, ops: list[Map], whole: Real) -> 
     if number.dtype in ("bool", "int32", "uint8"):
         source, number = as_int16(state, value, op.name)
     low, high = (float(whole(jnp.float32(v))) for v in (-3e38, 3e38))
-    ends = limits(number, End(value, low if low > -3e38 else -math.inf, high))
+    ends = limits(number, low if low > -3e38 else -math.inf, high)
     reach = max(abs(end - number.zero) for end in ends)
     state.emit(
         Limited, op, [source], number._replace(bound=min(number.bound, reach)), ops[-1].output,
@@ -306,7 +306,7 @@ def _combined(op: Map, state: State) -> None:
     offsets = (-x.zero * m + zero, -y.zero * n + zero)
     if function == "add":
         offsets = (-x.zero * m - y.zero * n + zero, 0)
-    low, high = (0, 1) if truth else limits(number, end)
+    low, high = (0, 1) if truth else limits(number, end.low)
     state.emit(
         Combined, op, [a, b], number, end.value, function=function, multipliers=(m, n),
         offsets=offsets, shift=shift, low=low, high=high,

@@ -35,6 +35,12 @@ def _gain(value: int, state: State) -> np.ndarray | None:
     return np.tile(weight.scale, repeat).astype(np.float64)
 
 
+def _end(op: Op, state: State, small: bool = True) -> tuple[End, np.ndarray | None]:
+    """What a product takes in, else the scales of the weight that reads it."""
+    end = end_of(op, state, small)
+    return end, _gain(end.value, state) if end.value == op.output else None
+
+
 def _integers(weight: Weight, bits: int, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
     """Integers of at most so many bits, and their scales per output channel.
 
@@ -69,8 +75,7 @@ def _product(op: Dense | Conv, state: State) -> None:
     value, x = state.read(op.inputs[0])
     if x.dtype not in ("int8", "uint8"):
         value, x = as_int16(state, op.inputs[0], op.name)
-    end = end_of(op, state)
-    gain = _gain(end.value, state) if end.value == op.output else None
+    end, gain = _end(op, state)
     weight, scales = _integers(op.weight, state.bits, scaled=x.gained)
     unit = x.scale * scales
     bias = _bias(op, unit, weight.shape[-1])
@@ -105,8 +110,7 @@ def entry(op: Project | PatchProject) -> float:
 def _signs(op: Project, state: State) -> None:
     magnitude = entry(op)
     value, x = as_int16(state, op.inputs[0], op.name)
-    end = end_of(op, state)
-    gain = _gain(end.value, state) if end.value == op.output else None
+    end, gain = _end(op, state, small=False)
     unit = x.scale * magnitude
     channels = op.out_shape[-1] if op.bias is None else op.bias.values.size
     channels = max(channels, 1 if gain is None else gain.size)
@@ -128,8 +132,7 @@ def _patch_signs(op: PatchProject, state: State) -> None:
     value, x = state.read(op.inputs[0])
     if x.dtype != "uint8":
         value, x = as_int16(state, op.inputs[0], op.name)
-    end = end_of(op, state)
-    gain = _gain(end.value, state) if end.value == op.output else None
+    end, gain = _end(op, state, small=False)
     reach = int(np.abs(sign_matrix(op.sketch).astype(np.int64)).sum(0).max())
     bound = checked32(op, reach * x.bound)
     form, number = finish(x.scale * unit, bound, op, state, gain, end, small=False)

@@ -249,33 +249,37 @@ class End(NamedTuple):
 
     Attributes:
       value: of the graph: the operation's, or that of the relu or clamp that is fused.
-      low, high: real limits of what is fused.
+      low: real limit of what is fused.
     """
 
     value: int
     low: float = -math.inf
-    high: float = math.inf
 
 
-def end_of(op: Op, state: State) -> End:
-    """Takes in the relu, or with 8 bits the clamp, that is the only reader of an operation."""
+def end_of(op: Op, state: State, small: bool = True) -> End:
+    """Takes in the relu, or the clamp, that is the only reader of an operation.
+
+    A clamp only round 0, and only where its result has 8 bits: then the ends of what was seen of
+    it, which are those of its integers, lie within its own.
+    """
     after = state.only_reader(op.output)
     if not isinstance(after, Map) or op.dtypes[0] != "float32":
         return End(op.output)
     if after.function == "relu":
         state.done.add(after.name)
         return End(after.output, low=0.0)
-    if after.function == "clamp" and state.activations == 8 and after.output not in state.results:
+    bytes_hold = small and state.activations == 8 and after.output not in state.results
+    if after.function == "clamp" and bytes_hold and after.numbers[0] <= 0 <= after.numbers[1]:
         state.done.add(after.name)
-        return End(after.output, *after.numbers)
+        return End(after.output)
     return End(op.output)
 
 
-def limits(number: Number, end: End) -> tuple[int, int]:
-    """The integers that a value lies between."""
-    low, high = LIMITS[number.dtype]
-    ends = [np.rint(np.clip(v / number.scale, -1e9, 1e9)) + number.zero for v in end[1:]]
-    return max(low, int(ends[0])), min(high, int(ends[1]))
+def limits(number: Number, low: float, high: float = math.inf) -> tuple[int, int]:
+    """The integers that a value lies between, given real limits."""
+    least, most = LIMITS[number.dtype]
+    ends = [np.rint(np.clip(v / number.scale, -1e9, 1e9)) + number.zero for v in (low, high)]
+    return max(least, int(ends[0])), min(most, int(ends[1]))
 
 
 def finish(
@@ -292,7 +296,7 @@ def finish(
     if gain is not None:
         number = Number(finest(float((state.seen(end.value).channels * gain).max())), -LOW)
     factor = unit / number.scale if gain is None else unit * gain / number.scale
-    form, reach = requant(factor, bound, *limits(number, end), number.zero)
+    form, reach = requant(factor, bound, *limits(number, end.low), number.zero)
     return form, number._replace(bound=reach, gained=gain is not None)
 
 
