@@ -95,6 +95,9 @@ WIDE = window(3, 2, padding=((1, 1), (0, 1)), strides=(2, 1), groups=2)
          (0, 3 * 6 * 64)),
         (one(Project, (3, 8), sketch=rk.gaussian(0, 60, 8), scale=1.0, transpose=True),
          (3 * 480, 3 * 420)),
+        # As many nonzeros as this sketch has, not as its family has by default.
+        (one(Project, (3, 60), sketch=rk.sparse_sign(0, 60, 8, nnz=2), scale=1.0, transpose=False),
+         (0, 3 * (60 * 2 - 8))),
         (one(Map, (3, 8), function="tanh"), (0, 0)),
     ],
 )  # fmt: skip

@@ -62,7 +62,9 @@ def product(m: int, n: int) -> Operations:
     return Operations(m * n, (m - 1) * n)
 
 
-def projection(kind: str, rows: int, cols: int, *, transpose: bool = False) -> Operations:
+def projection(
+    kind: str, rows: int, cols: int, *, transpose: bool = False, params: Any = None
+) -> Operations:
     r"""``x Omega`` (or ``y Omega^T``) for one vector, by the algorithm of the sketch's family.
 
     An SRHT takes one fast Walsh-Hadamard transform of order ``2^k >= rows``: ``k 2^k`` additions.
@@ -72,6 +74,7 @@ def projection(kind: str, rows: int, cols: int, *, transpose: bool = False) -> O
       rows: the dimension projected away.
       cols: the embedding dimension.
       transpose: count ``y Omega^T``.
+      params: of the sketch; None for what its family has by default.
 
     Raises:
       ValueError: for an unknown kind.
@@ -91,19 +94,11 @@ def projection(kind: str, rows: int, cols: int, *, transpose: bool = False) -> O
         scales = cols if family.weighted else 0
         return Operations(scales, cols if transpose else 0)
     if structure == "sparse":
-        entries = rows * math.prod(
-            value for name, value in rk.make(kind, 0, rows, cols).params if name in ("nnz", "kappa")
-        )
+        held = dict(rk.make(kind, 0, rows, cols).params if params is None else params)
+        entries = rows * held["nnz"] * held.get("kappa", 1)
         return Operations(0, max(0, entries - (rows if transpose else cols)))
     whole = product(cols, rows) if transpose else product(rows, cols)
     return Operations(0, whole.additions) if family.magnitude else whole
-
-
-def _filters(kind: str, rows: int, cols: int) -> Operations:
-    """The input sketch of a convolution: formed as filters, since a window is small."""
-    if rk.family(kind).structure == "hadamard":
-        return Operations(0, product(rows, cols).additions)
-    return projection(kind, rows, cols)
 
 
 class Matrices(NamedTuple):
@@ -156,12 +151,13 @@ MATRICES: dict[type[Op], Callable[[Any], Matrices]] = {
 """What each kind of linear operation multiplies with."""
 
 
-def _sketched(op: Any) -> Operations:
+def _sketched(op: Project | PatchProject) -> Operations:
     of, sketch = MATRICES[type(op)](op), op.sketch
-    if isinstance(op, PatchProject):
-        return of.groups * of.times * _filters(sketch.kind, sketch.rows, sketch.cols)
-    one = projection(sketch.kind, sketch.rows, sketch.cols, transpose=op.transpose)
-    return of.times * one
+    times, size = of.groups * of.times, (sketch.rows, sketch.cols)
+    if isinstance(op, PatchProject) and rk.family(sketch.kind).structure == "hadamard":
+        return times * Operations(0, product(*size).additions)  # as filters: a window is small
+    transpose = isinstance(op, Project) and op.transpose
+    return times * projection(sketch.kind, *size, transpose=transpose, params=sketch.params)
 
 
 COUNT: dict[type[Op], Callable[[Any], Operations]] = {
