@@ -10,6 +10,7 @@ import numpy as np
 
 import rosler_kernels as rk
 from rosler_jax.export.c import gradients, moves, reductions
+from rosler_jax.export.c.loops import over, row
 from rosler_jax.export.c.maps import literal
 from rosler_jax.export.c.sketches import (
     FILL,
@@ -91,7 +92,7 @@ def _product(unit: Unit, rows: int, m: int, n: int, w: str, finish: str) -> Step
         if rows == 1:
             return f"rosler_{name}({x}, {m}, {n}, {w}, {finish}, {y});"
         one = f"rosler_{name}({x} + v * {m}, {m}, {n}, {w}, {finish}, {y} + v * {n});"
-        return f"{{ int v; for (v = 0; v < {rows}; ++v) {{ {one} }} }}"
+        return over(rows, one)
 
     return Step(call, 4 * rows * n)
 
@@ -107,10 +108,8 @@ def _matmul(op: MatMul, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
     unit.use(name)
 
     def call(x: str, w: str, y: str, _: str) -> str:
-        if b == 1:
-            return f"rosler_{name}({x}, {m}, {k}, {n}, {w}, {y});"
-        at = f"({x}) + v * {m * k}, {m}, {k}, {n}, ({w}) + v * {k * n}, ({y}) + v * {m * n}"
-        return f"{{ int v; for (v = 0; v < {b}; ++v) {{ rosler_{name}({at}); }} }}"
+        x, w, y = row(x, b, m * k), row(w, b, k * n), row(y, b, m * n)
+        return over(b, f"rosler_{name}({x}, {m}, {k}, {n}, {w}, {y});")
 
     return Step(call, 4 * count(op.out_shape))
 
@@ -166,9 +165,12 @@ def _stored_project(op: Project, unit: Unit, label: str) -> Step:
     if op.bias is None or op.bias.values.size == n:
         return _product(unit, op.vectors, m, n, w, finish)
     unit.use("dense_f32")
-    one = f"rosler_dense_f32({{}} + v * {m}, {m}, {n}, {w}, {finish}, {{}} + v * {n});"
-    each = f"{{{{ int v; for (v = 0; v < {op.vectors}; ++v) {{{{ {one} }}}} }}}}"
-    return Step(lambda x, y, _: each.format(x, y), 4 * count(op.out_shape))
+
+    def call(x: str, y: str, _: str) -> str:
+        one = f"rosler_dense_f32({x} + v * {m}, {m}, {n}, {w}, {finish}, {y} + v * {n});"
+        return over(op.vectors, one)
+
+    return Step(call, 4 * count(op.out_shape))
 
 
 def _patch_project(op: PatchProject, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:

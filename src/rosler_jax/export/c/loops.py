@@ -93,6 +93,11 @@ def nested(counted: Sequence[tuple[str, int | str]], body: Sequence[str]) -> lis
     return [f"    {line}" for line in lines]
 
 
+def inside(counted: Sequence[tuple[str, int | str]], body: Sequence[str]) -> list[str]:
+    """The same for within other loops, which indent it."""
+    return [line[4:] for line in nested(counted, body)]
+
+
 def declared(counted: Sequence[tuple[str, int | str]]) -> list[str]:
     """The line that declares loop variables, if there are any."""
     return [f"    int {', '.join(name for name, _ in counted)};"] if counted else []
@@ -101,3 +106,16 @@ def declared(counted: Sequence[tuple[str, int | str]]) -> list[str]:
 def function(signature: str, *lines: str) -> str:
     """A static function, its name open."""
     return "\n".join([f"static void @NAME@({signature})", "{", *lines, "}"])
+
+
+def over(count: int, body: str, variable: str = "v") -> str:
+    """A statement for each of so many rows."""
+    if count == 1 or not body:
+        return body
+    head = f"for ({variable} = 0; {variable} < {count}; ++{variable})"
+    return f"{{ int {variable}; {head} {{ {body} }} }}"
+
+
+def row(pointer: str, count: int, size: int, variable: str = "v") -> str:
+    """The expression of a row of so many; the array itself if there is one."""
+    return pointer if count == 1 or not pointer else f"({pointer}) + {variable} * {size}"

@@ -8,7 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rosler_jax.export.c.loops import declared, function, loops, merged, nested, offset, strides_of
+from rosler_jax.export.c.loops import (
+    declared,
+    function,
+    loops,
+    merged,
+    nested,
+    offset,
+    over,
+    strides_of,
+)
 from rosler_jax.export.c.unit import CTYPES, Step, Unit
 from rosler_jax.export.c.wiring import copy_step
 from rosler_jax.graph.kinds import Concat, Gather, Run, Slice, Take, Transpose, count, elements
@@ -50,8 +59,9 @@ def _copied(shape: Shape, strides: Sequence[int], start: str, ctype: str, deep: 
         body = [f"*y++ = x[{index}];"]
     else:
         body = [f"memcpy(y, x + {index}, {chunk * CTYPES[ctype]});", f"y += {chunk};"]
-    lines = [line[4:] for line in nested(counted, body)]
-    return ["{", *declared(counted), *(f"    {line}" for line in lines), "}"] if counted else lines
+    if not counted:
+        return body
+    return ["{", *declared(counted), *nested(counted, body), "}"]
 
 
 def transpose_step(op: Transpose, unit: Unit, label: str, ctype: str) -> Step:
@@ -193,8 +203,7 @@ def concat_step(op: Concat, ctype: str) -> Step:
             else:
                 lines.append(f"memcpy({to}, {x}, {n});")
             start += n
-        text = " ".join(lines)
-        return f"{{ int i; for (i = 0; i < {outer}; ++i) {{ {text} }} }}" if outer > 1 else text
+        return over(outer, " ".join(lines), "i")
 
     return Step(call, count(op.out_shape) * CTYPES[ctype])
 
@@ -234,7 +243,6 @@ def slice_step(op: Slice, ctype: str) -> Step:
                 f"int i; for (i = 0; i < {outer}; ++i) {{ memcpy({y} + i * {op.size * inner}, "
                 f"{x} + (i * {n} + first) * {inner}, {piece}); }}"
             )
-            return f"{{ {at} {kept} {one} }}"
         return f"{{ {at} {kept} {one} }}"
 
     return Step(call, outer * piece)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export.c.loops import declared, function, loops, merged, nested, offset, strides_of
+from rosler_jax.export.c.loops import (
+    declared,
+    function,
+    inside,
+    loops,
+    merged,
+    nested,
+    offset,
+    strides_of,
+)
 from rosler_jax.export.c.maps import CTYPE, use_kernels
 from rosler_jax.export.c.unit import CTYPES, Step, Unit, float32_literal
 from rosler_jax.graph.kinds import Cumulative, Pool, Reduce, count
@@ -53,19 +61,15 @@ def reduce_step(op: Reduce, unit: Unit, label: str, ctype: str) -> Step:
         sign = ("<=", ">") if op.function == "argmax" else (">=", "<")
         better = f"!(v {sign[0]} s) && s == s" if ctype == "float" else f"v {sign[1]} s"
         going = [f"const {ctype} v = {value};", f"if ({better}) {{", "    s = v;", "    y[0] = j;"]
-        body = [f"{ctype} s = {start};", "y[0] = 0;", *_inside(within, [*going, "}"]), "++y;"]
+        body = [f"{ctype} s = {start};", "y[0] = 0;", *inside(within, [*going, "}"]), "++y;"]
     else:
         start, text = combine(op.name, op.function, "uint8_t" if made == "uint8_t" else ctype)
         end = "" if op.scale == 1.0 else f" * {float32_literal(op.scale)}"
         going = [f"s = {text.format('s', value)};"]
-        body = [f"{made} s = {start};", *_inside(within, going), f"*y++ = s{end};"]
+        body = [f"{made} s = {start};", *inside(within, going), f"*y++ = s{end};"]
     signature = f"const {ctype} *x, {made} *y"
     text = function(signature, *declared([*counted, *within]), *nested(counted, body))
     return _step(unit, label, text, count(op.out_shape) * CTYPES[made])
-
-
-def _inside(counted: Sequence[tuple[str, int]], body: Sequence[str]) -> list[str]:
-    return [line[4:] for line in nested(counted, body)]
 
 
 def _step(unit: Unit, label: str, text: str, size: int, in_place: bool = False) -> Step:
@@ -113,13 +117,13 @@ def pool_step(op: Pool, unit: Unit, label: str, ctype: str) -> Step:
     each = [("c", channels)]
     body = [
         f"const {ctype} *v = x + ({source}) * {channels};",
-        *_inside(each, [f"y[c] = {text.format('y[c]', 'v[c]')};"]),
+        *inside(each, [f"y[c] = {text.format('y[c]', 'v[c]')};"]),
     ]
     for k in reversed(range(len(sides))):
-        body = _inside([(f"k{k}", window.size[k])], [*taps[k], *body])
-    body = [*_inside(each, [f"y[c] = {start};"]), *body]
+        body = inside([(f"k{k}", window.size[k])], [*taps[k], *body])
+    body = [*inside(each, [f"y[c] = {start};"]), *body]
     if op.scale != 1.0:
-        body += _inside(each, [f"y[c] *= {float32_literal(op.scale)};"])
+        body += inside(each, [f"y[c] *= {float32_literal(op.scale)};"])
     outer = [(f"i{k}", n) for k, n in enumerate(outs)]
     counted = [*outer, *((f"k{k}", n) for k, n in enumerate(window.size)), *each]
     signature = f"const {ctype} *x, {ctype} *y"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import rosler_kernels as rk
+from rosler_jax.export.c.loops import over, row
 from rosler_jax.export.c.unit import CTYPES, Numbers, Step, Unit
 from rosler_kernels.hashing import Tag, domain_key
 
@@ -141,10 +142,8 @@ def project_step(call: Call, transpose: bool, vectors: int) -> Step:
     size = call.numbers.size
 
     def one(x: str, y: str, memory: str) -> str:
-        if vectors == 1:
-            return text.format(x=x, y=y, scratch=memory)
-        each = text.format(x=f"({x}) + v * {inner}", y=f"({y}) + v * {outer}", scratch=memory)
-        return f"{{ int v; for (v = 0; v < {vectors}; ++v) {{ {each} }} }}"
+        x, y = row(x, vectors, inner), row(y, vectors, outer)
+        return over(vectors, text.format(x=x, y=y, scratch=memory))
 
     return Step(one, vectors * outer * size, scratch)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+from rosler_jax.export.c.loops import nested
 from rosler_jax.export.c.unit import CTYPES, Numbers, Step, Unit
 from rosler_jax.graph.kinds import Window
 from rosler_jax.graph.weight import Shape
@@ -184,7 +185,7 @@ def window_step(
         *(f"    {declared} = {value};" for declared, value in used),
         "    int i, j, g;",
         *(f"    {text}" for text in _prologue(numbers, begin, inner, filled)),
-        *_loops([("i", height), ("j", width), ("g", groups)], body),
+        *nested([("i", height), ("j", width), ("g", groups)], body),
         "}",
     ]
     unit.functions.append("\n".join(lines))
@@ -193,15 +194,6 @@ def window_step(
         return f"rosler_{label}({x}, {y}{f', {scratch}' if used else ''});"
 
     return Step(call, math.prod(shapes[1]) * CTYPES[made], room + sum_bytes + begin_bytes)
-
-
-def _loops(counted: Sequence[tuple[str, int]], body: Sequence[str]) -> list[str]:
-    """Lines of C: one loop in the other, within them the body."""
-    lines = list(body)
-    for variable, count in reversed(counted):
-        head = f"for ({variable} = 0; {variable} < {count}; ++{variable}) {{"
-        lines = [head, *(f"    {line}" for line in lines), "}"]
-    return [f"    {line}" for line in lines]
 
 
 def _prologue(numbers: Numbers, begin: str, inner: int, filled: int) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 import rosler_kernels as rk
 from rosler_jax.export.c.floats import EMIT as inference
+from rosler_jax.export.c.loops import over, row
 from rosler_jax.export.c.maps import Fused, fuse, fused_step
 from rosler_jax.export.c.sketches import PROJECT, Call, entry_scale, project_step
 from rosler_jax.export.c.train.memory import Node, Wires, aligned
@@ -21,8 +22,6 @@ from rosler_jax.export.c.train.statements import (
     finish,
     finishes,
     outer,
-    over,
-    row,
 )
 from rosler_jax.export.c.train.windows import conv, pool
 from rosler_jax.export.c.unit import FLOAT, Step, Unit, float32_literal

@@ -31,19 +31,6 @@ def finishes(bias: str, each: int, groups: int, scale: float = 1.0) -> str:
     return f"const rosler_finish_f32 f[{groups}] = {{{', '.join(ends)}}};"
 
 
-def over(count: int, body: str, variable: str = "v") -> str:
-    """A statement for each of so many rows."""
-    if count == 1 or not body:
-        return body
-    head = f"for ({variable} = 0; {variable} < {count}; ++{variable})"
-    return f"{{ int {variable}; {head} {{ {body} }} }}"
-
-
-def row(pointer: str, count: int, size: int, variable: str = "v") -> str:
-    """The expression of a row of so many; the array itself if there is one."""
-    return pointer if count == 1 or not pointer else f"({pointer}) + {variable} * {size}"
-
-
 def bias_gradient(unit: Unit, parameters: Parameters, bias: str, count: int, dy: str) -> str:
     """A statement that adds an error to a bias's gradient; none for a bias that stays."""
     if not bias.startswith("s->"):
