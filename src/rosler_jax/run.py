@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from rosler_jax.deploy import (
     Trained,
     deploy,
     from_restricted,
+    load_file,
     load_network,
     pack,
     save_network,
@@ -40,7 +42,8 @@ from rosler_jax.fit import (
     network_specs,
     run_key,
 )
-from rosler_jax.graph.save import MODEL, model_path
+from rosler_jax.graph import Graph, run_batch
+from rosler_jax.graph.save import MODEL, graph_of_file, model_path
 from rosler_jax.optim.extract_factors import extract_factors
 
 Report = Callable[[dict[str, float]], None]
@@ -421,17 +424,41 @@ def evaluate_folder(path: str | os.PathLike[str], data: str | None = None) -> di
         raise RunError(f"{model.parent / CONFIG}: no such file, so the data is not known; name it")
     if not model.exists():
         raise RunError(f"{model}: no such file; finish the run first, or resume it")
-    shipped, dataset = load_network(model), load_run_data(model, data)
-    check_fit(shipped.network, dataset)
-    loss, accuracy = score(shipped.network, dataset.test_x, dataset.test_y)
+    file = modelfile.load(model)
+    if file.version == 1:
+        network: Callable[[Any], Any] = load_file(model, file).network
+    else:
+        network = predictor(graph_of_file(file, str(model)), str(model))
+    scored = score_model(network, load_run_data(model, data), str(model))
+    return {**scored, "file_bytes": file.file_bytes}
+
+
+def predictor(graph: Graph, name: str) -> Callable[[Any], Any]:
+    """A graph as a classifier of batches, of examples in any shape of as many numbers.
+
+    Raises:
+      RunError: for one that does not make one array of one.
+    """
+    if graph.structure is not None or len(graph.inputs) != 1:
+        raise RunError(f"{name}: only a model of one input and one output has an accuracy")
+    return functools.partial(run_batch, graph)
+
+
+def score_model(network: Callable[[Any], Any], dataset: Any, name: str) -> dict[str, Any]:
+    """Loss and accuracy on the test split of a data set, JSON types.
+
+    Raises:
+      RunError: if the data are not the model's, or its loss is no number.
+    """
+    check_fit(network, dataset)
+    loss, accuracy = score(network, dataset.test_x, dataset.test_y)
     if not math.isfinite(loss):
-        raise RunError(f"{model}: its loss on {dataset.name} is {loss}; the model cannot be scored")
+        raise RunError(f"{name}: its loss on {dataset.name} is {loss}; it cannot be scored")
     return {
         "data": dataset.name,
         "examples": len(dataset.test_y),
         "test_accuracy": accuracy,
         "test_loss": loss,
-        "file_bytes": shipped.file.file_bytes,
     }
 
 

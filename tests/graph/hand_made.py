@@ -87,14 +87,11 @@ class Maker:
         return Graph(tuple(self.inputs), tuple(self.ops), values, self.constants, structure)
 
 
-def window(*size: int, strides: Any = None, padding: Any = None, groups: int = 1) -> Window:
-    """A window; one step at a time and without padding unless given."""
-    ones = (1,) * len(size)
-    pads = padding or ((0, 0),) * len(size)
-    return Window(
-        size=size, strides=strides or ones, padding=pads, dilation=ones, input_dilation=ones,
-        groups=groups,
-    )  # fmt: skip
+def window(*size: int, **given: Any) -> Window:
+    """A window; one step at a time, without gaps and without padding unless given."""
+    ones, none = (1,) * len(size), ((0, 0),) * len(size)
+    plain = {"strides": ones, "padding": none, "dilation": ones, "input_dilation": ones}
+    return Window(size=size, **({"groups": 1} | plain | given))
 
 
 def weight(name: str, *shape: int, seed: int = 0) -> Weight:

@@ -18,7 +18,7 @@ from random_graphs import MAKERS, random_graph
 import rosler_kernels as rk
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.onnx import EMIT, onnx_model
-from rosler_jax.graph import KINDS, Graph, Weight, Window, run, trace
+from rosler_jax.graph import KINDS, Graph, Weight, run, trace
 from rosler_jax.graph.functions import FUNCTIONS
 from rosler_jax.graph.kinds import (
     Affine,
@@ -111,13 +111,8 @@ def dense_of_rows_and_residual(m: Maker) -> int:
 
 def convolved(m: Maker, *shape: int, n: int = 4, **options: Any) -> int:
     x, size = m.input(*shape), options.pop("size", (3,) * (len(shape) - 1))
-    groups = options.get("groups", 1)
-    kernel = weight("k", *size, shape[-1] // groups, n)
-    options = {"input_dilation": (1,) * len(size), "dilation": (1,) * len(size)} | options
-    same = window(*size, **{k: v for k, v in options.items() if not k.endswith("dilation")})
-    fields = {k: getattr(same, k) for k in ("size", "strides", "padding", "groups")}
-    dilated = {k: v for k, v in options.items() if k.endswith("dilation")}
-    return m.add(Conv, x, weight=kernel, bias=weight("b", n), window=Window(**fields, **dilated))
+    kernel = weight("k", *size, shape[-1] // options.get("groups", 1), n)
+    return m.add(Conv, x, weight=kernel, bias=weight("b", n), window=window(*size, **options))
 
 
 @case
@@ -247,11 +242,8 @@ POOLS: dict[str, dict[str, Any]] = {
 
 
 def pooled(m: Maker, function: str, scale: float, options: dict[str, Any]) -> list[int]:
-    plain = {"size": (2, 2), "strides": (1, 1), "padding": ((0, 0),) * 2, "groups": 1}
-    plain |= {"dilation": (1, 1), "input_dilation": (1, 1)}
     x = m.input(6, 5, 3)
-    pool = m.add(Pool, x, function=function, window=Window(**(plain | options)), scale=scale)
-    return [pool]
+    return [m.add(Pool, x, function=function, window=window(2, 2, **options), scale=scale)]
 
 
 for _name, _options in POOLS.items():
@@ -509,7 +501,7 @@ def of_function(name: str, dtype: str) -> tuple[Graph, list[np.ndarray]]:
     xs = [rng.normal(0, 2, (2, 50)).astype(np.float32) for _ in dtypes]
     xs[0][:, :4] = [0.0, 1e-6, -1e-4, 80.0]
     xs[0] = np.abs(xs[0]) if name in POSITIVE else xs[0]
-    if name in ("log1p",):
+    if name == "log1p":
         xs[0] = np.maximum(xs[0], -0.99)
     if name in ("exp", "expm1"):
         xs[0][:, 3] = 10.0
@@ -562,7 +554,7 @@ def test_not_finite_numbers_pass_through() -> None:
     x = m.input(4)
     names = ("relu", "gelu", "sigmoid", "silu", "softplus", "expm1", "log1p", "isfinite", "clamp")
     ys = [m.add(Map, x, function=f, numbers=NUMBERS.get(f, ())) for f in names]
-    assert_equal(m.graph(*ys[:2], *ys[2:]), [np.float32([[np.nan, np.inf, 2, np.nan]])])
+    assert_equal(m.graph(*ys), [np.float32([[np.nan, np.inf, 2, np.nan]])])
 
 
 def test_data_that_lie_channels_first_stay_so() -> None:

@@ -14,7 +14,6 @@ from rosler_jax.cli._command import UsageError, integers
 
 if TYPE_CHECKING:
     from rosler_jax.graph.graph import Graph
-    from rosler_jax.graph.save import Model
 
 DTYPES = ("float32", "int32", "bool")
 
@@ -39,23 +38,13 @@ class ModelArgument(NamedTuple):
         """Of one example of the first input, if it was given."""
         return tuple(self.examples[0].shape[1:]) if self.examples else None
 
-    def load(self) -> Model:
-        """The model as a graph that is called on batches.
+    def graph(self) -> Graph:
+        """Its operations.
 
         Raises:
           ModelFileError, TraceError: if it has no graph.
           UsageError: for a function whose inputs are not known.
         """
-        from rosler_jax.graph.save import Model, encoded, load
-        from rosler_jax.modelfile import decode
-
-        if self.path is not None:
-            return load(self.path, input_shape=self.input_shape)
-        graph = self.graph()
-        return Model(graph, decode(encoded(graph)))
-
-    def graph(self) -> Graph:
-        """Its operations; raises as :meth:`load` does."""
         from rosler_jax.graph.graph import Graph
         from rosler_jax.graph.save import graph_of, load
 

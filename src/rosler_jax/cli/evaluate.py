@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import Any
 
 from rosler_jax.cli._command import Command, Outcome, UsageError, table
@@ -22,11 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Scores the model."""
-    from rosler_jax.modelfile import load
     from rosler_jax.run import evaluate_folder
 
     given = model_argument(args)
-    if given.path is not None and load(given.path).version == 1:
+    if given.path is not None:
         result = evaluate_folder(args.path, args.data)
     else:
         result = _scored(given, args.data)
@@ -41,37 +39,19 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _scored(given: ModelArgument, data: str | None) -> dict[str, Any]:
-    """Loss and accuracy of a graph on a test split."""
+    """Loss and accuracy, on a test split, of the model that a function makes."""
     import jax
 
     from rosler_jax.config import TrainConfig
-    from rosler_jax.run import RunError, check_fit, load_data, load_run_data, score
+    from rosler_jax.run import load_data, predictor, score_model
 
-    if given.path is not None:
-        dataset = load_run_data(given.path, data)
-    else:
-        dataset = None if data is None else load_data(TrainConfig(data=data))
-    if dataset is None:
+    if data is None:
         raise UsageError(f"{given.name}: the data is not known; name it, as --data mnist5k")
-    if given.path is None and not given.examples:
+    dataset = load_data(TrainConfig(data=data))
+    if not given.examples:
         x = dataset.test_x
         given = given._replace(examples=(jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype),))
-    model = given.load()
-    if model.graph.structure is not None or len(model.graph.inputs) != 1:
-        raise ValueError(f"{given.name}: only a model of one input and one output has an accuracy")
-    wanted = model.graph.in_shape
-
-    def predict(x: Any) -> Any:
-        same = math.prod(x.shape[1:]) == math.prod(wanted)
-        return model(x.reshape(len(x), *wanted) if same else x)
-
-    check_fit(predict, dataset)
-    loss, accuracy = score(predict, dataset.test_x, dataset.test_y)
-    if not math.isfinite(loss):
-        raise RunError(f"{given.name}: its loss on {dataset.name} is {loss}; it cannot be scored")
-    found = {"data": dataset.name, "examples": len(dataset.test_y)}
-    found |= {"test_accuracy": accuracy, "test_loss": loss}
-    return found | ({"file_bytes": model.file.file_bytes} if given.path else {})
+    return score_model(predictor(given.graph(), given.name), dataset, given.name)
 
 
 COMMAND = Command(

@@ -31,13 +31,14 @@ def run(args: argparse.Namespace) -> Outcome:
 
 def _described(given: ModelArgument) -> Outcome:
     """What a model takes and gives, its operations by kind and its tensors by their bits."""
-    from rosler_jax.graph.check import stored_dtype
+    from rosler_jax.graph.save import graph_of_file
+    from rosler_jax.modelfile import load
 
-    model = None if given.path is None else given.load()
-    graph = given.graph() if model is None else model.graph
+    file = None if given.path is None else load(given.path)
+    graph = given.graph() if file is None else graph_of_file(file, given.name, given.input_shape)
     ops, tensors = Counter(_kinds(graph)), Counter[str]()
     for weight in {id(weight.stored): weight for weight in graph.weights()}.values():
-        dtype = stored_dtype(weight)
+        dtype = weight.dtype
         name = f"{weight.bits} bits" if dtype == "float32" else dtype
         tensors[name] += math.prod(weight.stored.shape)
     data: dict[str, Any] = {
@@ -46,8 +47,7 @@ def _described(given: ModelArgument) -> Outcome:
         "operations": dict(ops.most_common()),
         "numbers": dict(tensors.most_common()),
     }
-    if model is not None:
-        file = model.file
+    if file is not None:
         data |= {
             "version": file.version,
             "file_bytes": file.file_bytes,
@@ -61,7 +61,7 @@ def _described(given: ModelArgument) -> Outcome:
     shown += [("operations", sum(ops.values()))]
     shown += [(f"  {kind}", n) for kind, n in ops.most_common()]
     shown += [(f"numbers of {name}", n) for name, n in tensors.most_common()]
-    if model is not None:
+    if file is not None:
         shown += [("file bytes", data["file_bytes"]), ("format version", data["version"])]
         shown += [(str(key), value) for key, value in data["metadata"].items()]
     return Outcome(f"{table(shown)}\n\nread from\n{given.name}", {**data, "path": given.name})

@@ -18,6 +18,7 @@ from rosler_jax.export._lower_state import (
     State,
     as_int16,
     end_of,
+    exact,
     finest,
     finish,
     limits,
@@ -56,7 +57,7 @@ def _unary(op: Op, state: State) -> tuple[int, Real] | None:
         return None
     function, numbers = FUNCTIONS[op.function].compute, op.numbers
     if len(op.inputs) == 1:
-        if state.graph.dtypes()[op.inputs[0]] != "float32":
+        if state.dtypes[op.inputs[0]] != "float32":
             return None
         return op.inputs[0], lambda x: function(x, *numbers)
     if len(op.inputs) != 2:
@@ -91,9 +92,8 @@ def _after(first: Real, then: Real) -> Real:
 
 def _straight(ops: list[Map], whole: Real) -> tuple[float, float] | None:
     """Slope and height of a chain of functions that are straight lines."""
-    for op in ops:
-        if op.function not in ("add", "sub", "mul", "neg", "float32", "div"):
-            return None
+    if any(op.function not in ("add", "sub", "mul", "neg", "float32", "div") for op in ops):
+        return None
     at = [float(whole(jnp.float32(x))) for x in (0.0, 1.0, 2.0)]
     slope = at[1] - at[0]
     if not math.isclose(at[2] - at[1], slope, rel_tol=1e-4, abs_tol=1e-30):
@@ -102,8 +102,7 @@ def _straight(ops: list[Map], whole: Real) -> tuple[float, float] | None:
 
 
 def _map(op: Map, state: State) -> None:
-    kinds = state.graph.dtypes()
-    given = [kinds[k] for k in op.inputs]
+    given = [state.dtypes[k] for k in op.inputs]
     if op.function == "isfinite":  # as integers are
         state.store(op.output, np.ones(op.out_shape, np.bool_))
         return None
@@ -143,9 +142,9 @@ def _whole(op: Map, state: State) -> None:
             f"{', '.join(_WHOLE)}, or export float32"
         )
     inputs = [state.read(k)[0] for k in op.inputs]
-    number = Number(1.0, 1 if op.dtypes[0] == "bool" else 2**31, op.dtypes[0])
     state.emit(
-        Whole, op, inputs, number, op.output, function=op.function, numbers=op.numbers
+        Whole, op, inputs, exact(op.dtypes[0]), op.output, function=op.function,
+        numbers=op.numbers,
     )  # fmt: skip
 
 
@@ -170,7 +169,7 @@ def _truncated(op: Map, state: State) -> None:
     source, x = state.read(op.inputs[0])
     form, _ = requant(x.scale, x.bound)
     state.emit(
-        Truncated, op, [source], Number(1.0, 2**31, "int32"), op.output, zero=x.zero,
+        Truncated, op, [source], exact("int32"), op.output, zero=x.zero,
         multiplier=int(form.multiplier), shift=form.shift,
     )  # fmt: skip
 
@@ -179,7 +178,7 @@ def _nonzero(op: Map, state: State) -> None:
     source, x = state.read(op.inputs[0])
     nought = state.store(state.fresh(), np.zeros((), np.float32))
     state.emit(
-        Combined, op, [source, nought], Number(1.0, 1, "bool"), op.output, function="ne",
+        Combined, op, [source, nought], exact("bool"), op.output, function="ne",
         multipliers=(1, 1), offsets=(-x.zero, 0), shift=1, low=0, high=1,
         in_shapes=(op.in_shape, ()),
     )  # fmt: skip
@@ -189,12 +188,12 @@ def _one(op: Map, state: State, value: int, ops: list[Map], whole: Real) -> None
     """A chain of functions of one value: limits, a straight line, or a table."""
     state.done |= {each.name for each in ops[1:]}
     last = ops[-1]
-    line = _straight(ops, whole)
-    number = state.read(value)[1]
     if all(each.function in ("relu", "clamp") for each in ops):
         return _limited(op, state, value, ops, whole)
+    line = _straight(ops, whole)
     if line is not None:
         slope, height = line
+        number = state.read(value)[1]
         if height == 0.0 and slope > 0:
             state.rename(last.output, value, number._replace(scale=number.scale * slope))
             return None
@@ -209,9 +208,7 @@ def _one(op: Map, state: State, value: int, ops: list[Map], whole: Real) -> None
 
 
 def _limited(op: Map, state: State, value: int, ops: list[Map], whole: Real) -> None:
-    source, number = state.read(value)
-    if number.dtype in ("bool", "int32", "uint8"):
-        source, number = as_int16(state, value, op.name)
+    source, number = as_int16(state, value, op.name, "int8")
     low, high = (float(whole(jnp.float32(v))) for v in (-3e38, 3e38))
     ends = limits(number, low if low > -3e38 else -math.inf, high)
     reach = max(abs(end - number.zero) for end in ends)
@@ -224,10 +221,8 @@ def _limited(op: Map, state: State, value: int, ops: list[Map], whole: Real) -> 
 def _table(op: Map, state: State, value: int, ops: list[Map], whole: Real) -> None:
     """A table at every integer of 8 bits, or at every 2^TABLE_BITS-th of 16."""
     last = ops[-1]
-    source, x = state.read(value)
+    source, x = as_int16(state, value, op.name, "int8")
     small = x.dtype == "int8"
-    if not small:
-        source, x = as_int16(state, value, op.name)
     seen, inside = state.seen(last.output), state.ranges.values[value]
     if small:
         knots = np.arange(-128.0, 128.0)
@@ -278,7 +273,9 @@ def _check_steep(
             )
 
 
-def _combine(state: State, x: Number, y: Number, number: Number | None, signs: tuple[int, int]):  # type: ignore[no-untyped-def]
+def _combine(
+    x: Number, y: Number, number: Number | None, signs: tuple[int, int]
+) -> tuple[tuple[int, int], int]:
     """Multipliers and the shift that bring two values to one scale within 29 bits."""
     scale = max(x.scale, y.scale) if number is None else number.scale
     factors = [s * v.scale / scale for s, v in zip(signs, (x, y), strict=True)]
@@ -289,7 +286,8 @@ def _combine(state: State, x: Number, y: Number, number: Number | None, signs: t
     shift = min(shift, 28, 20 if number is not None and number.zero else 28)
     if shift < 1:
         raise ExportError("operands are far beyond the scale of what is made of them; calibrate")
-    return [round(f * 2.0**shift) for f in factors], shift
+    m, n = (round(f * 2.0**shift) for f in factors)
+    return (m, n), shift
 
 
 def _combined(op: Map, state: State) -> None:
@@ -300,8 +298,8 @@ def _combined(op: Map, state: State) -> None:
     (a, x), (b, y) = (_operand(state, k, op) for k in op.inputs)
     truth = op.dtypes[0] == "bool"
     end = End(op.output) if truth else end_of(op, state)
-    number = Number(1.0, 1, "bool") if truth else state.target(end.value)
-    (m, n), shift = _combine(state, x, y, None if truth else number, signs)
+    number = exact("bool") if truth else state.target(end.value)
+    (m, n), shift = _combine(x, y, None if truth else number, signs)
     zero = number.zero << shift
     offsets = (-x.zero * m + zero, -y.zero * n + zero)
     if function == "add":
@@ -314,8 +312,7 @@ def _combined(op: Map, state: State) -> None:
 
 
 def _operand(state: State, value: int, op: Map) -> tuple[int, Number]:
-    source, number = state.read(value)
-    return as_int16(state, value, op.name) if number.dtype == "int32" else (source, number)
+    return as_int16(state, value, op.name, "int8", "uint8", "bool")
 
 
 def _chosen(op: Map, state: State) -> None:
@@ -329,7 +326,7 @@ def _chosen(op: Map, state: State) -> None:
         else:
             sides.append(rescaled(state, value, number, op.name))
     (a, x), (b, y) = sides
-    (m, n), shift = _combine(state, x, y, number, (1, 1))
+    (m, n), shift = _combine(x, y, number, (1, 1))
     zero = number.zero << shift
     state.emit(
         Chosen, op, [condition, a, b], number, op.output, multipliers=(m, n),

@@ -72,9 +72,7 @@ def _bias(op: Any, unit: np.ndarray, n: int) -> np.ndarray:
 
 
 def _product(op: Dense | Conv, state: State) -> None:
-    value, x = state.read(op.inputs[0])
-    if x.dtype not in ("int8", "uint8"):
-        value, x = as_int16(state, op.inputs[0], op.name)
+    value, x = as_int16(state, op.inputs[0], op.name, "int8", "uint8")
     end, gain = _end(op, state)
     weight, scales = _integers(op.weight, state.bits, scaled=x.gained)
     unit = x.scale * scales
@@ -129,9 +127,7 @@ def _signs(op: Project, state: State) -> None:
 
 def _patch_signs(op: PatchProject, state: State) -> None:
     unit = entry(op)
-    value, x = state.read(op.inputs[0])
-    if x.dtype != "uint8":
-        value, x = as_int16(state, op.inputs[0], op.name)
+    value, x = as_int16(state, op.inputs[0], op.name, "uint8")
     end, gain = _end(op, state, small=False)
     reach = int(np.abs(sign_matrix(op.sketch).astype(np.int64)).sum(0).max())
     bound = checked32(op, reach * x.bound)

@@ -17,6 +17,7 @@ from rosler_jax.export._lower_state import (
     State,
     as_int16,
     checked32,
+    exact,
     finish,
     requant,
 )
@@ -65,7 +66,7 @@ def _reduce(op: Reduce, state: State) -> None:
         raise _refuse(op, "a product over an axis", "sum logarithms")
     if op.function.startswith("arg"):
         fields: dict[str, Any] = {"zero": 0, "requant": None}
-        number = Number(1.0, 2**31, "int32")
+        number = exact("int32")
     elif op.function == "sum" and x.dtype != "int32":
         count = math.prod(op.in_shape[axis] for axis in op.axes)
         bound = checked32(op, x.bound * count, "sums")
@@ -80,11 +81,10 @@ def _reduce(op: Reduce, state: State) -> None:
 
 
 def _pool(op: Pool, state: State) -> None:
-    source, x = state.read(op.inputs[0])
+    x = state.read(op.inputs[0])[1]
     if x.dtype in ("int32", "bool"):
         raise _refuse(op, f"pooling of {x.dtype}", "make real numbers of them before")
-    if x.dtype == "uint8":
-        source, x = as_int16(state, op.inputs[0], op.name)
+    source, x = as_int16(state, op.inputs[0], op.name, "int8")
     form: Requant | None = None
     number = x
     if op.function != "max":
@@ -121,14 +121,14 @@ def _transpose(op: Transpose, state: State) -> None:
 
 def _concat(op: Concat, state: State) -> None:
     numbers = [state.read(k)[1] for k in op.inputs]
-    if op.dtypes[0] != "float32" or len({n[::2] + n[3:4] for n in numbers}) == 1:
+    if op.dtypes[0] != "float32" or len({n.form for n in numbers}) == 1:
         number = max(numbers, key=lambda n: n.bound)
         requants: list[Requant | None] = [None] * len(numbers)
     else:
         number = state.target(op.output)
         ends = LIMITS[number.dtype]
         requants = [
-            None if (n.scale, n.dtype, n.zero) == (number.scale, number.dtype, number.zero)
+            None if n.form == number.form
             else requant(n.scale / number.scale, n.bound, *ends, number.zero)[0]
             for n in numbers
         ]  # fmt: skip
@@ -152,9 +152,7 @@ def _softmax(op: Softmax, state: State) -> None:
 
 
 def _norm(op: Norm, state: State) -> None:
-    source, x = state.read(op.inputs[0])
-    if x.dtype not in ("int16", "int8"):
-        source, x = as_int16(state, op.inputs[0], op.name)
+    source, x = as_int16(state, op.inputs[0], op.name, "int8")
     n = op.in_shape[-1]
     if n > _MOST_IN_ROW:
         raise _refuse(op, f"a norm of rows of {n}", f"use rows of {_MOST_IN_ROW}")

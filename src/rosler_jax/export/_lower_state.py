@@ -37,6 +37,16 @@ class Number(NamedTuple):
     zero: int = 0
     gained: bool = False
 
+    @property
+    def form(self) -> tuple[float, str, int]:
+        """What an integer stands for."""
+        return self.scale, self.dtype, self.zero
+
+
+def exact(dtype: str) -> Number:
+    """Whole numbers, or truth values."""
+    return Number(1.0, 1 if dtype == "bool" else 2**31, dtype)
+
 
 @dataclasses.dataclass
 class State:
@@ -68,7 +78,8 @@ class State:
     def __post_init__(self) -> None:
         self.consumers = self.graph.consumers()
         self.results = {value.id for value in self.graph.outputs}
-        self._next = max(self.graph.dtypes(), default=0) + 1
+        self.dtypes = self.graph.dtypes()
+        self._next = max(self.dtypes, default=0) + 1
 
     def fresh(self) -> int:
         """A value that the graph does not have."""
@@ -88,9 +99,9 @@ class State:
     def store(self, value: int, array: np.ndarray, number: Number | None = None) -> int:
         """Adds a constant; real numbers at the number's scale, or at the finest of 16 bits."""
         if array.dtype.kind == "b":
-            stored, number = array.astype(np.uint8), Number(1.0, 1, "bool")
+            stored, number = array.astype(np.uint8), exact("bool")
         elif array.dtype.kind in "iu":
-            stored, number = array.astype(np.int32), Number(1.0, 2**31, "int32")
+            stored, number = array.astype(np.int32), exact("int32")
         else:
             size = np.abs(array)
             most = float(size[size < HUGE].max(initial=0.0))
@@ -180,10 +191,10 @@ def rescaled(state: State, value: int, number: Number, name: str) -> tuple[int, 
     )  # fmt: skip
 
 
-def as_int16(state: State, value: int, name: str) -> tuple[int, Number]:
-    """A value as int16 with 0 for 0: itself, or the same numbers at the same scale."""
+def as_int16(state: State, value: int, name: str, *kept: str) -> tuple[int, Number]:
+    """A value as int16, at the same scale; itself if it is, or has one of the dtypes to keep."""
     source, number = state.read(value)
-    if (number.dtype, number.zero) == ("int16", 0):
+    if number.dtype in ("int16", *kept):
         return source, number
     if number.bound > HIGH:
         raise ExportError(f"{name} takes whole numbers of 32 bits as real ones; use float32")

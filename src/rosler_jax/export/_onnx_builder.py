@@ -52,9 +52,10 @@ class Builder:
         """A builder of the body of a loop."""
         return Builder(self.bits, self.batch, parent=self)
 
-    def fresh(self, name: str) -> str:
+    def fresh(self, name: str = "") -> str:
         """A name that is not taken: this one, or with a number behind."""
-        names, new, k = self.root.names, name, 1
+        names, k = self.root.names, 1
+        new = name = name or f"t{len(names)}"
         while new in names:
             new, k = f"{name}:{k}", k + 1
         names.add(new)
@@ -70,7 +71,7 @@ class Builder:
             if key in at.known:
                 return at.known[key]
             at = at.parent
-        out = self.known[key] = self.fresh(f"t{len(self.root.names)}")
+        out = self.known[key] = self.fresh()
         self.nodes.append(helper.make_node(kind, list(inputs), [out], **attributes))
         return out
 

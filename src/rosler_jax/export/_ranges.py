@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rosler_jax.graph import Graph, run, run_all
+from rosler_jax.graph import Graph, run_all
 from rosler_jax.graph.kinds import Conv, Dense, Scan
 
 HUGE = 1e30  # numbers beyond stand for infinity, as masks have them
@@ -61,7 +61,7 @@ def observe(graph: Graph, inputs: Sequence[np.ndarray]) -> Ranges:
       graph: the model.
       inputs: for each input examples, shape ``(batch, *shape)``.
     """
-    step = jax.jit(lambda *x: _observe(graph, x))
+    step = jax.jit(lambda *x: _observe(graph, x)[1])
     merged: Any = None
     for start in range(0, len(inputs[0]), _AT_ONCE):
         found = step(*(jnp.asarray(x[start : start + _AT_ONCE]) for x in inputs))
@@ -88,7 +88,8 @@ def _statistics(x: Any, channels: int) -> tuple[Any, ...]:
     return low, high, each, size.max(initial=0.0)
 
 
-def _observe(graph: Graph, inputs: Sequence[Any]) -> tuple[dict[int, Any], dict[str, Any]]:
+def _observe(graph: Graph, inputs: Sequence[Any]) -> tuple[dict[int, Any], tuple[Any, Any]]:
+    """All values of a batch; and what is seen of them, and within the bodies of scans."""
     values = jax.vmap(lambda *x: run_all(graph, x))(*inputs)
     channels = channels_of(graph)
     found = {k: _statistics(x, channels.get(k, 1)) for k, x in values.items()}
@@ -96,7 +97,7 @@ def _observe(graph: Graph, inputs: Sequence[Any]) -> tuple[dict[int, Any], dict[
         op.name: _observe_scan(op, values, len(inputs[0])) for op in graph.ops
         if isinstance(op, Scan)
     }  # fmt: skip
-    return found, bodies
+    return values, (found, bodies)
 
 
 def _observe_scan(op: Scan, values: Mapping[int, Any], batch: int) -> tuple[Any, Any]:
@@ -109,12 +110,13 @@ def _observe_scan(op: Scan, values: Mapping[int, Any], batch: int) -> tuple[Any,
     def step(state: Any, at: Any) -> tuple[Any, None]:
         carry, before = state
         inputs = [*shared, *carry, *at]
-        found = jax.tree.map(jnp.maximum, before, _observe(op.body, inputs))
-        out = jax.vmap(lambda *x: run(op.body, x))(*inputs)
-        return (tuple(out[: op.carries]), found), None
+        made, seen = _observe(op.body, inputs)
+        carried = op.body.outputs[: op.carries]
+        out = tuple(made[v.id].reshape(batch, *v.shape) for v in carried)
+        return (out, jax.tree.map(jnp.maximum, before, seen)), None
 
     at = tuple(x[0] for x in sequences)
-    shape = jax.eval_shape(lambda: _observe(op.body, [*shared, *first, *at]))
+    shape = jax.eval_shape(lambda: _observe(op.body, [*shared, *first, *at])[1])
     least = jax.tree.map(lambda leaf: jnp.full(leaf.shape, -HUGE, leaf.dtype), shape)
     length = None if sequences else op.length
     return jax.lax.scan(step, (first, least), sequences, length, op.reverse)[0][1]

@@ -60,7 +60,6 @@ class Builder:
       first: an input: what knows how many examples there are.
       spans: least and largest numbers of what the steps of a scan have in common, by operation and
         count; None outside of scans.
-      learning: whether spans are still being found.
       at: the operation that is being added, and how many steps of integers it has asked for.
     """
 
@@ -70,7 +69,6 @@ class Builder:
     known: dict[tuple[int, Steps | None], Value] = dataclasses.field(default_factory=dict)
     first: Value | None = None
     spans: dict[tuple[int, int], tuple[float, float]] | None = None
-    learning: bool = False
     at: tuple[int, int] = (0, 0)
 
     @property
@@ -82,9 +80,7 @@ class Builder:
         """A copy that finds spans."""
         m = self.model
         model = Model(list(m.tensors), list(m.operators), dict(m.known))
-        return dataclasses.replace(
-            self, model=model, known=dict(self.known), spans={}, learning=True
-        )
+        return dataclasses.replace(self, model=model, known=dict(self.known), spans={})
 
 
 Options = tuple[str, dict[str, Any]]
@@ -118,9 +114,7 @@ def steps_of(b: Builder, sample: np.ndarray) -> Steps:
     low, high = float(sample.min(initial=0.0)), float(sample.max(initial=0.0))
     if b.spans is not None:
         least, most = b.spans.get(b.at, (0.0, 0.0))
-        low, high = min(low, least), max(high, most)
-        if b.learning:
-            b.spans[b.at] = low, high
+        b.spans[b.at] = low, high = min(low, least), max(high, most)
         b.at = b.at[0], b.at[1] + 1
     if b.activations == 16:
         return Steps(np.float32((max(-low, high) or 1.0) * MARGIN / HIGH))
@@ -182,7 +176,7 @@ def quantized(b: Builder, x: Value, steps: Steps | None = None) -> Value:
 
 
 def real(b: Builder, x: Value) -> Value:
-    """The tensor as floats."""
+    """The tensor as floats, read once however often they are used."""
     if x.steps is None:
         return x
     if (x.tensor, None) not in b.known:
@@ -317,9 +311,11 @@ def alike(b: Builder, xs: Sequence[Value]) -> list[Value]:
     """Tensors in the same steps, those that reach as far as all do."""
     if not b.integer or xs[0].dtype != "float32":
         return list(xs)
-    ends = [end for x in xs if x.sample is not None for end in (x.sample.min(), x.sample.max())]
-    steps = next((x.steps for x in xs if all(x.steps == y.steps for y in xs)), None)
-    steps = steps or steps_of(b, np.array(ends, np.float32))
+    steps = xs[0].steps if len({x.steps for x in xs}) == 1 else None
+    if steps is None:
+        samples = [x.sample for x in xs if x.sample is not None]
+        ends = [end for s in samples for end in (s.min(), s.max())]
+        steps = steps_of(b, np.array(ends, np.float32))
     return [quantized(b, x, steps) for x in xs]
 
 
@@ -406,8 +402,13 @@ def elementwise(b: Builder, kind: str, *xs: Any, act: str | None = None) -> Valu
         operands = [quantized(b, x, out.steps) if isinstance(x, Value) else x for x in operands]
     steps = out.steps if how.same else None
     inputs = [x.tensor if isinstance(x, Value) else numbers(b, x, integer, steps) for x in operands]
-    fields = how.fields | ({"FusedActivationFunction": ACTIVATIONS[act][0]} if act else {})
-    return apply(b, kind, inputs, out, (how.options, fields) if how.options else None)
+    options = (how.options, how.fields | last(act)) if how.options else None
+    return apply(b, kind, inputs, out, options)
+
+
+def last(act: str | None) -> dict[str, int]:
+    """The field of options that says what an operator does last."""
+    return {"FusedActivationFunction": ACTIVATIONS[act][0]} if act else {}
 
 
 def _ending(f: Callable[..., Any], act: str | None) -> Callable[..., Any]:
@@ -450,15 +451,7 @@ def stored(b: Builder, array: np.ndarray, scale: Any, integer: bool, zero: int =
     index = b.model.tensor(
         Tensor(array.shape, dtype, array, np.full(1, scale, np.float32), zero=zero)
     )
-    return index if integer else dequantized(b, index)
-
-
-def dequantized(b: Builder, index: int) -> int:
-    """Stored integers as floats, read once however often they are used."""
-    if (index, None) not in b.known:
-        out = Value(b.model.tensor(Tensor(b.model.tensors[index].shape, "float32")), ())
-        b.known[index, None] = apply(b, "DEQUANTIZE", [index], out)
-    return b.known[index, None].tensor
+    return index if integer else real(b, Value(index, array.shape, None, Steps(scale))).tensor
 
 
 Operate = Callable[[Sequence[int], Value, str | None], Value]

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from rosler_jax._bitpack import pack
+
 VERSION = 3  # of the schema
 ALIGNMENT = 16  # of stored arrays: interpreters read them where they lie
 TYPES = {
@@ -194,10 +196,9 @@ def _bytes(f: Any, data: bytes) -> int:
 
 def _stored(tensor: Tensor) -> bytes:
     assert tensor.data is not None
-    if tensor.dtype != "int4":
-        return tensor.data.astype(tensor.dtype).tobytes()
-    flat = np.append(tensor.data.ravel(), np.zeros(tensor.data.size % 2, np.int8)).astype(np.uint8)
-    return ((flat[0::2] & 15) | (flat[1::2] << 4)).astype(np.uint8).tobytes()
+    if tensor.dtype == "int4":
+        return pack(tensor.data, 4)
+    return tensor.data.astype(tensor.dtype).tobytes()
 
 
 def _tensor(f: Any, tensor: Tensor, name: str, buffer: int) -> int:

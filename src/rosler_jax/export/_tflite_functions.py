@@ -310,8 +310,7 @@ def looked_up(b: Builder, op: Map, x: Value) -> Value:
     results = np.nan_to_num(f(((codes - x.steps.zero) * x.steps.scale).astype(np.float32)))
     entries = np.clip(np.rint(results / steps.scale) + steps.zero, -128, 127).astype(np.int8)
     table = b.model.tensor(Tensor((256,), "int8", entries, steps.scale, zero=steps.zero))
-    whole = value(b, x.shape, x.sample, dtype="int32")
-    apply(b, "CAST", [x.tensor], whole, ("CastOptions", {}))
+    whole = cast(b, x._replace(sample=None), "int32")  # the integers themselves
     index = elementwise(b, "ADD", whole, np.int32(128))
     out = value(b, x.shape, sample, steps)
     return apply(b, "GATHER", [table, index.tensor], out, ("GatherOptions", {"Axis": 0}))

@@ -338,24 +338,18 @@ def _aligned(b: Builder, op: kinds.Map, xs: Sequence[Node]) -> list[Operand]:
     if any(math.prod(s) != math.prod(full) for _, s in computed):
         return _broadcast(b, op, xs, full)
     shape = computed[0][0].shape
-    arrays = [
-        np.broadcast_to(x.values.reshape(s), full).reshape(shape) if isinstance(x, Weight) else None
+    operands = [
+        x if isinstance(x, Value) else _short(np.broadcast_to(x.values.reshape(s), full), shape)
         for x, s in zip(xs, op.in_shapes, strict=True)
     ]
-    if shape[0] > 1 and any(a is not None and len(_short(a)) == len(shape) for a in arrays):
+    if shape[0] > 1 and any(isinstance(x, np.ndarray) and x.ndim == len(shape) for x in operands):
         shape = (1, *shape)  # numbers vary along an axis that the batch was part of
-    return [
-        reshape(b, x, *shape[1:]) if isinstance(x, Value) else _short_of(a)
-        for x, a in zip(xs, arrays, strict=True)
-    ]
+    return [reshape(b, x, *shape[1:]) if isinstance(x, Value) else x for x in operands]
 
 
-def _short(a: np.ndarray) -> tuple[int, ...]:
-    return _short_of(a).shape
-
-
-def _short_of(a: Any) -> np.ndarray:
-    """An array without the axes along which it does not vary, those in front dropped."""
+def _short(a: np.ndarray, shape: Shape) -> np.ndarray:
+    """An array in a shape, less the axes along which it does not vary, those in front dropped."""
+    a = a.reshape(shape)
     for k in range(a.ndim):
         first = a.take([0], k)
         if np.array_equal(np.broadcast_to(first, a.shape), a, equal_nan=a.dtype.kind == "f"):
@@ -722,8 +716,7 @@ def _unstacked(b: Builder, x: Node, shape: Shape, length: int) -> Sequence[Node]
     width = math.prod(shape[1:])
     x = reshape(b, x, length, width)
     outs = [like(b, x, (1, width), sampled(lambda s, t=t: s[:, t], x)) for t in range(length)]
-    fields = {"Num": length, "Axis": 1}
-    options = ("UnpackOptions", fields)
+    options = ("UnpackOptions", {"Num": length, "Axis": 1})
     b.model.operators.append(
         Operator("UNPACK", (x.tensor,), tuple(out.tensor for out in outs), options)
     )
@@ -735,7 +728,7 @@ def _stacked(b: Builder, parts: Sequence[Node], shape: Shape) -> Node:
         return Weight(parts[0].name, np.stack([x.values for x in parts]))  # type: ignore[union-attr]
     width = math.prod(shape[1:])
     values = alike(b, [_value(b, x, (width,)) for x in parts])
-    out = like(b, values[0], (1, *(len(parts), width)), sampled(lambda *s: np.stack(s, 1), *values))
+    out = like(b, values[0], (1, len(parts), width), sampled(lambda *s: np.stack(s, 1), *values))
     options = ("PackOptions", {"ValuesCount": len(parts), "Axis": 1})
     return apply(b, "PACK", [x.tensor for x in values], out, options)
 

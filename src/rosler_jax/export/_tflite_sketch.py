@@ -16,13 +16,13 @@ from rosler_jax.export._stored import (
     walsh_steps,
 )
 from rosler_jax.export._tflite_builder import (
-    ACTIVATIONS,
     Builder,
     Product,
     Value,
     apply,
     cut,
     gather,
+    last,
     like,
     moved,
     pad,
@@ -89,8 +89,7 @@ def dense(
     n = (weight if isinstance(weight, np.ndarray) else weight.values).shape[0]
 
     def operator(inputs: Sequence[int], out: Value, act: str | None) -> Value:
-        fields = {"FusedActivationFunction": ACTIVATIONS[act][0]} if act else {}
-        return apply(b, "FULLY_CONNECTED", inputs, out, ("FullyConnectedOptions", fields))
+        return apply(b, "FULLY_CONNECTED", inputs, out, ("FullyConnectedOptions", last(act)))
 
     how = Product(lambda s, w: s @ w.T, operator)
     return product(b, x, weight, bias, (x.shape[0], n), how, act)

@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export._stored import Integers
 from rosler_jax.export._tflite_builder import (
-    ACTIVATIONS,
     Builder,
     Product,
     Value,
@@ -21,6 +21,7 @@ from rosler_jax.export._tflite_builder import (
     cut,
     elementwise,
     every,
+    last,
     like,
     numbers,
     pad,
@@ -72,15 +73,19 @@ def convolved(
 
     def convolve(s: np.ndarray, w: np.ndarray) -> np.ndarray:
         kernel = (np.moveaxis(w, 0, -1) if axis == 0 else w).reshape(*window.size, -1, n)
-        images = jnp.asarray(s.reshape(len(s), *s.shape[-1 - len(window.size) :]))
-        return np.asarray(compute.convolve(images, kernel, within)).reshape(-1, *shape[1:])
+        y = compute.convolve(_images(s, window), kernel, within)
+        return np.asarray(y).reshape(-1, *shape[1:])
 
     def operator(inputs: Sequence[int], out: Value, act: str | None) -> Value:
-        fields = {"FusedActivationFunction": ACTIVATIONS[act][0]} if act else {}
         zeros = numbers(b, np.zeros(n), False) if inputs[2] == NONE else inputs[2]
-        return apply(b, kind, [*inputs[:2], zeros], out, (options[0], {**options[1], **fields}))
+        return apply(b, kind, [*inputs[:2], zeros], out, (options[0], options[1] | last(act)))
 
     return product(b, x, weight, bias, shape, Product(convolve, operator, axis), act)
+
+
+def _images(s: np.ndarray, window: Window) -> jax.Array:
+    """What a window slides over: without the axis of one row that a series has in the file."""
+    return jnp.asarray(s.reshape(len(s), *s.shape[-1 - len(window.size) :]))
 
 
 def _without_batch(window: Window) -> tuple[Window, int]:
@@ -197,8 +202,8 @@ def pooled(b: Builder, op: Pool, x: Value) -> Value:
     share = 1.0 if largest else 1 / (h * w)
 
     def compute_pool(s: np.ndarray) -> np.ndarray:
-        images = jnp.asarray(s.reshape(len(s), *s.shape[-1 - len(window.size) :]))
-        y = compute.pool(images, op.function, window if same else _unpadded(window))
+        within = window if same else _unpadded(window)
+        y = compute.pool(_images(s, window), op.function, within)
         return np.asarray(y).reshape(-1, *inner(op.out_shape)) * np.float32(share)
 
     out = like(b, x, (1, *inner(op.out_shape)), sampled(compute_pool, x))

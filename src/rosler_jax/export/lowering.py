@@ -22,7 +22,7 @@ from rosler_jax.export._errors import ExportError
 from rosler_jax.export._lower_maps import LOWER_MAPS
 from rosler_jax.export._lower_products import LOWER_PRODUCTS, entry
 from rosler_jax.export._lower_rows import LOWER_ROWS
-from rosler_jax.export._lower_state import Number, State, as_int16, finest, requant, rescaled
+from rosler_jax.export._lower_state import Number, State, as_int16, exact, finest, requant, rescaled
 from rosler_jax.export._ranges import HUGE, Ranges, observe
 from rosler_jax.export.inputs import calibration_inputs, check_finite
 from rosler_jax.export.intops import HIGH, LOW, IntValue, Looped, Program
@@ -124,7 +124,7 @@ def _check(op: Op, state: State) -> None:
 
 def _input(x: np.ndarray, value: Value, input_dtype: str | None) -> Number:
     if value.dtype != "float32":
-        return Number(1.0, 1 if value.dtype == "bool" else 2**31, value.dtype)
+        return exact(value.dtype)
     seen = float(np.abs(x).max())
     bytes_fit = bool(x.min() >= 0 and x.max() <= 255 and (x == np.rint(x)).all())
     kind = input_dtype or ("uint8" if bytes_fit and seen > 1 else "int16")
@@ -140,7 +140,7 @@ def _input(x: np.ndarray, value: Value, input_dtype: str | None) -> Number:
 def _output(value: Value, state: State, wanted: Number | None) -> IntValue:
     """A result at the scale that is wanted, else as int16 where it is a real number."""
     k, number = state.read(value.id)
-    if wanted is not None and (number.scale, number.dtype) != (wanted.scale, wanted.dtype):
+    if wanted is not None and number.form != wanted.form:
         k, number = rescaled(state, value.id, wanted, value.name)
     elif wanted is None and value.dtype == "float32":
         k, number = as_int16(state, value.id, value.name)
@@ -200,7 +200,7 @@ def _scan(op: Scan, state: State) -> None:
         if op.shared <= k < last and inner.dtype == "float32":
             seen = [ranges.values[v].size for v in (inner.id, op.body.outputs[k - op.shared].id)]
             wanted = Number(finest(max(seen)), -LOW)
-            if (number.scale, number.dtype) != (wanted.scale, wanted.dtype):
+            if number.form != wanted.form:
                 source, number = rescaled(state, value, wanted, names[k])
             number = wanted
         given.append(source)
@@ -209,7 +209,7 @@ def _scan(op: Scan, state: State) -> None:
     body = lowered(op.body, ranges, state.bits, state.activations, numbers, carried)
     out = [*numbers[op.shared : last]]
     out += [
-        Number(v.scale, 1 if v.dtype == "bool" else 2**31 if v.dtype == "int32" else -LOW, v.dtype)
+        Number(v.scale, -LOW) if v.dtype == "int16" else exact(v.dtype)
         for v in body.outputs[op.carries :]
     ]
     state.ops.append(

@@ -146,7 +146,7 @@ def _written(graph: Graph, bits: int, whole: frozenset[int]) -> tuple[Any, list[
     batched = [True] * len(outputs)
     _run(b, graph, given, outputs, batched)
     signatures = (
-        [_signature(*each) for each in zip(names, values, (True,) * len(values), strict=True)]
+        [_signature(name, value, True) for name, value in zip(names, values, strict=True)]
         for names, values in ((inputs, graph.inputs), (outputs, graph.outputs))
     )
     return _helper().make_graph(b.nodes, "rosler", *signatures, b.initializers), b.uses
@@ -197,16 +197,16 @@ def _scan(b: Builder, op: Scan, *xs: Tensor) -> list[Tensor]:
     for k, (x, value, many) in enumerate(zip(rest, inputs, held, strict=True)):
         stack = (op.length,) * (k >= op.carries)
         outer.append(_whole(b, x, value._replace(shape=(*stack, *value.shape)), many).name)
-        names.append(b.fresh(f"t{len(b.root.names)}"))
+        names.append(b.fresh())
         given.append(Tensor(names[-1], value.shape, batched=many, dtype=value.dtype))
-    outputs = [b.fresh(f"t{len(b.root.names)}") for _ in op.body.outputs]
+    outputs = [b.fresh() for _ in op.body.outputs]
     _run(inner, op.body, [*shared, *given], outputs, flags)
     infos = [_signature(*each) for each in zip(names, inputs, held, strict=True)]
     if len(rest) == op.carries:  # ONNX counts positions by what it scans
         outer.append(b.constant(np.zeros((1, op.length), bool)))
-        names.append(b.fresh(f"t{len(b.root.names)}"))
+        names.append(b.fresh())
         infos.append(_signature(names[-1], Value(0, "", (), "bool"), False))
-    results = [b.fresh(f"t{len(b.root.names)}") for _ in outputs]
+    results = [b.fresh() for _ in outputs]
     scanned, stacked = len(outer) - op.carries, len(outputs) - op.carries
     axes = {
         "scan_output_axes": [1] * stacked,

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rosler_jax._bitpack import pack
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export._stored import in_integers, read_whole, replace_bytes
 from rosler_jax.graph import Graph, Weight, map_weights, run
@@ -133,8 +134,7 @@ def _real(weight: Weight, matrix: bool, bits: int) -> Array:
 
 def _nibbles(values: np.ndarray) -> Array:
     """Integers of 4 bits, two in a byte: StableHLO itself would take a byte for each."""
-    flat = np.append(values.ravel(), np.zeros(values.size % 2, np.int8)).astype(np.uint8)
-    packed = jnp.asarray(((flat[0::2] & 15) | (flat[1::2] << 4)).astype(np.int8))
+    packed = jnp.asarray(np.frombuffer(pack(values, 4), np.int8))
     pairs = jnp.stack([(packed << 4) >> 4, packed >> 4], axis=1)  # arithmetic: signs extend
     return pairs.reshape(-1)[: values.size].reshape(values.shape)
 

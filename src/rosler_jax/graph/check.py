@@ -6,16 +6,14 @@ its time does not depend on the sizes that it looks at.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from rosler_jax._quantized import QuantizedTensor
 from rosler_jax.graph.functions import FUNCTIONS, result_dtype
-from rosler_jax.graph.graph import Graph
+from rosler_jax.graph.graph import Graph, op_vectors
 from rosler_jax.graph.kinds import (
     Affine,
     Concat,
@@ -47,8 +45,6 @@ from rosler_jax.graph.weight import Layout, Shape, Weight
 MAX_ELEMENTS = 2**31 - 1  # of one value: what a runtime's indices count
 MAX_DEPTH = 8  # of scans within scans
 DTYPES = ("float32", "int32", "bool")
-NUMBERS = {"clamp": 2, "power": 1}
-"""How many numbers a function of ``Map`` takes, where it takes any."""
 
 
 class GraphError(ValueError):
@@ -177,9 +173,9 @@ def _affine(op: Affine) -> list[Shape]:
 
 def _map(op: Map) -> list[Shape]:
     require(op.function in FUNCTIONS, f"there is no function {op.function!r:.40}")
-    arity, given = FUNCTIONS[op.function].arity, len(op.numbers)
+    function, given = FUNCTIONS[op.function], len(op.numbers)
+    arity, wanted = function.arity, function.numbers
     require(len(op.inputs) == arity, f"{op.function} takes {arity} values")
-    wanted = NUMBERS.get(op.function, 0)
     require(given == wanted, f"{op.function} takes {wanted} numbers, not {given}")
     try:
         return [np.broadcast_shapes(*op.in_shapes)]
@@ -400,7 +396,7 @@ def check(graph: Graph, depth: int = 0) -> None:
     for value in graph.inputs:
         make(value.id, value.shape, value.dtype)
     for k, weight in graph.constants.items():
-        make(k, weight_shape(weight), stored_dtype(weight))
+        make(k, weight_shape(weight), weight.dtype)
     _unique(op.name for op in graph.ops)
     for number, op in enumerate(graph.ops):
         try:
@@ -421,13 +417,6 @@ def check(graph: Graph, depth: int = 0) -> None:
         _check_structure(graph.structure, len(graph.outputs))
 
 
-def stored_dtype(weight: Weight) -> str:
-    """The dtype of a stored array's values."""
-    if isinstance(weight.stored, QuantizedTensor):
-        return "float32"
-    return str(np.asarray(weight.stored).dtype.name)
-
-
 def _check_op(op: Op, sizes: dict[int, int], dtypes: dict[int, str], depth: int) -> None:
     for k, shape in zip(op.inputs, op.in_shapes, strict=True):
         require(k in sizes, f"it reads value {k}, which nothing before it makes")
@@ -440,17 +429,11 @@ def _check_op(op: Op, sizes: dict[int, int], dtypes: dict[int, str], depth: int)
     if isinstance(op, Scan):
         check(op.body, depth + 1)
     for weight in op_vectors(op):
-        require(stored_dtype(weight) == "float32", f"{weight.name!r} holds no float32")
+        require(weight.dtype == "float32", f"{weight.name!r} holds no float32")
     shapes = out_shapes(op)
     require(list(op.out_shapes) == shapes, f"it gives {shapes}, not {op.out_shapes}")
     known = len(op.dtypes) == len(shapes) and all(dtype in DTYPES for dtype in op.dtypes)
     require(known, f"dtypes {op.dtypes} of {len(shapes)} outputs")
-
-
-def op_vectors(op: Op) -> list[Weight]:
-    """The stored arrays that an operation itself holds."""
-    fields = (getattr(op, field.name) for field in dataclasses.fields(op))
-    return [value for value in fields if isinstance(value, Weight)]
 
 
 def _unique(names: Iterable[str]) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import rosler_kernels as rk
-from rosler_jax.graph.check import op_vectors, weight_shape
-from rosler_jax.graph.graph import Graph
+from rosler_jax.graph.check import weight_shape
+from rosler_jax.graph.graph import Graph, op_vectors
 from rosler_jax.graph.kinds import (
     Conv,
     Convolve,

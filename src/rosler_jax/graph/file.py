@@ -27,14 +27,12 @@ from rosler_jax.graph.check import (
     MAX_ELEMENTS,
     GraphError,
     check,
-    op_vectors,
     out_dtypes,
     out_shapes,
     require,
-    stored_dtype,
     weight_shape,
 )
-from rosler_jax.graph.graph import Graph, Value
+from rosler_jax.graph.graph import Graph, Value, op_vectors
 from rosler_jax.graph.kinds import (
     KINDS,
     Affine,
@@ -264,7 +262,7 @@ def _read_graph(content: Any, reader: _Reader) -> Graph:
     constants = {}
     for value in _list(constants_ or []):
         weight = _read_weight(value, reader)
-        constants[make(weight_shape(weight), stored_dtype(weight))] = weight
+        constants[make(weight_shape(weight), weight.dtype)] = weight
     ops, taken = [], set[str]()
     for number, row in enumerate(_list(ops_)):
         try:

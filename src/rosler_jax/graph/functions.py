@@ -16,11 +16,13 @@ class Function(NamedTuple):
       arity: how many values it takes.
       compute: of them, and of the operation's ``numbers``.
       dtype: of the result; None for that of the (last) operand.
+      numbers: how many numbers of the operation it takes behind its values.
     """
 
     arity: int
     compute: Callable[..., Any]
     dtype: str | None = None
+    numbers: int = 0
 
 
 def _bool(arity: int, compute: Callable[..., Any]) -> Function:
@@ -38,7 +40,7 @@ FUNCTIONS: dict[str, Function] = {
     "hard_swish": Function(1, jax.nn.hard_silu),
     "softplus": Function(1, jax.nn.softplus),
     "elu": Function(1, jax.nn.elu),
-    "clamp": Function(1, lambda x, low, high: jnp.clip(x, low, high)),
+    "clamp": Function(1, lambda x, low, high: jnp.clip(x, low, high), numbers=2),
     "neg": Function(1, jnp.negative),
     "abs": Function(1, jnp.abs),
     "sign": Function(1, jnp.sign),
@@ -56,7 +58,7 @@ FUNCTIONS: dict[str, Function] = {
     "cos": Function(1, jnp.cos),
     "erf": Function(1, jax.lax.erf),
     "erfc": Function(1, jax.lax.erfc),
-    "power": Function(1, lambda x, exponent: jax.lax.integer_pow(x, int(exponent))),
+    "power": Function(1, lambda x, y: jax.lax.integer_pow(x, int(y)), numbers=1),
     "not": Function(1, jnp.logical_not, "bool"),
     "isfinite": _bool(1, jnp.isfinite),
     "float32": Function(1, lambda x: jnp.asarray(x, jnp.float32), "float32"),

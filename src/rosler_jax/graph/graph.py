@@ -74,18 +74,21 @@ class Graph:
     def dtypes(self) -> dict[int, str]:
         """The dtype of each value."""
         found = {value.id: value.dtype for value in self.inputs}
-        found |= {k: weight.values.dtype.name for k, weight in self.constants.items()}
+        found |= {k: weight.dtype for k, weight in self.constants.items()}
         return found | {k: d for op in self.ops for k, d in zip(op.outputs, op.dtypes, strict=True)}
 
 
+def op_vectors(op: Op) -> list[Weight]:
+    """The stored arrays that an operation itself holds."""
+    fields = (getattr(op, field.name) for field in dataclasses.fields(op))
+    return [value for value in fields if isinstance(value, Weight)]
+
+
 def op_weights(op: Op) -> Iterator[Weight]:
-    """The stored arrays of one operation."""
+    """The stored arrays of one operation, those of a body among them."""
     if isinstance(op, Scan):
         yield from op.body.weights()
-    for field in dataclasses.fields(op):
-        value = getattr(op, field.name)
-        if isinstance(value, Weight):
-            yield value
+    yield from op_vectors(op)
 
 
 def with_weights(op: Op, change: Any) -> Op:

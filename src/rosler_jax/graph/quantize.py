@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rosler_jax._quantized import FLOAT_BITS, Axes, QuantizedTensor
-from rosler_jax.graph.check import op_vectors, weight_shape
-from rosler_jax.graph.graph import Graph, map_weights
+from rosler_jax.graph.check import weight_shape
+from rosler_jax.graph.graph import Graph, map_weights, op_vectors
 from rosler_jax.graph.kinds import Conv, Dense, Gather, MatMul, Op, Scan
 from rosler_jax.graph.weight import Layout, Shape, Weight
 from rosler_jax.quantization import VECTOR_BITS, as_axes, checked_bits, quantize

@@ -99,6 +99,12 @@ class Weight:
         return tuple(self.values.shape)
 
     @property
+    def dtype(self) -> str:
+        """Of the values."""
+        quantized = isinstance(self.stored, QuantizedTensor)
+        return "float32" if quantized else str(np.asarray(self.stored).dtype.name)
+
+    @property
     def bits(self) -> int:
         """Of the stored integers; 32 for floats."""
         return self.stored.bits if isinstance(self.stored, QuantizedTensor) else FLOAT_BITS

@@ -11,7 +11,6 @@ import numpy as np
 import rosler_kernels as rk
 from rosler_jax.export.c import gradients, moves, reductions
 from rosler_jax.export.c.loops import over, row
-from rosler_jax.export.c.maps import literal
 from rosler_jax.export.c.sketches import (
     FILL,
     PROJECT,
@@ -20,7 +19,7 @@ from rosler_jax.export.c.sketches import (
     filled_bytes,
     project_step,
 )
-from rosler_jax.export.c.unit import FLOAT, Step, Unit, float32_literal
+from rosler_jax.export.c.unit import FLOAT, Step, Unit, float32_literal, literal
 from rosler_jax.export.c.windows import (
     is_depthwise,
     is_disjoint,

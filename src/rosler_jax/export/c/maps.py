@@ -19,7 +19,7 @@ from rosler_jax.export.c.loops import (
     nested,
     offset,
 )
-from rosler_jax.export.c.unit import CTYPES, Step, Unit, float32_literal
+from rosler_jax.export.c.unit import CTYPES, Step, Unit, literal
 from rosler_jax.graph.graph import Graph
 from rosler_jax.graph.kinds import Map, Op, count
 from rosler_jax.graph.weight import Shape, Weight
@@ -120,13 +120,6 @@ def use_kernels(unit: Unit, text: str) -> None:
     """Adds the small functions that C code calls."""
     for name in sorted(set(re.findall(r"rosler_\w+", text)) & set(_KERNELS)):
         unit.use(_KERNELS[name])
-
-
-def literal(ctype: str, value: float) -> str:
-    """A number of a C type."""
-    if ctype == "float":
-        return float32_literal(value)
-    return "(-2147483647 - 1)" if value == -(2**31) else str(int(value))
 
 
 def _power(x: str, n: int, one: str) -> str:

@@ -19,7 +19,7 @@ from rosler_jax.export.c.unit import (
     quantize_function,
     template,
 )
-from rosler_jax.export.c.wiring import Wiring, mentions, statements
+from rosler_jax.export.c.wiring import Wiring, mentions, statements, unused
 from rosler_jax.export.integer import Program
 from rosler_jax.graph.graph import Graph
 
@@ -150,8 +150,8 @@ def _predict(lines: list[str], inputs: list[Port], outputs: list[Port]) -> str:
     """The function that runs the steps in order."""
     arena = mentions(lines, "a")
     first = "unsigned char *a = (unsigned char *)arena->words;" if arena else "(void)arena;"
-    unused = [f"(void){x};" for x in _names("x", inputs) if not mentions(lines, x)]
-    body = "\n".join(f"    {line}" for line in [first, *unused, *lines])
+    unread = unused(lines, _names("x", inputs))
+    body = "\n".join(f"    {line}" for line in [first, *unread, *lines])
     return f"{_prototype(inputs, outputs)}\n{{\n{body}\n}}"
 
 

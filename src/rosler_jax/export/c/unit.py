@@ -124,7 +124,7 @@ class Unit:
     def array(self, ctype: str, name: str, values: Any, purpose: str) -> str:
         """Adds constant data, once if it is the same; gives its name."""
         flat = np.asarray(values).ravel()
-        literals = [_literal(ctype, v) for v in flat.tolist()]
+        literals = [literal(ctype, v) for v in flat.tolist()]
         key = ctype, ",".join(literals)
         if key in self.arrays:
             return self.arrays[key]
@@ -176,7 +176,8 @@ def quantize_function(dtype: str, scale: float, name: str = "rosler_") -> str:
     return text.replace("@LOW@", str(limits.min)).replace("@HIGH@", str(limits.max))
 
 
-def _literal(ctype: str, value: Any) -> str:
+def literal(ctype: str, value: Any) -> str:
+    """A number of a C type."""
     if ctype == "float":
         return float32_literal(value)
     if ctype == "uint32_t":
@@ -204,11 +205,11 @@ def float32_literal(value: float) -> str:
 
 def _lines(literals: list[str]) -> str:
     lines, line = [], "   "
-    for literal in literals:
-        if len(line) + len(literal) + 2 > _LINE:
+    for text in literals:
+        if len(line) + len(text) + 2 > _LINE:
             lines.append(line)
             line = "   "
-        line += f" {literal},"
+        line += f" {text},"
     return "\n".join([*lines, line])
 
 

@@ -88,6 +88,11 @@ def statements(
     return lines, arena
 
 
+def unused(lines: Sequence[str], names: Sequence[str]) -> list[str]:
+    """C statements for parameters that others do not use: compilers warn of them otherwise."""
+    return [f"(void){name};" for name in names if not mentions(lines, name)]
+
+
 def mentions(lines: Sequence[str], name: str) -> bool:
     """Whether C statements use a name."""
     return re.search(rf"\b{name}\b", "\n".join(lines)) is not None

@@ -7,7 +7,7 @@ import dataclasses
 from rosler_jax.export.c.arena import aligned
 from rosler_jax.export.c.train.parts import names
 from rosler_jax.export.c.unit import CTYPES, Step, Unit
-from rosler_jax.export.c.wiring import Wiring, mentions, statements
+from rosler_jax.export.c.wiring import Wiring, statements, unused
 from rosler_jax.graph.graph import Graph, Value
 from rosler_jax.graph.kinds import Op
 
@@ -54,8 +54,7 @@ def frozen_step(unit: Unit, wiring: Wiring, ctypes: tuple[str, str], size: int) 
       size: numbers in the output.
     """
     lines, arena = statements(wiring, ["y"], unit.poison)
-    unused = [f"(void){name};" for name in ("x", "a") if not mentions(lines, name)]
-    body = "\n".join(f"    {line}" for line in [*unused, *lines])
+    body = "\n".join(f"    {line}" for line in [*unused(lines, ("x", "a")), *lines])
     head = f"static void @NAME@(const {ctypes[0]} *x, {ctypes[1]} *y, unsigned char *a)"
     name = unit.function("rosler_train_frozen", f"{head}\n{{\n{body}\n}}")
     return Step(

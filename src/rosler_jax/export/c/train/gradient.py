@@ -18,7 +18,7 @@ from rosler_jax.export.c.gradients import accumulating
 from rosler_jax.export.c.program import wire
 from rosler_jax.export.c.train.parameters import Field
 from rosler_jax.export.c.unit import Unit
-from rosler_jax.export.c.wiring import mentions, statements
+from rosler_jax.export.c.wiring import statements, unused
 from rosler_jax.graph.compute import run
 from rosler_jax.graph.graph import Graph
 from rosler_jax.graph.kinds import count
@@ -113,7 +113,7 @@ def gradient_functions(
         "    const rosler_train_input *x, rosler_train_output *y)\n{",
         "    const rosler_state *const s = state;",
         "    unsigned char *const a = (unsigned char *)arena->words;",
-        *(f"    {line}" for line in (*_unused(lines, "s", "a", "x"), *lines)), "}",
+        *(f"    {line}" for line in (*unused(lines, ("s", "a", "x")), *lines)), "}",
     ]  # fmt: skip
     given = gradient.example.inputs[-2]
     label = given.dtype == "int32"
@@ -127,11 +127,7 @@ def gradient_functions(
         "const float share, float *g)\n{",
         "    float loss;",
     ]
-    body = [*_unused(lines, "s", "a", "x", "target", "share", "g"), *lines, "return loss;"]
+    body = [*unused(lines, ("s", "a", "x", "target", "share", "g")), *lines, "return loss;"]
     functions = ["\n".join(predict)]
     functions.append("\n".join([*head, *(f"    {line}" for line in body), "}"]))
     return functions, max(arena.bytes, other.bytes)
-
-
-def _unused(lines: Sequence[str], *names: str) -> list[str]:
-    return [f"(void){name};" for name in names if not mentions(lines, name)]
