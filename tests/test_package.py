@@ -26,6 +26,7 @@ LEVELS = {
     "rosler_kernels": 0,
     "rosler_jax._version": 0,
     "rosler_jax._linalg": 1,
+    "rosler_jax._lookup": 1,
     "rosler_jax._paths": 1,
     "rosler_jax._table": 1,
     "rosler_jax._verdict": 1,

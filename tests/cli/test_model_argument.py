@@ -84,7 +84,7 @@ def test_several_inputs_and_dtypes(source: Path, capsys: pytest.CaptureFixture[s
     [
         (["absent.py:build"], 2, "there is no file absent.py"),
         (["no_such_module_here:build"], 2, "No module named"),
-        (["users_models.py:build"], 2, "has no function 'build'"),
+        (["users_models.py:build"], 2, "has no 'build'"),
         (["users_models.py:number"], 2, "has no function 'number'"),
         (["users_models.py:broken"], 1, "broken() failed: RuntimeError: no weights at hand"),
         (["absent.rosler"], 1, "absent.rosler: no such folder or model file"),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -134,32 +131,17 @@ def _example(shape: tuple[int, ...], dtype: str) -> Any:
 
 def _made(name: str) -> Any:
     """What ``module:function`` or ``file.py:function`` returns."""
-    where, _, called = name.rpartition(":")
+    from rosler_jax._lookup import referred
+
     try:
-        module = _from_file(Path(where)) if where.endswith(".py") else _from_module(where)
-    except ImportError as error:
-        raise UsageError(f"{name}: {where} cannot be imported: {error}") from error
-    function = getattr(module, called, None)
+        function = referred(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if not callable(function):
+        where, _, called = name.rpartition(":")
         raise UsageError(f"{name}: {where} has no function {called!r}")
     try:
         return function()
     except Exception as error:
+        called = name.rpartition(":")[2]
         raise ValueError(f"{name}: {called}() failed: {type(error).__name__}: {error}") from error
-
-
-def _from_module(name: str) -> Any:
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` has it: a module of the working folder is found
-    return importlib.import_module(name)
-
-
-def _from_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.exists():
-        raise ImportError(f"there is no file {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
-    sys.path.insert(0, str(path.resolve().parent))
-    spec.loader.exec_module(module)
-    return module
