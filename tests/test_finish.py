@@ -86,6 +86,62 @@ def test_two_factors_where_they_are_smaller_and_else_the_dense_layer(name: str, 
     assert layer.mode == mode  # the given layer is not changed
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_without_folding_an_ares_layer_becomes_the_chain_that_it_is(name: str) -> None:
+    make, shape, *_ = CASES[name]
+    x = jax.random.normal(jax.random.key(0), shape)
+    layer = past_the_switch(make("ares", 2))
+    chain, born = rj.finish(layer, fold=False), make("chain", 2)
+    assert (chain.mode, chain.psi_seed, chain.parallel) == ("chain", None, None)
+    assert shapes(chain) == shapes(born)
+    np.testing.assert_array_equal(chain.c[...], layer.c[...])
+    scale = float(jnp.abs(layer(x)).max())
+    np.testing.assert_allclose(chain(x), layer(x), atol=1e-6 * scale)
+    same = rj.finish(born, fold=False)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(same), nnx.state(born))
+
+
+def shapes(model: Any) -> Any:
+    return jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(model)))
+
+
+@pytest.mark.parametrize("fold", (True, False))
+@pytest.mark.parametrize(
+    ("name", "rank"), [("linear", 2), ("linear", 15), ("conv", 2), ("conv", 6)]
+)
+def test_shapes_decide_under_jit_vmap_and_eval_shape(name: str, rank: int, fold: bool) -> None:
+    make, shape, *_ = CASES[name]
+    x = jax.random.normal(jax.random.key(0), shape)
+    layers = [past_the_switch(make("ares", rank)), make("ares", rank)]  # one is in its stage
+    graphdef = nnx.graphdef(layers[0])
+    states = jax.tree.map(lambda *v: jnp.stack(v), *map(nnx.state, layers))
+
+    def run(state: Any, x: Any) -> Any:
+        small = rj.finish(nnx.merge(graphdef, state), fold=fold)
+        return small(x), nnx.state(small)
+
+    y, state = jax.jit(jax.vmap(run, (0, None)))(states, x)
+    small = rj.finish(layers[0], fold=fold)
+    scale = float(jnp.abs(small(x)).max())
+    np.testing.assert_allclose(y[0], small(x), atol=1e-5 * scale)
+    known = jax.eval_shape(run, nnx.state(layers[0]), x)[1]
+    assert jax.tree.map(jnp.shape, known) == jax.tree.map(jnp.shape, nnx.state(small))
+    assert jax.tree.map(lambda a: a.shape[1:], state) == jax.tree.map(jnp.shape, known)
+
+
+def test_stacked_layers_and_a_surplus_that_is_not_zero() -> None:
+    @nnx.vmap
+    def make(key: Any) -> Any:
+        return rj.SketchLinear(20, 30, 3, mode="ares", rngs=nnx.Rngs(params=key))
+
+    stack = past_the_switch(make(jax.random.split(jax.random.key(0), 4)))
+    chain = rj.finish(stack, fold=False)
+    assert (chain.u.shape, chain.r.shape) == ((4, 3, 3), (4, 3, 30))
+    stack.u[...] = stack.u[...].at[2, 0, 5].set(1.0)
+    with pytest.raises(ValueError, match="columns of U beyond its rank 3 are not zero"):
+        rj.finish(stack, fold=False)
+
+
 def test_a_layer_after_its_switch_stores_no_zeros() -> None:
     layer = past_the_switch(rj.SketchLinear(784, 1024, 16, mode="ares", rngs=nnx.Rngs(0)))
     small = rj.finish(nnx.Sequential(layer)).layers[0]
@@ -107,8 +163,9 @@ def test_shared_layers_stay_shared_and_others_stay() -> None:
 
 def test_what_cannot_be_folded_is_refused_by_path() -> None:
     layers = nnx.List([rj.SketchLinear(20, 20, 2, mode="ares", rngs=nnx.Rngs(0))])
-    with pytest.raises(ValueError, match=r"^0 is still in the parallel stage of aRes-BP"):
-        rj.finish(layers)
+    for fold in (True, False):
+        with pytest.raises(ValueError, match=r"^0 is still in the parallel stage of aRes-BP"):
+            rj.finish(layers, fold=fold)
     tied = nnx.List([rj.SketchLinear(20, 20, 2, rngs=nnx.Rngs(k)) for k in range(2)])
     tied[1].c = tied[0].c
     with pytest.raises(ValueError, match="0: its factors are tied to another layer's"):

@@ -13,16 +13,18 @@ from flax import nnx
 
 from rosler_jax import _replace
 from rosler_jax._layer_views import parts_of
-from rosler_jax.factors import SketchFactors, fold, reconstruct
+from rosler_jax.factors import SketchFactors, reconstruct
+from rosler_jax.factors import fold as fold_core
 from rosler_jax.nn import SketchConv, SketchEinsum, SketchLinear, SketchLinearGeneral
 from rosler_jax.nn._module import SketchModule
+from rosler_jax.nn._variables import Mode
 from rosler_jax.views import MatrixView
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-def finish(model: Any) -> Any:
+def finish(model: Any, *, fold: bool = True) -> Any:
     r"""Folds every chain and ares layer of a trained NNX model to its smallest form.
 
     ``C U R`` becomes two factors, ``C (U R)`` or ``(C U) R``, where ``k (m + n) < m n`` with
@@ -31,15 +33,21 @@ def finish(model: Any) -> Any:
     factorisation of the layers' graph. Seeded layers, layers of two factors and all others stay;
     so do stacks, layer by layer, and layers that are shared.
 
+    Shapes alone decide the form, so that it works inside ``jit``, ``vmap`` and ``eval_shape``; the
+    values that are checked are checked where they are known.
+
     Args:
       model: any NNX model (or a single layer), trained; it is not changed.
+      fold: False leaves chains as they are and makes plain chains of ares layers, ``C``,
+        ``U[:, :s]``, ``R[:s]``: the factors that a quantiser saw in training, and a model to train
+        on with any optimiser.
 
     Returns:
       The new model; it computes the same, up to float rounding.
 
     Raises:
-      ValueError: if a layer is still in the parallel stage of aRes-BP, or its weights are tied to
-        another layer's; naming its path.
+      ValueError: if a layer is still in the parallel stage of aRes-BP, its weights are tied to
+        another layer's, or without ``fold`` its surplus columns are not zero; naming its path.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,46 +59,70 @@ def finish(model: Any) -> Any:
       >>> bool(jnp.allclose(small(jnp.ones(20)), layer(jnp.ones(20)), atol=1e-5))
       True
     """
-    copy = nnx.clone(model)
-    _, tied = _replace.survey(copy, _is_chain)
+    copy, is_layer = nnx.clone(model), _is_chain if fold else _is_ares
+    _, tied = _replace.survey(copy, is_layer)
 
     def decide(layer: Any, path: str) -> Any:
         name = path or "the model"
-        if layer.parallel is not None and np.any(np.asarray(layer.parallel[...]) != 0):
+        if layer.parallel is not None and _known(layer.parallel[...] != 0):
             raise ValueError(
                 f"{name} is still in the parallel stage of aRes-BP (parallel="
                 f"{np.asarray(layer.parallel[...])}); train past its switch_step with ares_bp"
             )
         if id(layer) in tied:
             raise ValueError(f"{name}: its factors are tied to another layer's; untie them first")
-        return _finished(layer)
+        return _finished(layer) if fold else _chain(layer, name)
 
-    return _replace.replace(copy, _is_chain, decide)
+    return _replace.replace(copy, is_layer, decide)
 
 
 def _is_chain(node: Any) -> bool:
     return isinstance(node, SketchModule) and node.mode in ("chain", "ares")
 
 
+def _is_ares(node: Any) -> bool:
+    return isinstance(node, SketchModule) and node.mode == "ares"
+
+
+def _known(holds: Array) -> bool:
+    """Whether it is known to hold anywhere: not while it is traced."""
+    return not isinstance(holds, jax.core.Tracer) and bool(np.any(holds))
+
+
 def _finished(layer: Any) -> Any:
     k, m, n = min(layer.plan.rank, layer.plan.inner), layer.plan.m, layer.plan.n
-    if k * (m + n) < m * n:
-        return _two_factor(layer)
-    return DENSE[type(layer)](layer)
-
-
-def _two_factor(layer: Any) -> Any:
-    """The same layer, held as two factors."""
-    two = _per_matrix(layer, fold)
-    k = two.c.shape[-1]
-    layer.plan = dataclasses.replace(layer.plan, mode="two-factor", rank=k, inner=k)
-    layer.mode, layer.rank, layer.inner = "two-factor", k, k
-    for name, matrices in (("c", two.c), ("r", two.r)):
-        value = _as_factor(layer, name, matrices)
-        setattr(layer, name, getattr(layer, name).replace(value))
-    for name in ("u", "parallel", "psi_seed", "omega_seed"):
-        setattr(layer, name, nnx.data(None))
+    if k * (m + n) >= m * n:
+        return DENSE[type(layer)](layer)
+    two = _per_matrix(layer, fold_core)
+    _become(layer, "two-factor", k)
+    _keep(layer, {name: _as_factor(layer, name, getattr(two, name)) for name in ("c", "r")})
     return layer
+
+
+def _chain(layer: Any, name: str) -> Any:
+    """The chain that an ares layer is: the switch has left zeros in the surplus of ``U``."""
+    s, (c, u, r) = layer.plan.rank, (getattr(layer, name)[...] for name in ("c", "u", "r"))
+    if _known(u[..., s:] != 0):
+        raise ValueError(
+            f"{name}: columns of U beyond its rank {s} are not zero; noise in the gradients, or a "
+            "flag put down by hand, moves them. Leave out fold=False"
+        )
+    _become(layer, "chain", s)
+    _keep(layer, {"c": c, "u": u[..., :s], "r": r[..., :s, :]})
+    return layer
+
+
+def _become(layer: Any, mode: Mode, k: int) -> None:
+    layer.plan = dataclasses.replace(layer.plan, mode=mode, rank=k, inner=k)
+    layer.mode, layer.rank, layer.inner = mode, k, k
+
+
+def _keep(layer: Any, factors: dict[str, Array]) -> None:
+    """Sets these factors, with the metadata that they had; all else but the bias goes."""
+    for name in ("c", "u", "r", "parallel", "psi_seed", "omega_seed"):
+        variable = getattr(layer, name)
+        kept = variable.replace(factors[name]) if name in factors else nnx.data(None)
+        setattr(layer, name, kept)
 
 
 def _per_matrix(layer: Any, function: Callable[[SketchFactors], Any]) -> Any:
