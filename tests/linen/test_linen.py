@@ -268,3 +268,87 @@ def test_errors() -> None:
         layer.apply({"params": variables["params"]}, x)
     with pytest.raises(ScopeParamNotFoundError):
         SketchDense(7, rank=2).apply({"params": {"bias": x}}, x)
+
+
+def after_the_switch(net: nn.Module, x: jax.Array) -> Any:
+    """Variables that the update of the switch has just made."""
+    variables = net.init(jax.random.key(0), x)
+    params = variables["params"]
+    tx = ares_bp(optax.sgd(0.1), switch_step=1)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    return {**variables, "params": optax.apply_updates(params, updates)}
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_finish_makes_layers_of_your_own_small(fold: bool) -> None:
+    net, x = Net(), normal(1, 4, 6, 3)
+    variables = after_the_switch(net, x)
+    small, made = rosler_jax.linen.finish(net, variables, x, fold=fold)
+    assert set(made) == {"params"}
+    shapes = jax.tree.map(jnp.shape, made["params"])
+    chain = {"bias": (5,), "c": (36, 2), "u": (2, 2), "r": (2, 5)}
+    folded = {"bias": (5,), "c": (36, 2), "r": (2, 5)}
+    assert shapes["SketchDense_0"] == (folded if fold else chain)
+    np.testing.assert_allclose(small.apply(made, x), net.apply(variables, x), atol=1e-5)
+
+    @jax.jit
+    def traced(variables: Any) -> jax.Array:
+        small, made = rosler_jax.linen.finish(net, variables, x, fold=fold)
+        return small.apply(made, x)
+
+    np.testing.assert_allclose(traced(variables), net.apply(variables, x), atol=1e-5)
+    if fold:  # nothing is left to do
+        again, same = rosler_jax.linen.finish(small, made)
+        np.testing.assert_array_equal(again.apply(same, x), small.apply(made, x))
+    layer = SketchDense(18, rank=3, mode="ares")  # the module itself, dense again
+    variables = after_the_switch(layer, x)
+    small, made = rosler_jax.linen.finish(layer, variables, x, fold=fold)
+    assert set(made["params"]) == ({"bias", "c", "u", "r"} if not fold else {"bias", "kernel"})
+    np.testing.assert_allclose(small.apply(made, x), layer.apply(variables, x), atol=1e-4)
+
+
+class Stacked(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dense = partial(nn.Dense, 8, kernel_init=nn.with_partitioning(
+            nn.initializers.lecun_normal(), ("in", "out")))  # fmt: skip
+        body = lambda layer, x: (jnp.tanh(layer(x)), None)
+        many = nn.scan(
+            body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )  # fmt: skip
+        x, _ = many(dense(name="many"), x)
+        return nn.ConvTranspose(4, (3,), strides=(2,), transpose_kernel=True)(x)
+
+
+@pytest.mark.parametrize("mode", ["chain", "ares"])
+def test_finish_of_a_sketched_module_needs_no_call(mode: Any) -> None:
+    net, x = Stacked(), normal(1, 2, 8, 8)
+    rules = [
+        rosler_jax.Rule("many", rank=2, mode=mode), rosler_jax.Rule("Conv*", rank=3, mode=mode)
+    ]  # fmt: skip
+    dense = net.init(jax.random.key(0), x)
+    made = rosler_jax.linen.sketchify(net, dense, rules, x, rngs=nnx.Rngs(0))
+    module, variables, _ = made
+    if mode == "ares":
+        with pytest.raises(ValueError, match=r"^ConvTranspose_0 is still in the parallel"):
+            rosler_jax.linen.finish(module, variables)
+        params, tx = variables["params"], ares_bp(optax.sgd(0.1), switch_step=1)
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        variables = {**variables, "params": optax.apply_updates(params, updates)}
+    small, params = rosler_jax.linen.finish(module, variables)
+    many = params["params"]["many"]
+    assert {k: v.names for k, v in many.items() if k != "bias"} == {
+        "c": ("layers", "in", None), "r": ("layers", None, "out")
+    }  # fmt: skip
+    want = module.apply(variables, x)
+    np.testing.assert_allclose(small.apply(params, x), want, atol=1e-5)
+    chain, params = rosler_jax.linen.finish(module, variables, fold=False)
+    assert params["params"]["many"]["u"].value.shape == (3, 2, 2)
+    np.testing.assert_allclose(chain.apply(params, x), want, atol=1e-5)
+
+
+def test_finish_asks_for_a_call_where_it_needs_one() -> None:
+    x = normal(1, 4, 6, 3)
+    with pytest.raises(ValueError, match="SketchConv_0 holds c, u, r of a sketch layer"):
+        rosler_jax.linen.finish(Net(), after_the_switch(Net(), x))

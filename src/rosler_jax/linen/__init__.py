@@ -6,6 +6,7 @@ of the sketches are in ``"sketch"``, made at ``init`` and passed unchanged to ``
 
 from rosler_jax.linen.conv import SketchConv
 from rosler_jax.linen.dense import SketchDense
+from rosler_jax.linen.finish import finish
 from rosler_jax.linen.sketchify import Sketched, matrix_views, sketchify
 
-__all__ = ["SketchConv", "SketchDense", "Sketched", "matrix_views", "sketchify"]
+__all__ = ["SketchConv", "SketchDense", "Sketched", "finish", "matrix_views", "sketchify"]

@@ -92,7 +92,7 @@ def _dense_params(layer: Any, x: Any, **_: Any) -> Any:
     return nnx.Linear(x.shape[-1], layer.features, use_bias=layer.use_bias, rngs=nnx.Rngs(0))
 
 
-_SKETCH = ("mode", "in_sketch", "oversampling", "sketch", "gain", "use_bias")
+_SKETCH = ("mode", "in_sketch", "oversampling", "sketch", "gain", "use_bias", "precision")
 
 
 def _sketch_dense(layer: Any, x: Any, **_: Any) -> Any:

@@ -48,11 +48,11 @@ class SketchedLayer:
     kind: str
     parts: tuple[tuple[str, Part], ...]
 
-    def __call__(self, params: Mapping[str, Any], x: Any) -> Any:
-        """Applies the layer to its inputs, with these parameters."""
+    def merged(self, params: Mapping[str, Any]) -> Any:
+        """The NNX layer with these parameters."""
         state = {name: meta.unbox(value) for name, value in params.items()}
         state |= {name: jnp.asarray(words, jnp.uint32) for name, words in self.seeds}
-        return nnx.merge(self.graphdef, state)(x)
+        return nnx.merge(self.graphdef, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Sketched(nn.Module):
                     f"{sorted(name for name, _ in found.parts)}; pass the variables that sketchify "
                     "returned (init makes those of the dense module)"
                 )
-            return found(params, args[0] if args else kwargs["inputs"])
+            return found.merged(params)(args[0] if args else kwargs["inputs"])
 
         with nn.intercept_methods(sketch):
             return getattr(self.dense_module, method)(*args, **kwargs)
@@ -170,14 +170,14 @@ def sketchify(
             continue
         rule = first_match(rules, ".".join(path))
         used |= set() if rule is None else {rule}
-        here = _at(params, path)
+        here = at(params, path)
         given = method if from_weights else None
         new, row = _converted(found, here, ".".join(path), rule, rngs, given)
         rows.append(row)
         if new is not None:
-            layer, values = _split(new, here)
+            layer, values = split_off(new, here)
             layers.append((path, layer))
-            params = _put(params, path, values)
+            params = put(params, path, values)
     before = sum(x.size for x in jax.tree.leaves(meta.unbox(variables["params"])))
     report = make_report(rows, before, rules, used)
     return Sketched(module, SketchedLayers(tuple(layers))), {**variables, "params": params}, report
@@ -212,39 +212,39 @@ def _variable(value: Any) -> nnx.Param[Any]:
     return nnx.Param(meta.unbox(value), out_sharding=names, eager_sharding=False)
 
 
-def _split(new: Any, params: Mapping[str, Any]) -> tuple[SketchedLayer, dict[str, Any]]:
-    """A sketch layer as what computes it, and its parameters, boxed as the kernel was."""
-    box = params["kernel"]
+def split_off(new: Any, params: Mapping[str, Any]) -> tuple[SketchedLayer, dict[str, Any]]:
+    """A layer as what computes it, and its parameters, boxed as those in whose place they are."""
     values: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(nnx.state(new, nnx.Param)):
         name, value = str(path[0]), variable[...]
         names = variable.get_metadata().get("out_sharding")
-        boxed = isinstance(box, meta.AxisMetadata) and names is not None and name != "bias"
+        box = params.get(name, params.get("kernel") if names is not None else None)
+        boxed = isinstance(box, meta.AxisMetadata)
         if boxed:
-            value = dataclasses.replace(box, value=value, names=tuple(names))
+            named = {} if names is None or name in params else {"names": tuple(names)}
+            value = dataclasses.replace(box, value=value, **named)
         values[name] = value
-    if "bias" in values:
-        values["bias"] = params["bias"]
     seeds = tuple(
         (name, tuple(int(word) for word in getattr(new, name)[...].reshape(-1, 2)[0]))
         for name in ("psi_seed", "omega_seed")
-        if getattr(new, name) is not None
+        if getattr(new, name, None) is not None
     )
     parts = tuple((name, part) for name, part in parts_of(new).items() if name in values)
-    graphdef, _ = nnx.split(new)
-    return SketchedLayer(graphdef, seeds, type(new).__name__, parts), values
+    return SketchedLayer(nnx.graphdef(new), seeds, type(new).__name__, parts), values
 
 
-def _at(tree: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+def at(tree: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """What lies at the path."""
     for key in path:
         tree = tree[key]
     return tree
 
 
-def _put(tree: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+def put(tree: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+    """The tree with another value at the path."""
     if not path:
         return dict(value)
-    return {**tree, path[0]: _put(tree[path[0]], path[1:], value)}
+    return {**tree, path[0]: put(tree[path[0]], path[1:], value)}
 
 
 def matrix_views(
