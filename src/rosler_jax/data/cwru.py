@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rosler_jax.data._dataset import DataError, Raw
+from rosler_jax.data._raw import DataError, Raw
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Shaped

