@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rosler_jax._lookup import is_reference, referred
-from rosler_jax.data import arrays, idx, images, mnist5k, npz, tables, tfds
+from rosler_jax.data import arrays, idx, images, mnist5k, npy, npz, tables, tfds
 from rosler_jax.data._check import TARGETS
 from rosler_jax.data._dataset import DataError, Dataset, Raw, make_dataset
 
@@ -49,6 +49,7 @@ def _suffix(*suffixes: str) -> Callable[[Path], bool]:
 
 PATHS: list[Form] = [
     Form("a folder of idx files (train-images-idx3-ubyte, ...)", idx.is_folder, idx.read_folder),
+    Form("a folder of x.npy and y.npy", npy.is_folder, npy.read_folder),
     Form("a folder of images by class (CLASS/*.png)", images.is_folder, images.read_folder),
     Form("a .npz file", _suffix(".npz"), npz.read_npz),
     Form("a .csv file", _suffix(".csv"), tables.read_csv),

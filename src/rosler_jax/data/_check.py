@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rosler_jax.data._lazy import Lazy, chunks
+from rosler_jax.data._lazy import Lazy, chunks, lazy_array
 from rosler_jax.data._raw import DataError, Raw
 
 TARGETS = ("classes", "values", "flags", "none")
@@ -156,7 +156,9 @@ def checked(
 
 
 def as_rows(x: Any) -> Any:
-    """Inputs as an array, lazy ones as they are."""
+    """Inputs as an array; what is lazy, or a memory map, as rows that are not read yet."""
+    if isinstance(x, np.memmap):
+        return lazy_array(x)
     return x if isinstance(x, Lazy) else np.asarray(x)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rosler_jax.data._check import as_inputs, as_rows, as_targets, is_tokens
+from rosler_jax.data._lazy import select
 from rosler_jax.data._raw import DataError, Pair, Raw
 from rosler_jax.data._split import with_test
 
@@ -79,9 +80,8 @@ def from_names(
         index = arrays["source_index"]  # the subset of cats and dogs names its own test split
         if index.shape != (len(x),):
             raise DataError(f"{where}: source_index of shape {index.shape}, not {(len(x),)}")
-        train, test = (
-            (x[rows], None if y is None else y[rows]) for rows in (index < 800, index >= 800)
-        )
+        parts = (np.flatnonzero(rows) for rows in (index < 800, index >= 800))
+        train, test = ((select(x, rows), None if y is None else y[rows]) for rows in parts)
         return Raw(train=train, test=test)
     known = ", ".join("/".join(names) for names in (*LAYOUTS, *WHOLE))
     raise DataError(f"{where}: holds {sorted(arrays)}; expected {known}")

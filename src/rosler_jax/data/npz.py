@@ -14,12 +14,14 @@ import numpy as np
 from rosler_jax.data._raw import DataError, Raw
 from rosler_jax.data.arrays import from_names
 from rosler_jax.data.images import needs_pillow
+from rosler_jax.data.npy import map_members
+from rosler_jax.data.stream import fits
 
 JPEG = ("jpeg", "offsets", "labels")
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of the file; never unpickles.
+def read_arrays(path: Path, mapped: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All arrays of the file: those that are mapped, and the others read; never unpickles.
 
     Raises:
       DataError: if the file is damaged, or holds objects.
@@ -38,7 +40,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as content:
         try:
             with np.load(content, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+                read = {name: file[name] for name in file.files if name not in mapped}
+                return {**read, **mapped}
         except damage as error:
             raise DataError(
                 f"{path}: not a readable .npz file of plain arrays ({error})"
@@ -46,7 +49,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_npz(
-    path: Path, *, targets: str = "classes", tokens: bool | None = None, **options: Any
+    path: Path,
+    *,
+    targets: str = "classes",
+    tokens: bool | None = None,
+    stream: bool | None = None,
+    **options: Any,
 ) -> Raw:
     """Reads splits by name, or splits a whole data set.
 
@@ -54,7 +62,8 @@ def read_npz(
       path: the file. It holds arrays by the names of :func:`rosler_jax.data.arrays.from_names`, or
         JPEG files end to end (``{train,test}_{jpeg,offsets,labels}``), or bearing recordings
         (``<class>_<load>``, see :mod:`rosler_jax.data.cwru`).
-      targets, tokens: as of :func:`rosler_jax.data.load`.
+      targets, tokens, stream: as of :func:`rosler_jax.data.load`. What streams and is not
+        compressed is mapped, not read.
       **options: of :func:`rosler_jax.data.cwru.split_windows`, for recordings alone.
 
     Returns:
@@ -63,7 +72,8 @@ def read_npz(
     Raises:
       DataError: if the file is damaged or holds none of the known names.
     """
-    arrays = read_arrays(path)
+    mapped = not fits(path.stat().st_size) if stream is None else stream
+    arrays = read_arrays(path, map_members(path) if mapped else {})
     raw = _recordings(path, arrays, options)
     if raw is not None:
         return raw
