@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,8 +13,12 @@ import optax
 import pytest
 
 from rosler_jax import augment
-from rosler_jax.config import METHODS, TrainConfig, from_dict, to_dict
-from rosler_jax.fit import Arrays, evaluate, fit, make_fit, network_specs
+from rosler_jax.config import TrainConfig, from_dict, to_dict
+from rosler_jax.fit import Arrays, Fit, evaluate, fit, learner_of, make_fit
+from rosler_jax.hyper import hyper_of
+from rosler_jax.learner import Learner
+from rosler_jax.methods import METHODS
+from rosler_jax.units import PLAIN
 
 FEATURES, CLASSES = 24, 3
 
@@ -31,45 +38,56 @@ def tiny(**settings: object) -> TrainConfig:
     return TrainConfig(**{**defaults, **settings})  # type: ignore[arg-type]
 
 
+def learner(config: TrainConfig) -> Learner:
+    shapes = SimpleNamespace(train_x=np.zeros((1, FEATURES), np.float32), num_classes=CLASSES)
+    return learner_of(config, shapes)
+
+
+def functions_of(config: TrainConfig, arrays: Arrays, jit: Any = jax.jit) -> tuple[Fit, Any]:
+    """The functions of a run, and its epoch of state and arrays."""
+    functions = make_fit(config, learner(config), len(arrays.train_x))
+    run = jit(lambda state, arrays: functions.epoch(state, arrays, hyper_of(config), PLAIN))
+    return functions, run
+
+
 def run_tiny(config: TrainConfig, arrays: Arrays, seed: int = 0):
-    specs = network_specs(config, FEATURES, CLASSES)
-    return jax.jit(lambda key: fit(config, specs, arrays, key))(jax.random.key(seed))
+    model = learner(config)
+    return jax.jit(lambda key: fit(config, model, arrays, key))(jax.random.key(seed))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns(method: str) -> None:
     state, metrics = run_tiny(tiny(method=method, epochs=12), blobs())
     assert bool(metrics.finite.all())
-    assert float(state.best_accuracy) > 0.95  # chance is 1/3
+    assert float(state.best_score) > 0.95  # chance is 1/3
     assert float(metrics.loss[-1]) < 0.8 * float(metrics.loss[0])
 
 
 def test_an_epoch_compiles_once() -> None:
     config, arrays = tiny(method="ares-bp", epochs=3, parallel_epochs=1.5), blobs()
-    functions = make_fit(config, network_specs(config, FEATURES, CLASSES), len(arrays.train_x))
-    epoch = jax.jit(chex.assert_max_traces(functions.epoch, n=1))
+    once = lambda f: jax.jit(chex.assert_max_traces(f, n=1))
+    functions, epoch = functions_of(config, arrays, once)
     state = functions.init(jax.random.key(0))
     for _ in range(3):
         state, _ = epoch(state, arrays)
-    flags = [layer["parallel"] for layer in state.params["layers"].values() if "parallel" in layer]
+    flags = [layer["parallel"] for layer in state.params["hidden"].values() if "parallel" in layer]
     assert len(flags) == 2
     assert all(float(flag) == 0.0 for flag in flags)  # past the switch, in mid-epoch
 
 
 def test_members_under_vmap_equal_single_runs() -> None:
     config, arrays = tiny(method="chain", epochs=2), blobs()
-    specs = network_specs(config, FEATURES, CLASSES)
+    model = learner(config)
     keys = jax.random.split(jax.random.key(3), 3)
-    many = jax.jit(jax.vmap(lambda key: fit(config, specs, arrays, key)))(keys)
-    one = jax.jit(lambda key: fit(config, specs, arrays, key))(keys[1])
+    many = jax.jit(jax.vmap(lambda key: fit(config, model, arrays, key)))(keys)
+    one = jax.jit(lambda key: fit(config, model, arrays, key))(keys[1])
     # The same arithmetic in another order: float32 rounding grown over 16 steps of Adam.
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], many[1].loss), one[1].loss, rtol=2e-3)
 
 
 def test_a_diverging_epoch_is_undone() -> None:
     config, arrays = tiny(method="chain"), blobs()
-    functions = make_fit(config, network_specs(config, FEATURES, CLASSES), len(arrays.train_x))
-    epoch = jax.jit(functions.epoch)
+    functions, epoch = functions_of(config, arrays)
     state, _ = epoch(functions.init(jax.random.key(0)), arrays)
     bad = arrays._replace(train_x=arrays.train_x.at[0, 0].set(jnp.nan))
     after, metrics = epoch(state, bad)
@@ -79,13 +97,12 @@ def test_a_diverging_epoch_is_undone() -> None:
 
 def test_best_parameters_are_those_of_the_best_epoch() -> None:
     config, arrays = tiny(method="dense", epochs=5), blobs()
-    functions = make_fit(config, network_specs(config, FEATURES, CLASSES), len(arrays.train_x))
+    functions, epoch = functions_of(config, arrays)
     state = functions.init(jax.random.key(0))
-    epoch = jax.jit(functions.epoch)
     seen = []
     for _ in range(5):
         state, metrics = epoch(state, arrays)
-        seen.append((float(metrics.validation_accuracy), state.params))
+        seen.append((float(metrics.validation["accuracy"]), state.params))
     best = max(range(5), key=lambda i: (seen[i][0], i))
     assert int(state.best_epoch) == best + 1
     chex.assert_trees_all_equal(state.best_params, seen[best][1])
@@ -93,27 +110,25 @@ def test_best_parameters_are_those_of_the_best_epoch() -> None:
 
 def test_nothing_from_the_parallel_stage_can_become_the_best_model() -> None:
     config, arrays = tiny(method="ares-bp", epochs=4, parallel_epochs=2.5), blobs()
-    functions = make_fit(config, network_specs(config, FEATURES, CLASSES), len(arrays.train_x))
+    functions, epoch = functions_of(config, arrays)
     state = functions.init(jax.random.key(0))
-    epoch = jax.jit(functions.epoch)
     eligible = []
     for _ in range(4):
         state, _ = epoch(state, arrays)
-        eligible.append(float(state.best_accuracy) >= 0)
+        eligible.append(int(state.best_epoch) > 0)
     assert eligible == [False, False, True, True]  # the switch lies inside the third epoch
 
 
 def test_quantisation_aware_training_reports_the_quantised_net() -> None:
     config, arrays = tiny(method="seeded", bits=3, quantization_aware=True, epochs=12), blobs()
-    specs = network_specs(config, FEATURES, CLASSES)
     state, metrics = run_tiny(config, arrays)
     from rosler_jax.quantization import fake_quantize_params
 
-    functions = make_fit(config, specs, len(arrays.train_x))
+    functions, _ = functions_of(config, arrays)
     params = fake_quantize_params(state.best_params, 3)
-    predict = lambda x: functions.logits(params, state.best_buffers, x)
-    _, accuracy = evaluate(predict, arrays.validation_x, arrays.validation_y)
-    assert float(accuracy) == pytest.approx(float(state.best_accuracy), abs=1 / 64)
+    predict = lambda x: functions.outputs(params, state.best_buffers, x, PLAIN)
+    accuracy = evaluate(predict, arrays.validation_x, arrays.validation_y)[1]["accuracy"]
+    assert float(accuracy) == pytest.approx(float(state.best_score), abs=1 / 64)
     assert int(state.best_epoch) > 6  # not before quantisation began
     assert float(accuracy) > 0.9
     assert bool(metrics.finite.all())
@@ -122,15 +137,15 @@ def test_quantisation_aware_training_reports_the_quantised_net() -> None:
 def test_mixed_precision_keeps_float32_parameters() -> None:
     state, metrics = run_tiny(tiny(method="chain", precision="bfloat16", epochs=6), blobs())
     assert {str(x.dtype) for x in jax.tree.leaves(state.params)} == {"float32"}
-    assert float(metrics.validation_accuracy[-1]) > 0.9
+    assert float(metrics.validation["accuracy"][-1]) > 0.9
 
 
 @pytest.mark.parametrize("n", [1, 7, 1000, 1001])
 def test_evaluate_counts_every_example_once(n: int) -> None:
     rng = np.random.default_rng(n)
     logits, y = rng.normal(size=(n, 5)).astype(np.float32), rng.integers(0, 5, n)
-    loss, accuracy = evaluate(lambda x: x, jnp.asarray(logits), jnp.asarray(y))
-    assert float(accuracy) == pytest.approx((logits.argmax(-1) == y).mean(), abs=1e-6)
+    loss, metrics = evaluate(lambda x: x, jnp.asarray(logits), jnp.asarray(y))
+    assert float(metrics["accuracy"]) == pytest.approx((logits.argmax(-1) == y).mean(), abs=1e-6)
     reference = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), jnp.asarray(y))
     assert float(loss) == pytest.approx(float(reference.mean()), rel=1e-5)
 
@@ -172,16 +187,16 @@ def test_config_round_trip_and_refusals() -> None:
 def test_batch_larger_than_the_data_is_refused() -> None:
     config = tiny(batch_size=1000)
     with pytest.raises(ValueError, match="batch_size 1000 exceeds the 256"):
-        make_fit(config, network_specs(config, FEATURES, CLASSES), 256)
+        make_fit(config, learner(config), 256)
 
 
 def test_a_run_is_the_same_whatever_keys_jax_makes_by_default() -> None:
     from rosler_jax.fit import run_key
 
     config, arrays = tiny(method="chain", epochs=1), blobs()
-    specs = network_specs(config, FEATURES, CLASSES)
-    run = lambda: jax.jit(lambda key: fit(config, specs, arrays, key)[0].params)(run_key(0))
+    model = learner(config)
+    run = lambda: jax.jit(lambda key: fit(config, model, arrays, key)[0].params)(run_key(0))
     want = run()
     with jax.default_prng_impl("rbg"):
         jax.tree.map(np.testing.assert_array_equal, run(), want)
-        jax.eval_shape(lambda key: fit(config, specs, arrays, key), jax.random.key(0))
+        jax.eval_shape(lambda key: fit(config, model, arrays, key), jax.random.key(0))

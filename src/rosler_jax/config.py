@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import math
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
-METHODS = ("ares-bp", "chain", "seeded", "restrict-rank", "low-rank", "dense")
+from rosler_jax._lookup import lookup
+from rosler_jax.methods import METHODS, rules
+from rosler_jax.models import MODELS
+from rosler_jax.tasks import TASKS
+
 BITS = (32, 16, 8, 4, 3, 2)
 PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("one-cycle", "cosine", "constant")
@@ -17,16 +22,28 @@ STANDARDIZE = ("auto", "features", "all")
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run of a multi-layer perceptron, completely: same config, same result.
+    """A training run, completely: same config, same result.
+
+    Models, tasks, methods and data are named: an entry of their table, or one of your own,
+    ``FILE.py:NAME`` or ``MODULE:NAME``.
 
     Attributes:
       data: name or path, as :func:`rosler_jax.data.load` takes it.
+      target: columns of a table to be predicted; empty for the usual names.
+      image_size: height and width that a folder's images are resized to; empty for their own.
       manual_dir: folder of files that a data set cannot fetch by itself (cwru: the .mat files).
       standardize: by a mean and a deviation of each ``features``, of ``all`` values, or ``auto``:
         of each feature in tables, see :func:`rosler_jax.data._dataset.standardization`.
-      hidden: widths of the hidden layers.
-      method: how hidden layers are held and trained; one of :data:`METHODS`.
-      rank: rank of the hidden layers (ignored if dense).
+      task: what the model is for; of :data:`rosler_jax.tasks.TASKS`.
+      metric: what the best epoch is chosen by; None for the task's first.
+      class_weights: of the loss: ``balanced``, or numbers, as ``1,4``; None for none.
+      model: a factory of a dense model; of :data:`rosler_jax.models.MODELS`.
+      hidden: widths of the hidden layers, of a model that takes ``hidden``.
+      options: of the model, ``name=value`` each.
+      method: how weights are held and trained; of :data:`rosler_jax.methods.METHODS`.
+      rank: rank of the sketched layers, or a fraction of a layer's smaller side (ignored if dense).
+      rules: which layers are sketched, in order: ``pattern=rank``, ``pattern=skip``, or a pattern
+        (then at ``rank``), globs on a layer's path; empty for all but one named ``head``.
       in_sketch: width of the input sketch of seeded layers; None for ``min(8 rank, m)``.
       sketch: sketch family; None for the layer's default.
       oversampling: extra co-range dimensions of ares-bp; None for ``rank``.
@@ -61,11 +78,19 @@ class TrainConfig:
     """
 
     data: str = "mnist5k"
+    target: tuple[str, ...] = ()
+    image_size: tuple[int, ...] = ()
     manual_dir: str | None = None
     standardize: str = "auto"
+    task: str = "classification"
+    metric: str | None = None
+    class_weights: str | None = None
+    model: str = "mlp"
     hidden: tuple[int, ...] = (1024, 1024)
+    options: tuple[str, ...] = ()
     method: str = "ares-bp"
-    rank: int = 16
+    rank: int | float = 16
+    rules: tuple[str, ...] = ()
     in_sketch: int | None = None
     sketch: str | None = None
     oversampling: int | None = None
@@ -92,8 +117,14 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        _one_of("method", self.method, METHODS)
+        for name in ("hidden", "target", "image_size", "options", "rules"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, table in (("method", METHODS), ("task", TASKS), ("model", MODELS)):
+            if ":" not in getattr(self, name):  # one of the user's own is looked up when it runs
+                lookup(table, getattr(self, name), name)
+        _require("rank", self.rank, self.rank >= 1 or isinstance(self.rank, float), "at least 1")
+        rules(self, "chain")
+        model_options(self)
         _one_of("bits", self.bits, BITS)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("schedule", self.schedule, SCHEDULES)
@@ -101,7 +132,7 @@ class TrainConfig:
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, float):
                 _require(name, value, math.isfinite(value), "a finite number")
-        for name in ("rank", "epochs", "batch_size", "restrict_every"):
+        for name in ("epochs", "batch_size", "restrict_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("in_sketch", "patience"):
             value = getattr(self, name)
@@ -115,7 +146,7 @@ class TrainConfig:
         rate = self.learning_rate
         _require("learning_rate", rate, rate is None or rate > 0, "positive")
         _require("clip_norm", self.clip_norm, self.clip_norm > 0, "positive")
-        if self.method == "ares-bp":
+        if self.staged:
             inside = 0 < self.parallel_epochs < self.epochs
             _require(
                 "parallel_epochs", self.parallel_epochs, inside,
@@ -123,16 +154,44 @@ class TrainConfig:
             )  # fmt: skip
 
     @property
+    def staged(self) -> bool:
+        """Whether the method has a parallel stage."""
+        return bool(self.method in METHODS and METHODS[self.method].stages)
+
+    @property
     def peak_learning_rate(self) -> float:
         """The learning rate, or what worked for the method where none is given."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1e-3 if self.method in ("dense", "restrict-rank") else 3e-3
+        return float(lookup(METHODS, self.method, "method").rate)
+
+
+def model_options(config: TrainConfig) -> dict[str, Any]:
+    """The options of a run's model by name; texts where they are no Python literals.
+
+    Raises:
+      ValueError: for one without a value.
+
+    Example:
+      >>> model_options(TrainConfig(options=("width=32", "norm=group"), hidden=(64,)))
+      {'hidden': (64,), 'width': 32, 'norm': 'group'}
+    """
+    found: dict[str, Any] = {"hidden": config.hidden}
+    for text in config.options:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"option {text!r} of the model; pass name=value, as width=32")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The config as JSON types."""
-    return {**dataclasses.asdict(config), "hidden": list(config.hidden)}
+    found = dataclasses.asdict(config)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:

@@ -1,8 +1,9 @@
 """One training run as pure functions: what is scanned, vmapped over, checkpointed and resumed.
 
-:func:`make_fit` turns a config and the shape of the data into three pure functions; a whole run is
-``init`` and then ``epoch`` again and again (:func:`fit` scans it), with all state, the random key
-included, in one :class:`TrainState`. Nothing here prints, writes, or knows the command line.
+:func:`make_fit` turns a config, a model and a task into pure functions; a whole run is ``init`` and
+then ``epoch`` again and again (:func:`fit` scans it), with all state, the random key included, in
+one :class:`TrainState`. What may be traced is data: :class:`rosler_jax.hyper.Hyper` and
+:class:`rosler_jax.units.Units`. Nothing here prints, writes, or knows the command line.
 """
 
 from __future__ import annotations
@@ -14,41 +15,40 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from rosler_jax import augment
-from rosler_jax._layer_views import matrix_views
-from rosler_jax.config import TrainConfig
-from rosler_jax.network import Network, evaluating, mlp_specs, split_state
-from rosler_jax.optim.ares_bp import ares_bp, default_parallel
-from rosler_jax.optim.extract_factors import extract_factors, merge_factors
-from rosler_jax.optim.restrict_rank import restrict_rank
+from rosler_jax._lookup import lookup
+from rosler_jax.config import TrainConfig, model_options
+from rosler_jax.hyper import Hyper, hyper_of
+from rosler_jax.learner import KEYS, Learner, make_learner
+from rosler_jax.methods import METHODS, Method, Setting, rules
+from rosler_jax.models import MODELS
 from rosler_jax.quantization import fake_quantize_params
+from rosler_jax.tasks import TASKS, Task, losses, metric_of
+from rosler_jax.units import PLAIN, Units, is_tokens, standardized
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key, PyTree
 
-KEYS = "threefry2x32"
-"""The kind of a run's random keys: its state is resumed under any default of JAX's."""
 EVALUATION_BATCH = 1000
 
 
 class Arrays(NamedTuple):
-    """Training and validation data on the device; inputs as stored, labels int32."""
+    """Training and validation data on the device; inputs as stored, y of the task or None."""
 
     train_x: Array
-    train_y: Array
+    train_y: Array | None
     validation_x: Array
-    validation_y: Array
+    validation_y: Array | None
 
 
 class Metrics(NamedTuple):
     """What one epoch reports."""
 
     loss: Float[Array, ""]  # mean training loss, label smoothing included
-    train_accuracy: Float[Array, ""]  # on the augmented batches, while training
+    train: dict[str, Any]  # metrics on the augmented batches, while training
     validation_loss: Float[Array, ""]
-    validation_accuracy: Float[Array, ""]
+    validation: dict[str, Any]
     finite: Array  # whether loss and parameters stayed finite; if not, the epoch was undone
 
 
@@ -62,46 +62,63 @@ class TrainState(NamedTuple):
     opt_state: Any
     best_params: Any
     best_buffers: Any
-    best_accuracy: Array  # validation accuracy of best_params
-    best_epoch: Array
+    best_score: Array  # the followed metric of best_params, on validation; larger is better
+    best_epoch: Array  # 0 where no epoch ended with a model that can ship
 
 
 class Fit(NamedTuple):
     """The pure functions of a run."""
 
-    graphdef: Any
+    learner: Learner
     init: Callable[[Any], TrainState]
-    epoch: Callable[[TrainState, Arrays], tuple[TrainState, Metrics]]
-    logits: Callable[[Any, Any, Any], Any]  # params, buffers, x
+    epoch: Callable[..., tuple[TrainState, Metrics]]  # state, arrays, hyper, units
+    outputs: Callable[..., Any]  # params, buffers, x, units
+    begin: Callable[[TrainState], Epoch]
+    steps: Callable[..., tuple[Any, Any]]
+    close: Callable[..., tuple[TrainState, Metrics]]
 
 
-def layer_template(config: TrainConfig) -> dict[str, Any] | None:
-    """Description of a hidden layer for the config's method, without its sizes; None for dense."""
-    options: dict[str, Any] = {"sketch": config.sketch} if config.sketch else {}
-    if config.method == "chain":
-        return {"kind": "sketch_linear", "rank": config.rank}
-    if config.method == "ares-bp":
-        if config.oversampling is not None:
-            options["oversampling"] = config.oversampling
-        return {"kind": "sketch_linear", "rank": config.rank, "mode": "ares", **options}
-    if config.method == "seeded":
-        if config.in_sketch is not None:
-            options["in_sketch"] = config.in_sketch
-        return {"kind": "sketch_linear", "rank": config.rank, "mode": "seeded", **options}
-    if config.method == "low-rank":
-        return {"kind": "two_factor", "rank": config.rank}
-    return None
+class Epoch(NamedTuple):
+    """The order of an epoch's examples, ``(steps, batch)``, and a key for each step."""
+
+    order: Array
+    keys: Array
 
 
-def network_specs(
-    config: TrainConfig, in_features: int, num_classes: int, mean: Any = 0.0, std: Any = 1.0
-) -> list[dict[str, Any]]:
-    """The layers of the network that the config trains; mean and std: numbers, or one a feature."""
-    template = layer_template(config)
-    return mlp_specs(in_features, config.hidden, num_classes, template, mean=mean, std=std)
+def method_of(config: TrainConfig) -> Method:
+    """The row of a run's method."""
+    found = lookup(METHODS, config.method, "method")
+    assert isinstance(found, Method)
+    return found
 
 
-def make_schedule(config: TrainConfig, peak: float, steps: int) -> optax.Schedule:
+def task_of(config: TrainConfig) -> Task:
+    """The row of a run's task."""
+    found = lookup(TASKS, config.task, "task")
+    assert isinstance(found, Task)
+    return found
+
+
+def learner_of(config: TrainConfig, dataset: Any) -> Learner:
+    """The model of a run on data; a :class:`rosler_jax.data.Dataset`, or what has its shapes.
+
+    Raises:
+      ValueError: for a model that there is not, or one that these data do not fit.
+    """
+    method, x = method_of(config), dataset.train_x
+    return make_learner(
+        lookup(MODELS, config.model, "model"),
+        x.shape[1:],
+        task_of(config).outputs(dataset),
+        rules(config, method.mode),
+        thin=rules(config, method.thin),
+        dtype=None if config.precision == "float32" else jnp.dtype(config.precision),
+        input_dtype=jnp.int32 if is_tokens(x) else jnp.float32,
+        options={"vocabulary": getattr(dataset, "vocabulary", None), **model_options(config)},
+    )
+
+
+def make_schedule(config: TrainConfig, peak: Any, steps: int) -> optax.Schedule:
     """The learning-rate schedule over ``steps`` updates."""
     if config.schedule == "one-cycle":
         return optax.cosine_onecycle_schedule(max(steps, 2), peak, pct_start=0.3)
@@ -110,162 +127,141 @@ def make_schedule(config: TrainConfig, peak: float, steps: int) -> optax.Schedul
     return optax.constant_schedule(peak)
 
 
-def is_hidden_kernel(specs: list[dict[str, Any]]) -> Callable[[str], bool]:
-    """Picks the kernels of all linear layers but the last, the head, by their path's name."""
-    linear = [i for i, spec in enumerate(specs) if spec["kind"] == "linear"]
-    names = {f"layers/{i}/kernel" for i in linear[:-1]}
-    return lambda name: name in names
-
-
 def parallel_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Updates of aRes-BP's parallel stage; none for the other methods."""
-    if config.method != "ares-bp":
+    """Updates of the parallel stage; none for methods without one."""
+    if not method_of(config).stages:
         return 0
     return max(1, round(config.parallel_epochs * steps_per_epoch))
 
 
-def make_optimizer(
-    config: TrainConfig, specs: list[dict[str, Any]], steps_per_epoch: int
-) -> optax.GradientTransformation:
-    """The optimiser of the config's method."""
-    total = config.epochs * steps_per_epoch
-    switch = parallel_steps(config, steps_per_epoch)
-    schedule = make_schedule(config, config.peak_learning_rate, total - switch)
-    adamw = optax.adamw(schedule, weight_decay=config.weight_decay)
-    if config.method == "ares-bp":
-        parallel = default_parallel(
-            config.parallel_learning_rate, config.momentum, config.clip_norm
-        )
-        return ares_bp(adamw, switch_step=switch, parallel=parallel)
-    if config.method == "restrict-rank":
-        return restrict_rank(
-            adamw,
-            config.rank,
-            every=config.restrict_every,
-            where=is_hidden_kernel(specs),
-            seed=config.seed,
-        )
-    return adamw
+def successive_optimizer(config: TrainConfig, hyper: Hyper, steps: int) -> Any:
+    """AdamW over the updates that are not of the parallel stage."""
+    total = config.epochs * steps - parallel_steps(config, steps)
+    schedule = make_schedule(config, hyper.learning_rate, total)
+    return optax.adamw(schedule, weight_decay=hyper.weight_decay)
 
 
-def make_fit(
-    config: TrainConfig,
-    specs: list[dict[str, Any]],
-    num_examples: int,
-    std: Any = 1.0,
-    inputs: Callable[[Array], Array] | None = None,
-) -> Fit:
-    """Builds the pure functions of a run.
-
-    Args:
-      config: the run.
-      specs: layers of the network, as :func:`network_specs` gives them.
-      num_examples: size of the training split.
-      std: standard deviation of the inputs, or of each feature: the unit of ``config.noise``; may
-        be traced.
-      inputs: applied to what the network sees, after augmentation; nothing by default.
-
-    Returns:
-      :class:`Fit`: ``init(key)``, ``epoch(state, arrays)``, ``logits(params, buffers, x)``.
+def steps_of(config: TrainConfig, num_examples: int) -> int:
+    """Updates of an epoch.
 
     Raises:
       ValueError: if the training split is smaller than a batch.
-
-    Example:
-      >>> config = TrainConfig(hidden=(16,), rank=2, epochs=2, batch_size=8, method="chain")
-      >>> f = make_fit(config, network_specs(config, 12, 3), num_examples=32)
-      >>> state = f.init(jax.random.key(0))
-      >>> x, y = jnp.ones((32, 12)), jnp.zeros((32,), jnp.int32)
-      >>> state, metrics = f.epoch(state, Arrays(x, y, x, y))
-      >>> int(state.epoch), bool(metrics.finite)
-      (1, True)
     """
-    hidden = is_hidden_kernel(specs)
     steps = num_examples // config.batch_size
     if steps < 1:
         raise ValueError(
             f"batch_size {config.batch_size} exceeds the {num_examples} training examples; "
             f"pass batch_size<={num_examples}"
         )
-    tx = optax.with_extra_args_support(make_optimizer(config, specs, steps))
-    dtype = None if config.precision == "float32" else jnp.dtype(config.precision)
+    return steps
 
-    def build(key: Key[Array, ""]) -> Network:
-        return Network(specs, dtype=dtype, rngs=nnx.Rngs(params=key))
 
-    like = nnx.eval_shape(lambda: build(jax.random.key(0)))
-    graphdef, views = split_state(like)[0], matrix_views(like)
-    deployed_graph = split_state(nnx.eval_shape(lambda: evaluating(build(jax.random.key(0)))))[0]
-    quantize_epoch = math.ceil(config.quantize_from * config.epochs)
+def make_fit(config: TrainConfig, learner: Learner, num_examples: int) -> Fit:
+    """Builds the pure functions of a run.
 
-    def quantized(params: PyTree, epoch: Array) -> PyTree:
-        if not config.quantization_aware or config.bits == 32:
-            return params
-        return jax.lax.cond(
-            epoch >= quantize_epoch,
-            lambda p: fake_quantize_params(p, config.bits, views),
-            lambda p: p,
-            params,
-        )
+    Args:
+      config: the run; only what is no :class:`~rosler_jax.hyper.Hyper` is read here.
+      learner: its model.
+      num_examples: size of the training split.
 
-    def prepared(x: Array) -> Array:
-        return x if inputs is None else inputs(x)
+    Returns:
+      :class:`Fit`: ``init(key)``, ``epoch(state, arrays, hyper, units)``, ``outputs(params,
+      buffers, x, units)``; and the parts of an epoch, for data that do not fit the device.
 
-    def logits(params: PyTree, buffers: PyTree, x: Array) -> Array:
-        return nnx.merge(deployed_graph, params, buffers)(prepared(x)).astype(jnp.float32)
+    Raises:
+      ValueError: if the training split is smaller than a batch.
+
+    Example:
+      >>> config = TrainConfig(hidden=(16,), rank=2, epochs=2, batch_size=8, method="chain")
+      >>> x, y = jnp.ones((32, 12)), jnp.zeros((32,), jnp.int32)
+      >>> from types import SimpleNamespace
+      >>> learner = learner_of(config, SimpleNamespace(train_x=x, num_classes=3))
+      >>> f = make_fit(config, learner, num_examples=32)
+      >>> state = f.init(jax.random.key(0))
+      >>> state, metrics = f.epoch(state, Arrays(x, y, x, y), hyper_of(config), Units())
+      >>> int(state.epoch), bool(metrics.finite)
+      (1, True)
+    """
+    task, method = task_of(config), method_of(config)
+    _, followed = metric_of(task, config.metric)
+    steps = steps_of(config, num_examples)
+    switch = parallel_steps(config, steps)
+
+    def setting(hyper: Hyper) -> Setting:
+        return Setting(config, hyper, learner, switch)
+
+    def optimizer(hyper: Hyper) -> optax.GradientTransformationExtraArgs:
+        inner = successive_optimizer(config, hyper, steps)
+        return optax.with_extra_args_support(method.optimizer(inner, setting(hyper)))
+
+    def outputs(params: PyTree, buffers: PyTree, x: Array, units: Units) -> Array:
+        out, _ = learner.apply(params, buffers, standardized(x, units), False)
+        return in_units(task, out, units)
 
     def init(key: Key[Array, ""]) -> TrainState:
         key_model, key_run = jax.random.split(key)
-        _, params, buffers = split_state(build(key_model))
+        params, buffers = learner.init(key_model)
         return TrainState(
             epoch=jnp.zeros((), jnp.int32),
             key=key_words(key_run),
             params=params,
             buffers=buffers,
-            opt_state=tx.init(params),
+            opt_state=optimizer(hyper_of(config)).init(params),
             best_params=params,
             best_buffers=buffers,
-            best_accuracy=-jnp.ones(()),
+            best_score=jnp.full((), -jnp.inf, jnp.float32),
             best_epoch=jnp.zeros((), jnp.int32),
         )
 
-    def loss_fn(
-        params: PyTree, buffers: PyTree, x: Array, y: Array, epoch: Array
-    ) -> tuple[Array, tuple[Array, PyTree]]:
-        model = nnx.merge(graphdef, quantized(params, epoch), buffers)
-        out = model(prepared(x)).astype(jnp.float32)
-        targets = optax.smooth_labels(jax.nn.one_hot(y, out.shape[-1]), config.label_smoothing)
-        buffers = split_state(model)[2]
-        return optax.softmax_cross_entropy(out, targets).mean(), (out, buffers)
-
-    def train_step(carry: Any, batch: Any, arrays: Arrays, epoch: Array) -> tuple[Any, Any]:
-        params, buffers, opt_state = carry
-        index, key = batch
-        x, y = arrays.train_x[index], arrays.train_y[index]
-        x = augmented(config, key, x, std)
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (out, buffers)), grads = grad_fn(params, buffers, x, y, epoch)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, buffers, opt_state), (loss, jnp.mean(out.argmax(-1) == y))
-
-    def epoch(state: TrainState, arrays: Arrays) -> tuple[TrainState, Metrics]:
+    def begin(state: TrainState) -> Epoch:
         key = jax.random.wrap_key_data(state.key, impl=KEYS)
         _, key_order, key_steps = jax.random.split(key, 3)
         order = jax.random.permutation(key_order, num_examples)[: steps * config.batch_size]
-        batches = (order.reshape(steps, config.batch_size), jax.random.split(key_steps, steps))
-        carry, (losses, hits) = jax.lax.scan(
-            lambda c, b: train_step(c, b, arrays, state.epoch),
-            (state.params, state.buffers, state.opt_state),
-            batches,
-        )
+        return Epoch(order.reshape(steps, config.batch_size), jax.random.split(key_steps, steps))
+
+    def loss_fn(
+        params: PyTree, buffers: PyTree, x: Any, y: Any, epoch: Array, hyper: Hyper, units: Units
+    ) -> Any:
+        params = quantized(config, learner, params, epoch)
+        out, buffers = learner.apply(params, buffers, standardized(x, units), True)
+        options = {
+            "label_smoothing": hyper.label_smoothing,
+            "class_weights": units.class_weights,
+            "unit": units.target_std,
+        }
+        out = in_units(task, out, units)
+        return losses(task, out, y, options).mean(), (out, buffers)
+
+    def step(
+        carry: Any, x: Array, y: Any, key: Any, epoch: Array, hyper: Hyper, units: Units
+    ) -> tuple[Any, Any]:
         params, buffers, opt_state = carry
-        if config.method == "restrict-rank":  # an epoch ends with weights that truly have the rank
-            params = merge_factors(extract_factors(params, config.rank, hidden)[0])
-        deployed = quantized(params, state.epoch)
-        x, y = arrays.validation_x, arrays.validation_y
-        val_loss, val_accuracy = evaluate(lambda x: logits(deployed, buffers, x), x, y)
-        finite = jnp.isfinite(losses).all() & jnp.isfinite(val_loss) & all_finite(params)
+        x, y = augmented(config, task, key, x, y, hyper, units)
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (out, buffers)), grads = grad_fn(params, buffers, x, y, epoch, hyper, units)
+        updates, opt_state = optimizer(hyper).update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, buffers, opt_state), (loss, statistics(task, out, y))
+
+    def steps_over(
+        carry: Any, take: Callable[[Any], Any], batches: Epoch, state: TrainState, hyper: Hyper,
+        units: Units,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        def one(carry: Any, batch: Epoch) -> tuple[Any, Any]:
+            x, y = take(batch.order)
+            return step(carry, x, y, batch.keys, state.epoch, hyper, units)
+
+        return jax.lax.scan(one, carry, batches)
+
+    def close(
+        state: TrainState, carry: Any, seen: Any, hyper: Hyper, units: Units,
+        validate: Callable[..., tuple[Any, dict[str, Any]]],
+    ) -> tuple[TrainState, Metrics]:  # fmt: skip
+        (params, buffers, opt_state), (step_losses, stats) = carry, seen
+        params = method.project(params, setting(hyper))
+        deployed = quantized(config, learner, params, state.epoch)
+        loss, validation = validate(lambda x: outputs(deployed, buffers, x, units))
+        finite = jnp.isfinite(step_losses).all() & jnp.isfinite(loss) & all_finite(params)
         new = state._replace(
             epoch=state.epoch + 1,
             key=next_key(state.key),
@@ -273,11 +269,45 @@ def make_fit(
             buffers=buffers,
             opt_state=opt_state,
         )
-        new = keep_best(new, val_accuracy, may_end_here(config, state.epoch, quantize_epoch, steps))
+        name, _ = metric_of(task, config.metric)
+        score = validation[name] if followed.larger_is_better else -validation[name]
+        new = keep_best(new, score, may_end_here(config, state.epoch, steps))
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        return new, Metrics(losses.mean(), hits.mean(), val_loss, val_accuracy, finite)
+        means = jax.tree.map(lambda a: a.mean(0), stats)
+        return new, Metrics(step_losses.mean(), values(task, means), loss, validation, finite)
 
-    return Fit(graphdef, init, epoch, logits)
+    def epoch(
+        state: TrainState, arrays: Arrays, hyper: Hyper, units: Units
+    ) -> tuple[TrainState, Metrics]:
+        def take(index: Array) -> tuple[Array, Any]:
+            y = arrays.train_y
+            return arrays.train_x[index], None if y is None else y[index]
+
+        def validate(predict: Callable[[Any], Any]) -> tuple[Array, dict[str, Any]]:
+            return evaluate(predict, arrays.validation_x, arrays.validation_y, task, units=units)
+
+        carry = state.params, state.buffers, state.opt_state
+        carry, seen = steps_over(carry, take, begin(state), state, hyper, units)
+        return close(state, carry, seen, hyper, units, validate)
+
+    return Fit(learner, init, epoch, outputs, begin, steps_over, close)
+
+
+def in_units(task: Task, out: Array, units: Units) -> Array:
+    """Outputs in the units of the targets, where a task has any."""
+    return out * units.target_std + units.target_mean if task.scaled else out
+
+
+def quantized(config: TrainConfig, learner: Learner, params: PyTree, epoch: Array) -> PyTree:
+    """The parameters as the model file would hold them, in quantisation-aware training."""
+    if not config.quantization_aware or config.bits == 32:
+        return params
+    return jax.lax.cond(
+        epoch >= math.ceil(config.quantize_from * config.epochs),
+        lambda p: fake_quantize_params(p, config.bits, learner.views),
+        lambda p: p,
+        params,
+    )
 
 
 def next_key(key: Array) -> Array:
@@ -296,20 +326,20 @@ def key_words(key: Key[Array, ""]) -> Array:
     return jax.random.key_data(key) if plain else jax.random.bits(key, (2,), jnp.uint32)
 
 
-def may_end_here(config: TrainConfig, epoch: Array, quantize_epoch: int, steps: int) -> Array:
+def may_end_here(config: TrainConfig, epoch: Array, steps: int) -> Array:
     """Whether the model after this epoch could be shipped, so that it may become the best one.
 
     Not while aRes-BP is in its parallel stage, nor before quantisation-aware training begins.
     """
     first = max(0, math.ceil(parallel_steps(config, steps) / steps) - 1)
     if config.quantization_aware and config.bits < 32:
-        first = max(first, quantize_epoch)
+        first = max(first, math.ceil(config.quantize_from * config.epochs))
     return epoch >= first
 
 
-def keep_best(state: TrainState, accuracy: Array, eligible: Array) -> TrainState:
-    """Remembers the parameters if this is the best validation accuracy so far (ties: the later)."""
-    better = eligible & (accuracy >= state.best_accuracy)
+def keep_best(state: TrainState, score: Array, eligible: Array) -> TrainState:
+    """Remembers the parameters if this is the best validation score so far (ties: the later)."""
+    better = eligible & (score >= state.best_score)
 
     def pick(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, old)
@@ -317,21 +347,28 @@ def keep_best(state: TrainState, accuracy: Array, eligible: Array) -> TrainState
     return state._replace(
         best_params=pick(state.params, state.best_params),
         best_buffers=pick(state.buffers, state.best_buffers),
-        best_accuracy=pick(accuracy, state.best_accuracy),
+        best_score=pick(score, state.best_score),
         best_epoch=pick(state.epoch, state.best_epoch),
     )
 
 
-def augmented(config: TrainConfig, key: Key[Array, ""], x: Array, std: Any) -> Array:
-    """Applies the augmentations that the config asks for; a traced noise counts as asked for."""
+def augmented(
+    config: TrainConfig, task: Task, key: Key[Array, ""], x: Array, y: Any, hyper: Hyper,
+    units: Units,
+) -> tuple[Array, Any]:  # fmt: skip
+    """A batch with the augmentations that the config asks for, and what it is to give.
+
+    An input that is its own target is the one without noise.
+    """
     key_shift, key_flip, key_noise = jax.random.split(key, 3)
     if config.shift:
         x = augment.shift(key_shift, x, config.shift)
     if config.flip:
         x = augment.flip(key_flip, x)
-    if isinstance(config.noise, jax.Array) or config.noise:
-        x = augment.noise(key_noise, x, config.noise * std)
-    return x
+    y = task.target(x, y)
+    if config.noise:
+        x = augment.noise(key_noise, x, hyper.noise * units.std)
+    return x, y
 
 
 def all_finite(tree: PyTree) -> Array:
@@ -340,14 +377,35 @@ def all_finite(tree: PyTree) -> Array:
     return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
 
 
+# Evaluation.
+
+
+def statistics(task: Task, outputs: Array, y: Any) -> dict[str, Array]:
+    """Means of the metrics' statistics over a batch."""
+    return {
+        name: jnp.asarray(metric.statistics(outputs, y), jnp.float32).mean(0)
+        for name, metric in task.metrics.items()
+    }
+
+
+def values(task: Task, means: dict[str, Array]) -> dict[str, Array]:
+    """The metrics, of means over all examples."""
+    return {name: task.metrics[name].value(mean) for name, mean in means.items()}
+
+
 def evaluate(
-    predict: Callable[[Any], Any], x: Array, y: Array, batch: int = EVALUATION_BATCH
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean cross-entropy and accuracy of ``predict(x) -> logits``, in batches; pure.
+    predict: Callable[[Any], Any],
+    x: Array,
+    y: Any,
+    task: Task = TASKS["classification"],
+    batch: int = EVALUATION_BATCH,
+    units: Units = PLAIN,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean loss and metrics of ``predict(x) -> outputs``, in batches; pure.
 
     Example:
       >>> x, y = jnp.eye(3), jnp.arange(3)
-      >>> float(evaluate(lambda x: x, x, y)[1])
+      >>> float(evaluate(lambda x: x, x, y)[1]["accuracy"])
       1.0
     """
     n = x.shape[0]
@@ -355,26 +413,43 @@ def evaluate(
     count = -(-n // batch)
     index = jnp.arange(count * batch).reshape(count, batch)
 
-    def one(i: Array) -> tuple[Array, Array]:
-        valid = i < n
+    def one(i: Array) -> Any:
         j = jnp.minimum(i, n - 1)
-        out = predict(x[j])
-        loss = optax.softmax_cross_entropy_with_integer_labels(out, y[j])
-        hit = out.argmax(-1) == y[j]
-        return jnp.where(valid, loss, 0).sum(), (valid & hit).sum()
+        return tally(task, predict, x[j], None if y is None else y[j], i < n, units)
 
-    losses, hits = jax.lax.map(one, index)
-    return losses.sum() / n, hits.sum() / n
+    sums = jax.lax.map(one, index)
+    return tallied(task, jax.tree.map(lambda a: a.sum(0), sums), n)
+
+
+def tally(
+    task: Task, predict: Callable[[Any], Any], x: Array, y: Any, valid: Array, units: Units
+) -> tuple[Array, dict[str, Array]]:
+    """Sums over a batch of losses and of the metrics' statistics, of the valid examples."""
+    out, y = predict(x), task.target(x, y)
+
+    def total(v: Any) -> Array:
+        v = jnp.asarray(v, jnp.float32)
+        return jnp.where(valid.reshape(-1, *[1] * (v.ndim - 1)), v, 0).sum(0)
+
+    found = {name: total(m.statistics(out, y)) for name, m in task.metrics.items()}
+    return total(losses(task, out, y, {"unit": units.target_std})), found
+
+
+def tallied(task: Task, sums: tuple[Array, dict[str, Array]], n: int) -> tuple[Array, dict]:
+    """Mean loss and metrics, of the sums over ``n`` examples."""
+    loss, found = sums
+    return loss / n, values(task, {name: total / n for name, total in found.items()})
 
 
 def fit(
     config: TrainConfig,
-    specs: list[dict[str, Any]],
+    learner: Learner,
     arrays: Arrays,
     key: Key[Array, ""],
-    std: float = 1.0,
+    units: Units = PLAIN,
+    hyper: Hyper | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """A whole run as one pure function: jit it, or vmap it over keys.
+    """A whole run as one pure function: jit it, or vmap it over keys, numbers and units.
 
     Returns:
       The final state and the metrics of every epoch, each of shape ``(epochs,)``.
@@ -382,10 +457,13 @@ def fit(
     Example:
       >>> config = TrainConfig(hidden=(16,), rank=2, epochs=3, batch_size=8, method="seeded")
       >>> x, y = jnp.ones((32, 12)), jnp.zeros((32,), jnp.int32)
-      >>> run = lambda key: fit(config, network_specs(config, 12, 3), Arrays(x, y, x, y), key)
+      >>> from types import SimpleNamespace
+      >>> learner = learner_of(config, SimpleNamespace(train_x=x, num_classes=3))
+      >>> run = lambda key: fit(config, learner, Arrays(x, y, x, y), key)
       >>> jax.vmap(run)(jax.random.split(jax.random.key(0), 2))[1].loss.shape
       (2, 3)
     """
-    functions = make_fit(config, specs, arrays.train_x.shape[0], std)
-    step = lambda state, _: functions.epoch(state, arrays)  # noqa: E731
+    functions = make_fit(config, learner, arrays.train_x.shape[0])
+    numbers = hyper_of(config) if hyper is None else hyper
+    step = lambda state, _: functions.epoch(state, arrays, numbers, units)  # noqa: E731
     return jax.lax.scan(step, functions.init(key), None, length=config.epochs)

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,30 +21,25 @@ from rosler_jax import config as configs
 from rosler_jax import data as datasets
 from rosler_jax._files import replace_file, replace_json
 from rosler_jax._folder import DATA, check_data, locked, tie_data
-from rosler_jax._paths import TRAINING_ONLY
 from rosler_jax.config import TrainConfig
-from rosler_jax.deploy import (
-    Trained,
-    deploy,
-    from_restricted,
-    load_file,
-    load_network,
-    pack,
-    save_network,
-)
 from rosler_jax.fit import (
     Arrays,
     Fit,
     TrainState,
-    evaluate,
-    is_hidden_kernel,
+    learner_of,
     make_fit,
-    network_specs,
+    method_of,
     run_key,
+    tally,
+    task_of,
 )
-from rosler_jax.graph import Graph, run_batch
-from rosler_jax.graph.save import MODEL, graph_of_file, model_path
-from rosler_jax.optim.extract_factors import extract_factors
+from rosler_jax.graph import Graph, run_batch, trace
+from rosler_jax.graph.save import MODEL, encoded, graph_of_file, load, model_path, save
+from rosler_jax.hyper import Hyper, hyper_of
+from rosler_jax.learner import Learner
+from rosler_jax.modelfile import ModelFileError
+from rosler_jax.tasks import Task, metric_of
+from rosler_jax.units import PLAIN, Units, in_units, units_of
 
 Report = Callable[[dict[str, float]], None]
 """Called after every epoch with that epoch's row of the history."""
@@ -61,74 +56,65 @@ class Prepared(NamedTuple):
 
     config: TrainConfig
     dataset: Any
-    specs: list[dict[str, Any]]
+    task: Task
+    learner: Learner
+    units: Units
+    hyper: Hyper
     arrays: Arrays
     functions: Fit
     epoch: Any  # the jitted epoch
 
 
-def load_data(config: TrainConfig) -> Any:
-    """The splits that the config names."""
-    options = {} if config.manual_dir is None else {"manual_dir": config.manual_dir}
+def load_data(config: TrainConfig, given: Any = None) -> Any:
+    """The splits that the config names, or given arrays."""
+    named = {"manual_dir": config.manual_dir, "target": ",".join(config.target)}
+    named["image_size"] = ",".join(map(str, config.image_size))
     return datasets.load(
-        config.data,
+        config.data if given is None else given,
         validation=config.validation,
         seed=config.seed,
         standardize=config.standardize,
-        **options,
+        targets=task_of(config).targets,
+        tokens=task_of(config).tokens,
+        **{name: value for name, value in named.items() if value},
     )
 
 
-def prepare(config: TrainConfig) -> Prepared:
+def prepare(config: TrainConfig, data: Any = None) -> Prepared:
     """Loads the data and builds the functions of a run.
 
     Raises:
       RunError, ValueError, OSError: if the data cannot be had or does not fit the config.
     """
-    dataset = load_data(config)
+    dataset, task = load_data(config, data), task_of(config)
+    metric_of(task, config.metric)
     x = dataset.train_x
     if (config.shift or config.flip) and x.ndim < 3:
         raise RunError(
-            f"shift and flip augment images, but the inputs of {config.data} have shape "
+            f"shift and flip augment images, but the inputs of {dataset.name} have shape "
             f"{x.shape[1:]}; leave them out"
         )
-    in_features, moments = int(np.prod(x.shape[1:])), filed_moments(dataset.mean, dataset.std)
-    specs = network_specs(config, in_features, dataset.num_classes, *moments)
-    functions = make_fit(config, specs, x.shape[0], dataset.std)
-    arrays = Arrays(
-        *map(
-            jax.numpy.asarray,
-            (dataset.train_x, dataset.train_y, dataset.validation_x, dataset.validation_y),
-        )
-    )
-    return Prepared(config, dataset, specs, arrays, functions, jax.jit(functions.epoch))
+    learner = learner_of(config, dataset)
+    functions = make_fit(config, learner, x.shape[0])
+    splits = dataset.train_x, dataset.train_y, dataset.validation_x, dataset.validation_y
+    arrays = Arrays(*jax.tree.map(jax.numpy.asarray, splits))
+    return Prepared(
+        config, dataset, task, learner, config_units(config, dataset), hyper_of(config), arrays,
+        functions, jax.jit(functions.epoch),
+    )  # fmt: skip
 
 
-def filed_moments(mean: Any, std: Any) -> tuple[Any, Any]:
-    """Mean and deviation as the model file has them: to digits that depend on the deviation.
-
-    Six digits of a single deviation, four of each of many (they are text in the file), and the mean
-    to as many decimals; at least four decimals of a single one.
-
-    Example:
-      >>> filed_moments(33.318421, 78.567553), filed_moments(2e-5, 1.23456789e-6)
-      ((33.3184, 78.5676), (2e-05, 1.23457e-06))
-      >>> filed_moments(np.array([1.0, 5e5]), np.array([1e-5, 1.23456e5]))
-      (array([1.e+00, 5.e+05]), array([1.000e-05, 1.235e+05]))
-    """
-    if np.ndim(std) == 0:
-        decimals = max(4, 5 - math.floor(math.log10(std)))
-        return round(float(mean), decimals), round(float(std), decimals)
-    decimals = (3 - np.floor(np.log10(std))).astype(int).tolist()
-    pairs = ([round(float(v), d) for v, d in zip(vs, decimals, strict=True)] for vs in (mean, std))
-    means, stds = map(np.array, pairs)
-    return means, stds
+def config_units(config: TrainConfig, dataset: Any) -> Units:
+    """What a run's data are standardised by."""
+    task = task_of(config)
+    return units_of(dataset, scaled=task.scaled, weights=config.class_weights, targets=task.targets)
 
 
 def train(
     config: TrainConfig | None,
     out: str | os.PathLike[str],
     *,
+    data: Any = None,
     resume: bool = False,
     report: Report | None = None,
 ) -> dict[str, Any]:
@@ -140,6 +126,8 @@ def train(
     Args:
       config: the run; None to take it from the folder when resuming.
       out: folder to write into; made if it does not exist.
+      data: arrays in the place of the data that the config names, as
+        :func:`rosler_jax.data.load` takes them; the same again to resume.
       resume: go on with the run in the folder.
       report: called after every epoch.
 
@@ -154,7 +142,7 @@ def train(
     """
     folder = Path(out)
     config = agreed_config(folder, config, resume)
-    run = prepare(config)  # first: a folder is made when the data is known to be good
+    run = prepare(config, data)  # first: a folder is made when the data is known to be good
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "run", RunError):
         # Once more: a run that began a moment earlier may have come and gone.
@@ -218,10 +206,10 @@ def run_epochs(
     if (
         int(state.epoch) < config.epochs
     ):  # ahead of the clock: an epoch's seconds are training alone
-        epoch = run.epoch.lower(state, run.arrays).compile()
+        epoch = run.epoch.lower(state, run.arrays, run.hyper, run.units).compile()
     while int(state.epoch) < config.epochs and not out_of_patience(config, state, history):
         start = time.perf_counter()
-        new, metrics = jax.block_until_ready(epoch(state, run.arrays))
+        new, metrics = jax.block_until_ready(epoch(state, run.arrays, run.hyper, run.units))
         if not bool(metrics.finite):
             raise RunError(
                 f"loss or parameters were no longer finite in epoch {int(state.epoch) + 1}; the "
@@ -233,9 +221,9 @@ def run_epochs(
         row = {
             "epoch": int(state.epoch),
             "loss": float(metrics.loss),
-            "train_accuracy": float(metrics.train_accuracy),
+            **_prefixed("train", metrics.train),
             "validation_loss": float(metrics.validation_loss),
-            "validation_accuracy": float(metrics.validation_accuracy),
+            **_prefixed("validation", metrics.validation),
             "seconds": time.perf_counter() - start,
             "bytes": file_bytes,
         }
@@ -246,82 +234,70 @@ def run_epochs(
     return state, history
 
 
+def _prefixed(split: str, metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {f"{split}_{name}": float(value) for name, value in metrics.items()}
+
+
 def out_of_patience(
     config: TrainConfig, state: TrainState, history: list[dict[str, float]]
 ) -> bool:
     """Whether validation has not improved for the epochs that the config allows."""
-    if config.patience is None or not history or float(state.best_accuracy) < 0:
+    if config.patience is None or not history or int(state.best_epoch) == 0:
         return False
-    accuracies = [row["validation_accuracy"] for row in history]
-    return len(history) - 1 - accuracies.index(max(accuracies)) >= config.patience
+    name, metric = metric_of(task_of(config), config.metric)
+    scores = [row[f"validation_{name}"] for row in history]
+    best = scores.index(max(scores) if metric.larger_is_better else min(scores))
+    return len(history) - 1 - best >= config.patience
 
 
-def trained_to_ship(
-    config: TrainConfig, specs: list[dict[str, Any]], params: Any, buffers: Any
-) -> Trained:
-    """The network of these parameters in the form that ships."""
-    if config.method == "restrict-rank":
-        where = is_hidden_kernel(specs)
-        return from_restricted(specs, params, extract_factors(params, config.rank, where)[0])
-    trained = Trained(specs, params, buffers)
-    # What was trained through the quantiser must ship in the very form that the quantiser saw.
+def shipped_graph(
+    config: TrainConfig, learner: Learner, x: Any, params: Any, buffers: Any, units: Units
+) -> Graph:
+    """The graph of trained parameters in the form that ships, inputs and outputs in their units.
+
+    What was trained through the quantiser ships in the very form that the quantiser saw.
+    """
     aware = config.quantization_aware and config.bits < 32
-    return unfolded(trained) if aware else deploy(trained)
-
-
-def unfolded(trained: Trained) -> Trained:
-    """The network as it is, with the aRes-BP layers as plain chains."""
-    layers = {
-        i: {k: v for k, v in p.items() if k not in TRAINING_ONLY}
-        for i, p in trained.params["layers"].items()
-    }
-    specs, buffers = [], dict(trained.buffers.get("layers", {}))
-    for i, spec in enumerate(trained.specs):
-        ares = spec.get("mode") == "ares"
-        if ares:
-            buffers.pop(i, None)
-            p = layers[i]  # without oversampling: the surplus rows and columns are zero
-            s = p["c"].shape[1]
-            layers[i] = {**p, "u": p["u"][:, :s], "r": p["r"][:s]}
-        kept = {k: v for k, v in spec.items() if k not in ("mode", "oversampling", "sketch")}
-        specs.append(kept if ares else dict(spec))
-    return Trained(specs, {"layers": layers}, {"layers": buffers} if buffers else {})
+    model = method_of(config).ship(learner, params, buffers, not aware)
+    example = jax.ShapeDtypeStruct((1, *x.shape[1:]), np.int32 if x.dtype == np.int32 else "f4")
+    return in_units(trace(model, example, **learner.call), units, task_of(config).scaled)
 
 
 def model_bytes(run: Prepared, state: TrainState) -> int:
     """Bytes that the model file will have: known before training, since shapes decide."""
-    params = jax.tree.map(np.zeros_like, jax.device_get(state.params))
-    trained = trained_to_ship(run.config, run.specs, params, state.buffers)
-    tensors = pack(trained, run.config.bits)
-    return len(modelfile.encode(tensors, {"layers": trained.specs}, {}))
+    zeros = jax.tree.map(np.zeros_like, jax.device_get((state.params, state.buffers)))
+    graph = shipped_graph(run.config, run.learner, run.dataset.train_x, *zeros, run.units)
+    return len(encoded(graph, run.config.bits))
 
 
 def finish(
     run: Prepared, folder: Path, state: TrainState, history: list[dict[str, float]]
 ) -> dict[str, Any]:
     """Writes the model file and everything that is known about it."""
-    config = run.config
-    if float(state.best_accuracy) < 0:
+    config, dataset = run.config, run.dataset
+    if int(state.best_epoch) == 0:
         raise RunError(
             f"no epoch ended with a model that can ship (epochs={config.epochs}, "
             f"method={config.method}); train longer"
         )
     params, buffers = jax.device_get((state.best_params, state.best_buffers))
-    trained = trained_to_ship(config, run.specs, params, buffers)
-    save_network(folder / MODEL, trained, bits=config.bits)
-    shipped = load_network(folder / MODEL)
-    loss, accuracy = score(shipped.network, run.dataset.test_x, run.dataset.test_y)
-    _, validation = score(shipped.network, run.dataset.validation_x, run.dataset.validation_y)
-    dense = dense_parameters(run.specs)
+    graph = shipped_graph(config, run.learner, dataset.train_x, params, buffers, run.units)
+    size = save(folder / MODEL, graph, bits=config.bits)
+    model = load(folder / MODEL)
+    loss, test = score(model, dataset.test_x, dataset.test_y, run.task, run.units)
+    _, validation = score(model, dataset.validation_x, dataset.validation_y, run.task, run.units)
+    dense = run.learner.report.before
     result = {
-        "test_accuracy": accuracy,
-        "validation_accuracy": validation,
+        "task": config.task,
+        "metric": metric_of(run.task, config.metric)[0],
+        **_prefixed("test", test),
+        **_prefixed("validation", validation),
         "test_loss": loss,
-        "parameters": sum(int(np.size(x)) for x in jax.tree.leaves(trained.params)),
-        "file_bytes": shipped.file.file_bytes,
+        "parameters": parameters(graph),
+        "file_bytes": size,
         "dense_parameters": dense,
         "dense_bytes": 4 * dense,
-        "compression": 4 * dense / shipped.file.file_bytes,
+        "compression": 4 * dense / size,
         "bits": config.bits,
         "best_epoch": int(state.best_epoch),
         "epochs": int(state.epoch),
@@ -337,48 +313,73 @@ def finish(
     return result
 
 
-def dense_parameters(specs: list[dict[str, Any]]) -> int:
-    """Weights and biases of the dense network with the same layer sizes."""
-    return sum(
-        (spec["in_features"] + 1) * spec["out_features"] for spec in specs if "in_features" in spec
-    )
+def parameters(graph: Graph) -> int:
+    """Numbers in the stored arrays of floats."""
+    stored = {id(w.stored): w for w in graph.weights() if w.dtype == "float32"}
+    return sum(math.prod(w.stored.shape) for w in stored.values())
 
 
-def score(network: Callable[[Any], Any], x: Any, y: Any) -> tuple[float, float]:
-    """Cross-entropy and accuracy of a network on data.
+SCORED = 1000  # examples at a time
 
-    Accuracy is counted exactly, so that it is the same number wherever it is computed again.
+
+def score(
+    predict: Callable[[Any], Any], x: Any, y: Any, task: Task, units: Units = PLAIN
+) -> tuple[float, dict[str, float]]:
+    """Mean loss and metrics of a model on data, its outputs in the data's units.
+
+    Sums are taken on the device, means in float64: the same numbers wherever they are made again.
+
+    Args:
+      predict: from a batch of inputs to outputs.
+      x, y: the data.
+      task: what they are for.
+      units: of the data, which a loss is taken in.
     """
-    loss, accuracy = jax.jit(lambda a, b: evaluate(network, a, b))(x, y)
-    return float(loss), round(float(accuracy) * len(y)) / len(y)
+    n, batch = len(x), min(SCORED, len(x))
+    sums = jax.jit(lambda *given: tally(task, predict, *given, units))
+    totals = []
+    for i in range(0, n, batch):
+        index = np.minimum(np.arange(i, i + batch), n - 1)
+        valid = np.arange(i, i + batch) < n
+        totals.append(jax.device_get(sums(x[index], None if y is None else y[index], valid)))
+    means = jax.tree.map(lambda *parts: sum(np.float64(p) for p in parts) / n, *totals)
+    found = {name: float(task.metrics[name].value(mean)) for name, mean in means[1].items()}
+    return float(means[0]), found
 
 
-def check_fit(network: Callable[[Any], Any], dataset: Any) -> None:
-    """Refuses data that a network was not made for.
+def check_fit(predict: Callable[[Any], Any], dataset: Any, config: TrainConfig) -> None:
+    """Refuses data that a model was not made for.
 
     Raises:
-      RunError: naming the inputs or the classes of both.
+      RunError: naming the inputs or the outputs of both.
     """
     x = dataset.test_x
     shape, features = x.shape[1:], math.prod(x.shape[1:])
     try:
-        out = jax.eval_shape(lambda a: network(a), jax.ShapeDtypeStruct((1, *shape), x.dtype))
+        out = jax.eval_shape(predict, jax.ShapeDtypeStruct((1, *shape), x.dtype))
     except (TypeError, ValueError) as error:
         raise RunError(
             f"the inputs of {dataset.name} have shape {shape}, {features} numbers, and do not go "
-            f"with the model{_wanted(network)}: {str(error).splitlines()[0]}"
+            f"with the model: {str(error).splitlines()[0]}"
         ) from error
-    if out.shape[1:] != (out.shape[-1],) or dataset.num_classes > out.shape[-1]:
+    wanted, classes = task_of(config).outputs(dataset), dataset.num_classes is not None
+    got = out.shape[-1] if classes else math.prod(out.shape[1:])
+    fits = got >= wanted if classes else wanted in (got, out.shape[-1])
+    if not fits or (classes and len(out.shape) != 2):
+        what = "classes" if classes else "outputs"
         raise RunError(
-            f"{dataset.name} has {dataset.num_classes} classes, but the model's outputs have shape "
-            f"{out.shape[1:]}: they are classes of other data"
+            f"{dataset.name} has {wanted} {what}, but the model's outputs have shape "
+            f"{out.shape[1:]}: they are {what} of other data"
         )
 
 
-def _wanted(network: Any) -> str:
-    """The numbers that the first layer with a size takes."""
-    sizes = [getattr(layer, "in_features", None) for layer in getattr(network, "layers", ())]
-    return next((f", which takes {size} numbers" for size in sizes if size is not None), "")
+def run_config(model: Path, data: str | None = None) -> TrainConfig | None:
+    """The config beside a run's model file, with other data if they are named; None if neither."""
+    stored = model.parent / CONFIG
+    if stored.exists():
+        config = configs.from_dict(json.loads(stored.read_text(encoding="utf-8")))
+        return config if data is None else dataclasses.replace(config, data=data)
+    return None if data is None else TrainConfig(data=data)
 
 
 def load_run_data(model: Path, data: str | None = None) -> Any:
@@ -392,13 +393,10 @@ def load_run_data(model: Path, data: str | None = None) -> Any:
       RunError: if the run's data has changed since.
       ValueError, OSError: if the data cannot be read.
     """
-    stored = model.parent / CONFIG
-    if not stored.exists() and data is None:
+    config = run_config(model, data)
+    if config is None:
         return None
-    config = TrainConfig()
-    if stored.exists():
-        config = configs.from_dict(json.loads(stored.read_text(encoding="utf-8")))
-    dataset = load_data(config if data is None else dataclasses.replace(config, data=data))
+    dataset = load_data(config)
     if data is None and (model.parent / DATA).exists():
         check_data(model.parent, dataset.digest, RunError, f"name it: --data {config.data}")
     return dataset
@@ -420,44 +418,52 @@ def evaluate_folder(path: str | os.PathLike[str], data: str | None = None) -> di
     if not folder.exists():
         raise RunError(f"{folder}: no such file or folder; name what rosler train wrote")
     model = model_path(folder)
-    if data is None and not (model.parent / CONFIG).exists():
+    config = run_config(model, data)
+    if config is None:
         raise RunError(f"{model.parent / CONFIG}: no such file, so the data is not known; name it")
     if not model.exists():
         raise RunError(f"{model}: no such file; finish the run first, or resume it")
+    dataset = load_run_data(model, data)
+    graph, file_bytes = graph_for(model, dataset)
+    return {**score_model(graph, dataset, config, str(model)), "file_bytes": file_bytes}
+
+
+def graph_for(model: Path, dataset: Any) -> tuple[Graph, int]:
+    """The graph of a file, and its bytes.
+
+    Layers of version 1 that do not tell the shape of their inputs get the data's.
+    """
     file = modelfile.load(model)
-    if file.version == 1:
-        network: Callable[[Any], Any] = load_file(model, file).network
-    else:
-        network = predictor(graph_of_file(file, str(model)), str(model))
-    scored = score_model(network, load_run_data(model, data), str(model))
-    return {**scored, "file_bytes": file.file_bytes}
+    try:
+        return graph_of_file(file, str(model)), file.file_bytes
+    except ModelFileError:
+        if file.version != 1:
+            raise
+        try:
+            found = graph_of_file(file, str(model), dataset.test_x.shape[1:])
+        except ModelFileError as error:
+            raise RunError(f"{dataset.name} does not go with the model: {error}") from error
+        return found, file.file_bytes
 
 
-def predictor(graph: Graph, name: str) -> Callable[[Any], Any]:
-    """A graph as a classifier of batches, of examples in any shape of as many numbers.
+def score_model(graph: Graph, dataset: Any, config: TrainConfig, name: str) -> dict[str, Any]:
+    """Loss and metrics on the test split of a data set, JSON types.
 
     Raises:
-      RunError: for one that does not make one array of one.
+      RunError: if the model is not one of the data, or its loss is no number.
     """
     if graph.structure is not None or len(graph.inputs) != 1:
-        raise RunError(f"{name}: only a model of one input and one output has an accuracy")
-    return functools.partial(run_batch, graph)
-
-
-def score_model(network: Callable[[Any], Any], dataset: Any, name: str) -> dict[str, Any]:
-    """Loss and accuracy on the test split of a data set, JSON types.
-
-    Raises:
-      RunError: if the data are not the model's, or its loss is no number.
-    """
-    check_fit(network, dataset)
-    loss, accuracy = score(network, dataset.test_x, dataset.test_y)
+        raise RunError(f"{name}: only a model of one input and one output can be scored")
+    predict, task = functools.partial(run_batch, graph), task_of(config)
+    check_fit(predict, dataset, config)
+    units = config_units(config, dataset)
+    loss, metrics = score(predict, dataset.test_x, dataset.test_y, task, units)
     if not math.isfinite(loss):
         raise RunError(f"{name}: its loss on {dataset.name} is {loss}; it cannot be scored")
     return {
         "data": dataset.name,
-        "examples": len(dataset.test_y),
-        "test_accuracy": accuracy,
+        "examples": len(dataset.test_x),
+        **_prefixed("test", metrics),
         "test_loss": loss,
     }
 
@@ -482,11 +488,12 @@ def draw_curves(path: Path, history: list[dict[str, float]], config: TrainConfig
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     epochs = [row["epoch"] for row in history]
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        train_name = "loss" if name == "loss" else "train_accuracy"
+    followed, _ = metric_of(task_of(config), config.metric)
+    for axes, name in zip(figure.subplots(1, 2), ("loss", followed), strict=True):
+        train_name = "loss" if name == "loss" else f"train_{name}"
         axes.plot(epochs, [row[train_name] for row in history], label="training")
         axes.plot(epochs, [row[f"validation_{name}"] for row in history], label="validation")
-        if config.method == "ares-bp":
+        if method_of(config).stages:
             axes.axvline(config.parallel_epochs, color="0.7", ls="--", label="switch")
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)

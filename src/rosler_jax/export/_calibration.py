@@ -16,11 +16,15 @@ STEPS = 4.0
 def draw(y: Int[np.ndarray, " n"], count: int, seed: int) -> Int[np.ndarray, " count"]:
     """Indices of so many examples at random, every class by its share and by at least one.
 
+    Of values, or flags, any examples.
+
     Example:
       >>> sorted(int(i) // 50 for i in draw(np.repeat([0, 1], 50), 4, seed=0))
       [0, 0, 1, 1]
     """
     rng = np.random.default_rng(seed)
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        return rng.permutation(len(y))[:count]
     place = np.empty(len(y))
     for label in np.unique(y):
         members = rng.permutation(np.flatnonzero(y == label))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rosler_jax import modelfile
 from rosler_jax._files import json_text
 from rosler_jax.export import _calibration, report
 from rosler_jax.export._errors import ExportError
@@ -24,8 +23,7 @@ from rosler_jax.export.lowering import WEIGHT_BITS
 from rosler_jax.graph import Graph, run_batch
 from rosler_jax.graph._source import TraceError
 from rosler_jax.graph.kinds import Gather
-from rosler_jax.graph.save import Model, graph_of_file, load, model_path
-from rosler_jax.modelfile import ModelFileError
+from rosler_jax.graph.save import Model, load, model_path
 
 DTYPES = ("float32", *WEIGHT_BITS)
 EXAMPLES = 16  # inputs and outputs that are written beside a C model
@@ -410,27 +408,15 @@ def calibration_and_others(
 
     A graph that the model was loaded to already is not loaded again.
     """
-    from rosler_jax.run import check_fit, load_run_data
+    from rosler_jax.run import check_fit, graph_for, load_run_data, run_config
 
     model = model_path(run)
-    dataset = load_run_data(model, data)
-    if dataset is None:
+    dataset, config = load_run_data(model, data), run_config(model, data)
+    if dataset is None or config is None:
         return None, None
-    graph = _graph_for(model, dataset) if graph is None else graph
-    check_fit(functools.partial(run_batch, graph), dataset)
-    chosen = _calibration.draw(dataset.validation_y, count, seed)
+    graph = graph_for(model, dataset)[0] if graph is None else graph
+    check_fit(functools.partial(run_batch, graph), dataset, config)
+    y = dataset.validation_y
+    labels = dataset.validation_x if y is None else y
+    chosen = _calibration.draw(np.asarray(labels), count, seed)
     return dataset.validation_x[chosen], np.delete(dataset.validation_x, chosen, axis=0)
-
-
-def _graph_for(model: Path, dataset: Any) -> Graph:
-    """The graph of a file; layers that do not tell the shape of their inputs get the data's."""
-    from rosler_jax.run import RunError
-
-    file = modelfile.load(model)
-    try:
-        return graph_of_file(file, str(model))
-    except ModelFileError:
-        try:
-            return graph_of_file(file, str(model), dataset.test_x.shape[1:])
-        except ModelFileError as error:
-            raise RunError(f"{dataset.name} does not go with the model: {error}") from error

@@ -1,0 +1,238 @@
+"""A model as pure functions, from its factory and sketch rules: the same for NNX and Linen."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+
+import rosler_jax.linen as sketched_linen
+from rosler_jax._convert import Rule
+from rosler_jax._layer_views import matrix_views
+from rosler_jax._lookup import call_named
+from rosler_jax.sketchify import Report, sketchify
+from rosler_jax.views import Views
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Key, PyTree
+
+KEYS = "threefry2x32"
+"""The kind of a run's random keys: its state is resumed under any default of JAX's."""
+
+
+class Learner(NamedTuple):
+    """A model as pure functions of its parameters and buffers (all other state).
+
+    Attributes:
+      init: ``key -> (params, buffers)``; random keys among the buffers as their words.
+      apply: ``(params, buffers, x, train) -> (outputs, buffers)``, outputs float32.
+      model: ``(params, buffers) ->`` the model that these are, as it evaluates: an NNX module, or a
+        Linen ``(module, variables)``.
+      views: what each parameter is.
+      report: what became of each layer.
+      call: keyword arguments of the model as it evaluates.
+      thin: the same model with thin factors, where the weights stay dense and are given ranks.
+    """
+
+    init: Callable[[Any], tuple[PyTree, PyTree]]
+    apply: Callable[..., tuple[Any, PyTree]]
+    model: Callable[[PyTree, PyTree], Any]
+    views: Views
+    report: Report
+    call: Mapping[str, Any]
+    thin: Learner | None = None
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Of dense kernels that are given one, by name."""
+        rows = () if self.thin is None else self.thin.report.rows
+        kept = {row.path.replace(".", "/"): row.rank for row in rows if row.rank is not None}
+        return {f"{path}/kernel": rank for path, rank in kept.items()}
+
+
+def make_learner(
+    factory: Callable[..., Any],
+    input_shape: Sequence[int],
+    outputs: int,
+    rules: Sequence[Rule] = (),
+    *,
+    thin: Sequence[Rule] = (),
+    dtype: Any = None,
+    input_dtype: Any = jnp.float32,
+    options: Mapping[str, Any] | None = None,
+) -> Learner:
+    """Builds the functions of a model.
+
+    Args:
+      factory: gives an ordinary dense NNX model or a Linen module; called with those of
+        ``input_shape``, ``outputs``, ``dtype``, ``rngs`` and the options that it names.
+      input_shape: of one example.
+      outputs: how many the model has.
+      rules: which layers become sketch layers; see :func:`rosler_jax.sketchify`.
+      thin: rules of the thin factors that dense weights will be shipped as.
+      dtype: of the computation; None for that of the parameters.
+      input_dtype: of the inputs, int32 for tokens.
+      options: of the model.
+
+    Returns:
+      The functions.
+
+    Raises:
+      TypeError: if the factory gives no model.
+      ValueError: from the factory.
+
+    Example:
+      >>> from rosler_jax.models import mlp
+      >>> rule = Rule("hidden.*", rank=2)
+      >>> learner = make_learner(mlp, (8,), 3, [rule], options={"hidden": (16,)})
+      >>> params, buffers = learner.init(jax.random.key(0))
+      >>> learner.apply(params, buffers, jnp.ones((4, 8)), False)[0].shape
+      (4, 3)
+    """
+    shape = tuple(input_shape)
+    given = {"input_shape": shape, "outputs": outputs, "dtype": dtype, **(options or {})}
+
+    def build(rngs: nnx.Rngs) -> Any:
+        return call_named(factory, rngs=rngs, **given)
+
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(build(nnx.Rngs(key))), jax.random.key(0))
+    x = jax.ShapeDtypeStruct((1, *shape), input_dtype)
+    if not isinstance(found[0], linen.Module | nnx.Module):
+        raise TypeError(
+            f"the factory of the model gives a {type(found[0]).__name__}; expected an nnx.Module "
+            "or a linen.Module"
+        )
+
+    def of(rules: Sequence[Rule]) -> Learner:
+        flax = isinstance(found[0], linen.Module)
+        return _linen(found[0], x, rules) if flax else _nnx(build, rules)
+
+    return of(rules)._replace(thin=of(thin) if thin else None)
+
+
+# NNX.
+
+
+def _nnx(build: Callable[[nnx.Rngs], Any], rules: Sequence[Rule]) -> Learner:
+    reports: list[Report] = []
+
+    def made(key: Key[Array, ""]) -> Any:
+        rngs = nnx.Rngs(key)
+        model = build(rngs)
+        new, report = sketchify(model, rules, rngs=rngs)
+        reports.append(report)
+        return new
+
+    like = nnx.eval_shape(lambda: made(jax.random.key(0, impl=KEYS)))
+    like.train()
+    graphdefs = {True: split_state(like)[0]}
+    like.eval()
+    graphdefs[False], _, buffers_like = split_state(like)
+
+    def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
+        _, params, buffers = split_state(made(key))
+        return params, _words(buffers)
+
+    def merged(params: PyTree, buffers: PyTree, train: bool) -> Any:
+        return nnx.merge(graphdefs[train], params, _keys(buffers, buffers_like))
+
+    def apply(params: PyTree, buffers: PyTree, x: Array, train: bool) -> tuple[Any, PyTree]:
+        model = merged(params, buffers, train)
+        out = model(x).astype(jnp.float32)
+        return out, _words(split_state(model)[2]) if train else buffers
+
+    return Learner(
+        init, apply, lambda params, buffers: merged(params, buffers, False), matrix_views(like),
+        reports[0], {},
+    )  # fmt: skip
+
+
+def split_state(model: nnx.Module) -> tuple[Any, Any, Any]:
+    """Splits a model into its graph, its parameters and all other state, the latter two as dicts.
+
+    ``nnx.merge(graphdef, params, buffers)`` puts it together again.
+
+    Example:
+      >>> _, params, buffers = split_state(nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
+      >>> sorted(params), buffers
+      (['bias', 'kernel'], {})
+    """
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    params, buffers = map(nnx.to_pure_dict, states)
+    return graphdef, params, buffers
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _words(buffers: PyTree) -> PyTree:
+    """Keys as their words: what a checkpoint, a stack of members and ``jnp.where`` can hold."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, buffers)
+
+
+def _keys(buffers: PyTree, like: PyTree) -> PyTree:
+    def typed(x: Any, shape: Any) -> Any:
+        return jax.random.wrap_key_data(x, impl=KEYS) if _is_key(shape) else x
+
+    return jax.tree.map(typed, buffers, like)
+
+
+# Linen.
+
+_FLAGS = {
+    "train": True, "training": True, "is_training": True,
+    "deterministic": False, "use_running_average": False, "eval": False,
+}  # fmt: skip
+"""Arguments of Linen modules that say whether they train, and what says so."""
+
+
+def _linen(module: linen.Module, x: jax.ShapeDtypeStruct, rules: Sequence[Rule]) -> Learner:
+    names = inspect.signature(type(module).__call__).parameters
+    flags = {
+        train: {name: value == train for name, value in _FLAGS.items() if name in names}
+        for train in (True, False)
+    }
+
+    def made(key: Key[Array, ""]) -> tuple[Any, Any, Report]:
+        first, second, third = jax.random.split(key, 3)
+        zeros = jnp.zeros(x.shape, x.dtype)
+        variables = module.init({"params": first, "dropout": second}, zeros, **flags[False])
+        return sketched_linen.sketchify(
+            module, variables, rules, zeros, rngs=nnx.Rngs(third), **flags[False]
+        )
+
+    key = jax.random.key(0, impl=KEYS)
+    small, variables, report = made(key)  # the seeds of its sketches are part of a Linen module
+    views = sketched_linen.matrix_views(small, variables, x, **flags[False])
+    mutable = [name for name in variables if name != "params"]
+
+    def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
+        key, dropout = jax.random.split(key)
+        drawn = made(key)[1]
+        rest = {name: value for name, value in drawn.items() if name != "params"}
+        return drawn["params"], {**rest, "dropout": jax.random.key_data(dropout)}
+
+    def apply(params: PyTree, buffers: PyTree, x: Array, train: bool) -> tuple[Any, PyTree]:
+        rest = {name: value for name, value in buffers.items() if name != "dropout"}
+        variables = {"params": params, **rest}
+        if not train:
+            return small.apply(variables, x, **flags[False]).astype(jnp.float32), buffers
+        dropout, next_key = jax.random.split(
+            jax.random.wrap_key_data(buffers["dropout"], impl=KEYS)
+        )
+        out, rest = small.apply(
+            variables, x, **flags[True], rngs={"dropout": dropout}, mutable=mutable
+        )
+        return out.astype(jnp.float32), {**rest, "dropout": jax.random.key_data(next_key)}
+
+    def model(params: PyTree, buffers: PyTree) -> tuple[Any, Any]:
+        rest = {name: value for name, value in buffers.items() if name != "dropout"}
+        return small, {"params": params, **rest}
+
+    return Learner(init, apply, model, views, report, flags[False])
