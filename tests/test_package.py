@@ -38,6 +38,7 @@ LEVELS = {
     "rosler_jax.linen": 2,
     "rosler_jax._layer_views": 2,
     "rosler_jax._factor_metadata": 2,
+    "rosler_jax._ranks": 2,
     "rosler_jax._replace": 2,
     "rosler_jax.finish": 2,
     "rosler_jax.sketchify": 2,

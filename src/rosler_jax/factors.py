@@ -86,6 +86,7 @@ def core_from_sketch(a: Float[Array, "l s"], ridge: float = RIDGE) -> Float[Arra
 
     ``U = argmin_U ||A U - I||_F^2 + lambda ||U||_F^2 = (A^T A + lambda I)^{-1} A^T`` with
     ``lambda = ridge * ||A||_F^2 / s``; the ridge keeps the solve bounded where ``A`` loses rank.
+    Columns of zeros, of a rank that was padded, do not count in ``s``.
     Solved by QR of the stacked matrix ``[A; sqrt(lambda) I]``, which does not square the condition
     number as the normal equations would.
 
@@ -105,10 +106,16 @@ def core_from_sketch(a: Float[Array, "l s"], ridge: float = RIDGE) -> Float[Arra
     """
     a = a.astype(rk.accumulator(a.dtype))
     rows, cols = a.shape
-    lam = ridge * jnp.sum(a * a) / cols + jnp.finfo(a.dtype).tiny
+    squares = jnp.sum(a * a, axis=0)
+    lam = ridge * jnp.sum(squares) / _nonzero(squares) + jnp.finfo(a.dtype).tiny
     stacked = jnp.concatenate([a, jnp.sqrt(lam) * jnp.eye(cols, dtype=a.dtype)], axis=0)
     q, triangle = jnp.linalg.qr(stacked)
     return jax.scipy.linalg.solve_triangular(triangle, q[:rows].T, lower=False)
+
+
+def _nonzero(squares: Float[Array, "n"]) -> Float[Array, ""]:
+    """How many are not zero, at least 1."""
+    return jnp.maximum(jnp.sum((squares > 0).astype(squares.dtype)), 1)
 
 
 def balance(factors: SketchFactors) -> SketchFactors:
@@ -116,8 +123,9 @@ def balance(factors: SketchFactors) -> SketchFactors:
 
     With ``C = Q_c T_c``, ``R^T = Q_r T_r`` and ``T_c U T_r^T = P S V^T`` the balanced factors are
     ``Q_c P S^{1/3}``, ``S^{1/3}`` and ``S^{1/3} V^T Q_r^T``: the same matrix, never formed.
-    Shapes are kept; where ``l > s`` the surplus rows of R and columns of U become zero, and stay
-    zero under gradient descent, since each gets its gradient through the other.
+    Shapes are kept; where ``l > s``, or C has columns or R rows of zeros, the surplus rows of R and
+    columns of U become zero, and stay zero under gradient descent, since each gets its gradient
+    through the other.
 
     Args:
       factors: ``C (m, s)``, ``U (s, l)``, ``R (l, n)`` with ``m >= s`` and ``n >= l``.
@@ -145,8 +153,10 @@ def balance(factors: SketchFactors) -> SketchFactors:
     q_c, t_c = jnp.linalg.qr(factors.c.astype(wide))
     q_r, t_r = jnp.linalg.qr(factors.r.astype(wide).T)
     left, sigma, right = jnp.linalg.svd(t_c @ factors.u.astype(wide) @ t_r.T, full_matrices=False)
-    root = jnp.cbrt(sigma)
-    k = root.shape[0]  # min(s, l)
+    k = sigma.shape[0]  # min(s, l)
+    # A cube root makes much of what rounding leaves of a zero.
+    rank = jnp.minimum(_nonzero(jnp.sum(t_c**2, 0)), _nonzero(jnp.sum(t_r**2, 0)))
+    root = jnp.cbrt(jnp.where(jnp.arange(k, dtype=rank.dtype) < rank, sigma, 0))
     c = jnp.zeros((m, s), wide).at[:, :k].set(q_c @ (left * root[None, :]))
     u = jnp.zeros((s, l), wide).at[jnp.arange(k), jnp.arange(k)].set(root)
     r = jnp.zeros((l, n), wide).at[:k].set((root[:, None] * right) @ q_r.T)
@@ -197,6 +207,13 @@ def fold(factors: SketchFactors) -> TwoFactors:
     return TwoFactors(c=factors.c @ factors.u, r=factors.r)
 
 
+def input_scale(psi: rk.Sketch) -> float | Float[Array, ""]:
+    """``sqrt(s_in / m)``: brings a projected input back to the size of the input's entries."""
+    if psi.live is None:
+        return math.sqrt(psi.cols / psi.rows)
+    return jnp.sqrt(psi.live.astype(jnp.float32) / psi.rows)
+
+
 def reconstruct(factors: SketchFactors | TwoFactors | SeededFactors) -> Float[Array, "m n"]:
     """Forms the full ``(m, n)`` matrix. For tests and export only: training never needs it.
 
@@ -231,7 +248,7 @@ def apply(
     """
     if isinstance(factors, SeededFactors):
         psi, omega = factors.psi, factors.omega
-        z = math.sqrt(psi.cols / psi.rows) * rk.project(x, psi)
+        z = jnp.asarray(input_scale(psi), x.dtype) * rk.project(x, psi)
         return rk.project_transpose(z @ factors.u, omega)
     if isinstance(factors, TwoFactors):
         return (x @ factors.c) @ factors.r

@@ -22,6 +22,7 @@ from rosler_jax.factors import (
     balance,
     check_rank,
     core_from_sketch,
+    input_scale,
 )
 
 if TYPE_CHECKING:
@@ -304,7 +305,7 @@ def seeded_from_dense(w: Float[Array, "m n"], psi: rk.Sketch, omega: rk.Sketch) 
       (8, 4)
     """
     w = w.astype(rk.accumulator(w.dtype))
-    a = math.sqrt(psi.cols / psi.rows)
+    a = input_scale(psi)
     left = jnp.linalg.lstsq(rk.materialize(psi, w.dtype), w)[0]
     u = jnp.linalg.lstsq(rk.materialize(omega, w.dtype), left.T)[0].T
     return SeededFactors(u=u / a, psi=psi, omega=omega)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,7 @@ from ..projection.api import project
 from ..selection import Choice, Problem
 from ..sharding import by_example
 from ..sketches import Sketch
+from ..sketches._base import only_live
 from . import xla
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def sketch_matmul(
     """
     x = operation.floating("sketch_matmul", x)
     _check(x, c, u, r, parallel)
+    c, u, r = _live(c, u, r)
     operands, params = _operands(x, c, u, r)
     how = operation.explain(CHAIN, implementation, *operands, **params), implementation
     if parallel is None and how[0].name == "xla":
@@ -120,6 +123,15 @@ def _check(x: Array, c: Factor, u: Array, r: Factor, parallel: Parallel | None) 
             f"sketch_matmul: psi {(psi.rows, psi.cols)} and omega {(omega.rows, omega.cols)}; "
             f"expected {(m, l)} and {(n, s)}"
         )
+
+
+def _live(c: Factor, u: Array, r: Factor) -> tuple[Factor, Array, Factor]:
+    """The same chain, its sketches whole: what of their columns is live is the core's part."""
+    if isinstance(c, Sketch) and c.live is not None:
+        u, c = only_live(u.T, c).T, dataclasses.replace(c, live=None)
+    if isinstance(r, Sketch) and r.live is not None:
+        u, r = only_live(u, r), dataclasses.replace(r, live=None)
+    return c, u, r
 
 
 def _operands(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from .. import _operation as operation
 from .. import projection
 from ..selection import Problem
+from ..sketches._base import only_live
 from . import _shifted
 from ._geometry import Geometry
 
@@ -82,7 +83,8 @@ def project_patches(
         "spatial": x.shape[1:-1],
     }
     operands = (x, *sketch.arrays())
-    return operation.apply(PATCHES, implementation, *operands, transpose=False, **params)[0]
+    (y,) = operation.apply(PATCHES, implementation, *operands, transpose=False, **params)
+    return only_live(y, sketch)
 
 
 def _sizes(name: str, value: Sizes, n: int) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from .. import _operation as operation
 from ..selection import Choice, Problem
+from ..sketches._base import only_live
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,7 +31,7 @@ def project(
 
     Args:
       x: floating array (..., rows).
-      sketch: any sketch; its seed may be traced or mapped.
+      sketch: any sketch; its seed, and how many of its columns are live, may be traced or mapped.
       implementation: a key of ``IMPLEMENTATIONS``; by default chosen as
         ``rosler_kernels.selection`` says.
 
@@ -45,7 +46,7 @@ def project(
     >>> project(jnp.ones((3, 784)), srht(0, 784, 256)).shape
     (3, 256)
     """
-    return _apply(x, sketch, False, implementation)
+    return only_live(_apply(x, sketch, False, implementation), sketch)
 
 
 def project_transpose(
@@ -110,6 +111,7 @@ def _apply(x: Array, sketch: Sketch, transpose: bool, implementation: str | None
             f"{_name(transpose)}: shape {x.shape}; expected a last axis of the {sketch.kind} "
             f"sketch's {what}={getattr(sketch, what)}"
         )
+    x = only_live(x, sketch) if transpose else x
     params: dict[str, Any] = {"sketch": sketch.static(), "transpose": transpose}
     return operation.apply(PROJECT, implementation, x, *sketch.arrays(), **params)[0]
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hashing import Tag, as_seed, threefry_2x32
+from ..products import accumulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +39,8 @@ class Sketch:
       params: the family's integers, as sorted (name, value) pairs.
       data: arrays that cannot be regenerated from the seed (weighted row sampling alone), else
         None.
+      live: how many columns count, at most cols and maybe traced: the matrix is that of so many
+        columns, with zeros behind them; None for all.
     """
 
     kind: str = dataclasses.field(metadata={"static": True})
@@ -46,6 +49,7 @@ class Sketch:
     seed: UInt32[Array, "2"]
     params: tuple[tuple[str, int], ...] = dataclasses.field(default=(), metadata={"static": True})
     data: dict[str, Array] | None = None
+    live: UInt32[Array, ""] | None = None
 
     def param(self, name: str) -> int:
         """The family's integer of that name."""
@@ -89,6 +93,8 @@ class Family(NamedTuple):
       generator: how a kernel makes them: "signs", "normal" or "sparse"; None where it cannot.
       tag: of the hash of signs or normal entries in a kernel.
       c_name: of the family's functions in C, if it has any.
+      nested: whether the columns of a sketch are the first of a wider one, but for a scale of
+        1 / sqrt(cols): then a sketch may have fewer live columns.
     """
 
     make: Callable[..., Sketch]
@@ -101,6 +107,7 @@ class Family(NamedTuple):
     generator: str | None = None
     tag: Tag | None = None
     c_name: str | None = None
+    nested: bool = False
 
     @property
     def magnitude(self) -> Callable[[Sketch], float] | None:
@@ -140,6 +147,17 @@ def check_range(kind: str, name: str, value: int, low: int, high: int, why: str)
 def by_cols(sketch: Sketch) -> np.float32:
     """1 / sqrt(cols): the scale of entries that are all of unit variance."""
     return inverse_sqrt(sketch.cols)
+
+
+def only_live(y: Array, sketch: Sketch, col_start: int | Array = 0) -> Array:
+    """What all columns col_start, ... made, last in y, as the live ones make it: zeros behind."""
+    if sketch.live is None:
+        return y
+    wide = accumulator(y.dtype)
+    column = jnp.asarray(col_start, jnp.uint32) + jnp.arange(y.shape[-1], dtype=jnp.uint32)
+    scale = jnp.sqrt(sketch.cols / sketch.live.astype(wide))
+    factor = jnp.where(column < sketch.live, scale, jnp.zeros((), wide))
+    return (y.astype(wide) * factor.reshape((1,) * (y.ndim - 1) + (-1,))).astype(y.dtype)
 
 
 def inverse_sqrt(n: int) -> np.float32:

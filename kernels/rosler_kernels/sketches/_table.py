@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
+from ._base import only_live
 from .block_perm import FAMILY as BLOCK_PERM
 from .gaussian import FAMILY as GAUSSIAN
 from .rademacher import FAMILY as RADEMACHER
@@ -52,7 +54,8 @@ def make(kind: str, seed: object, rows: int, cols: int, **options: Any) -> Sketc
 
     Args:
       kind: a key of ``FAMILIES``.
-      seed: int, uint32[2] or JAX key.
+      seed: int, uint32[2] or JAX key; of uint32[3] the last word says how many columns are live:
+        the matrix is that of so many columns, with zeros behind.
       rows: dimension projected away.
       cols: embedding dimension.
       **options: the family's own (nnz, blocks, kappa; w, of shape (rows, k), for rows_norm and
@@ -62,12 +65,20 @@ def make(kind: str, seed: object, rows: int, cols: int, **options: Any) -> Sketc
       Sketch.
 
     Raises:
-      ValueError: unknown kind, missing w, or an argument out of range.
+      ValueError: unknown kind, missing w, an argument out of range, or live columns of a family
+        whose columns depend on how many there are.
 
     >>> make("sparse_sign", 0, 100, 16, nnz=2).params
     (('nnz', 2),)
     """
     chosen = family(kind)
+    if getattr(seed, "shape", None) == (3,):
+        if not chosen.nested:
+            nested = ", ".join(name for name, row in FAMILIES.items() if row.nested)
+            raise ValueError(f"{kind}: its columns depend on how many there are; use {nested}")
+        words = jnp.asarray(seed, jnp.uint32)
+        sketch = make(kind, words[:2], rows, cols, **options)
+        return dataclasses.replace(sketch, live=words[2])
     if not chosen.weighted:
         return chosen.make(seed, rows, cols, **options)
     if "w" not in options:
@@ -125,7 +136,8 @@ def tile(
 def _tile(
     sketch: Sketch, row_start: int | Array, *, n_rows: int, col_start: int | Array, n_cols: int
 ) -> Array:
-    return family(sketch.kind).tile(sketch, row_start, n_rows, col_start, n_cols)
+    whole = family(sketch.kind).tile(sketch, row_start, n_rows, col_start, n_cols)
+    return only_live(whole, sketch, col_start)
 
 
 @functools.partial(jax.jit, static_argnames=("dtype",))
@@ -145,4 +157,4 @@ def materialize(sketch: Sketch, dtype: Any = jnp.float32) -> Float[Array, "rows 
     True
     """
     whole = family(sketch.kind).tile(sketch, 0, sketch.rows, 0, sketch.cols)
-    return whole.astype(dtype)
+    return only_live(whole, sketch).astype(dtype)

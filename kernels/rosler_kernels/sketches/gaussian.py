@@ -60,4 +60,6 @@ def tile(
     return aligned_rows(generate, 2, row_start, n_rows)
 
 
-FAMILY = Family(gaussian, tile, "dense", scale=by_cols, generator="normal", tag=Tag.GAUSSIAN)
+FAMILY = Family(
+    gaussian, tile, "dense", scale=by_cols, generator="normal", tag=Tag.GAUSSIAN, nested=True
+)

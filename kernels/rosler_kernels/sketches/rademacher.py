@@ -45,5 +45,5 @@ def tile(
 
 FAMILY = Family(
     rademacher, tile, "dense", scale=by_cols, signed=True, generator="signs", tag=Tag.RADEMACHER,
-    c_name="rademacher",
+    c_name="rademacher", nested=True,
 )  # fmt: skip

@@ -131,6 +131,6 @@ def _weighted(kind: str, seed: object, weights: Float[Array, "rows"], cols: int)
     return new_sketch(kind, seed, weights.shape[0], cols, data)
 
 
-UNIFORM = Family(rows_uniform, tile, "rows", scale=_scale, signed=True, c_name="rows")
+UNIFORM = Family(rows_uniform, tile, "rows", scale=_scale, signed=True, c_name="rows", nested=True)
 NORM = Family(rows_norm, tile, "rows", weighted=True)
 LEVERAGE = Family(rows_leverage, tile, "rows", weighted=True)

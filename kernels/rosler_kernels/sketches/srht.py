@@ -87,5 +87,5 @@ def tile(
 
 FAMILY = Family(
     srht, tile, "hadamard", scale=by_cols, signed=True, generator="signs", tag=Tag.SRHT_SIGNS,
-    c_name="srht",
+    c_name="srht", nested=True,
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from flax import linen as nn
@@ -13,7 +14,7 @@ from rosler_jax.finish import finish as finish_nnx
 from rosler_jax.linen._adapt import Path, layers_met
 from rosler_jax.linen.conv import SketchConv
 from rosler_jax.linen.dense import SketchDense
-from rosler_jax.linen.sketchify import Sketched, SketchedLayer, SketchedLayers, at, put, split_off
+from rosler_jax.linen.sketchify import Sketched, SketchedLayers, at, put, split_off
 
 _WRITTEN = (SketchDense.__name__, SketchConv.__name__)
 
@@ -58,14 +59,14 @@ def finish(
       (2, 3)
     """
     known = dict(module.layers.items) if isinstance(module, Sketched) else {}
-    found = dict(_layers(module, known, variables, args, kwargs, apply_rngs))
+    found = dict(layers_of(module, variables, args, kwargs, apply_rngs))
     modes = ("chain", "ares") if fold else ("ares",)
     named = {".".join(path): layer for path, layer in found.items() if layer.mode in modes}
     small = finish_nnx(nnx.Dict(named), fold=fold)
     params, seeds = variables["params"], variables.get("sketch", {})
     for path in found:
         if ".".join(path) in named:
-            known[path], values = split_off(small[".".join(path)], at(params, path))
+            known[path], values, _ = split_off(small[".".join(path)], at(params, path))
             params, seeds = put(params, path, values), _without(seeds, path)
     rest = {name: value for name, value in variables.items() if name not in ("params", "sketch")}
     dense = module.dense_module if isinstance(module, Sketched) else module
@@ -73,25 +74,24 @@ def finish(
     return new, {"params": params, **rest, **({"sketch": seeds} if seeds else {})}
 
 
-def _layers(
+def layers_of(
     module: nn.Module,
-    known: Mapping[Path, SketchedLayer],
     variables: Mapping[str, Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    rngs: Mapping[str, Any] | None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
+    rngs: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[Path, Any]]:
-    """The sketch layers as NNX layers, with their variables: those known, and those of a call."""
-    params = variables["params"]
+    """The sketch layers of a module as NNX layers, by path: those known, and those of a call."""
+    known = dict(module.layers.items) if isinstance(module, Sketched) else {}
+    params, seeds = variables["params"], variables.get("sketch", {})
     for path, layer in known.items():
-        yield path, layer.merged(at(params, path))
+        yield path, layer.merged(at(params, path), at(seeds, path))
     if not args and not kwargs:
         _refuse_others(params, (), known)
         return
     for path, found in layers_met(module, variables, args, kwargs, rngs).items():
         if found.kind in _WRITTEN and found.twin is not None and path not in known:
-            seeds = at(variables["sketch"], path) if found.twin.plan.sketched else {}
-            state = meta.unbox({**at(params, path), **seeds})
+            state = meta.unbox({**at(params, path), **at(seeds, path)})
             yield path, nnx.merge(nnx.graphdef(found.twin), state)
 
 

@@ -16,6 +16,7 @@ from rosler_jax._convert import Rule
 from rosler_jax._layer_views import Part, parts_of, ruled, seen
 from rosler_jax._paths import path_names
 from rosler_jax.linen._adapt import TWINS, Found, Path, layers_met
+from rosler_jax.linen._variables import SEEDS
 from rosler_jax.sketchify import (
     Report,
     Row,
@@ -27,6 +28,8 @@ from rosler_jax.sketchify import (
 from rosler_jax.views import MatrixView, Seen, Views
 
 if TYPE_CHECKING:
+    from jaxtyping import Array
+
     from rosler_jax._convert import Method
 
 _SKETCHABLE = tuple(cls.__name__ for cls in TWINS)
@@ -38,7 +41,7 @@ class SketchedLayer:
 
     Attributes:
       graphdef: of the NNX layer that computes it; its parameters are among the Linen variables.
-      seeds: name and two words of each of its sketches.
+      seeds: name and two words of each of its sketches; none where they were traced.
       kind: class of the NNX layer.
       parts: what its parameters are, by name.
     """
@@ -48,11 +51,11 @@ class SketchedLayer:
     kind: str
     parts: tuple[tuple[str, Part], ...]
 
-    def merged(self, params: Mapping[str, Any]) -> Any:
-        """The NNX layer with these parameters."""
+    def merged(self, params: Mapping[str, Any], seeds: Mapping[str, Any]) -> Any:
+        """The NNX layer with these parameters, and with its own seeds where none are given."""
         state = {name: meta.unbox(value) for name, value in params.items()}
-        state |= {name: jnp.asarray(words, jnp.uint32) for name, words in self.seeds}
-        return nnx.merge(self.graphdef, state)
+        words = seeds or {name: jnp.asarray(words, jnp.uint32) for name, words in self.seeds}
+        return nnx.merge(self.graphdef, {**state, **words})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +93,15 @@ class Sketched(nn.Module):
 
     def run(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the module by name: ``apply(variables, "encode", x, method="run")``."""
-        root = self.path
+        root, seeds = self.path, self.variables.get("sketch", {})
 
         def sketch(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
             layer, found = context.module, None
             if context.method_name == "__call__" and layer is not self:
                 path = layer.path[len(root) :]
                 # What the module was given, not made, keeps the name of this field in its path.
-                found = self.layers.at(path[1:] if path[:1] == ("dense_module",) else path)
+                path = path[1:] if path[:1] == ("dense_module",) else path
+                found = self.layers.at(path)
             if found is None:
                 return next_fun(*args, **kwargs)
             params = layer.variables.get("params", {})
@@ -107,7 +111,8 @@ class Sketched(nn.Module):
                     f"{sorted(name for name, _ in found.parts)}; pass the variables that sketchify "
                     "returned (init makes those of the dense module)"
                 )
-            return found.merged(params)(args[0] if args else kwargs["inputs"])
+            sketch_layer = found.merged(params, at(seeds, path))
+            return sketch_layer(args[0] if args else kwargs["inputs"])
 
         with nn.intercept_methods(sketch):
             return getattr(self.dense_module, method)(*args, **kwargs)
@@ -128,8 +133,9 @@ def sketchify(
 
     The Linen counterpart of :func:`rosler_jax.sketchify`: Dense, DenseGeneral (those of attention),
     Einsum, Conv and ConvTranspose, inside ``nn.scan`` and ``nn.vmap``, too. Which layers there are
-    shows in one call of the module, which is traced, not computed. The seeds of sketches are part
-    of the new module, so that they need no collection; layers of a stack share them.
+    shows in one call of the module, which is traced, not computed. The seeds of sketches are in the
+    collection ``"sketch"``, shared by the layers of a stack; those that the new module itself holds
+    serve where it is left out. Under ``jit`` and ``vmap`` the collection alone has them.
 
     Args:
       module: any Linen module.
@@ -164,7 +170,7 @@ def sketchify(
     rows: list[Row] = []
     used: set[Rule] = set()
     layers: list[tuple[Path, SketchedLayer]] = []
-    params = variables["params"]
+    params, seeds = variables["params"], variables.get("sketch", {})
     for path, found in sorted(met.items()):
         if found.kind not in _SKETCHABLE and found.twin is not None:
             continue
@@ -175,12 +181,13 @@ def sketchify(
         new, row = _converted(found, here, ".".join(path), rule, rngs, given)
         rows.append(row)
         if new is not None:
-            layer, values = split_off(new, here)
+            layer, values, words = split_off(new, here)
             layers.append((path, layer))
-            params = put(params, path, values)
+            params, seeds = put(params, path, values), put(seeds, path, words) if words else seeds
     before = sum(x.size for x in jax.tree.leaves(meta.unbox(variables["params"])))
     report = make_report(rows, before, rules, used)
-    return Sketched(module, SketchedLayers(tuple(layers))), {**variables, "params": params}, report
+    made = {**variables, "params": params, **({"sketch": seeds} if seeds else {})}
+    return Sketched(module, SketchedLayers(tuple(layers))), made, report
 
 
 def _converted(
@@ -212,8 +219,10 @@ def _variable(value: Any) -> nnx.Param[Any]:
     return nnx.Param(meta.unbox(value), out_sharding=names, eager_sharding=False)
 
 
-def split_off(new: Any, params: Mapping[str, Any]) -> tuple[SketchedLayer, dict[str, Any]]:
-    """A layer as what computes it, and its parameters, boxed as those in whose place they are."""
+def split_off(
+    new: Any, params: Mapping[str, Any]
+) -> tuple[SketchedLayer, dict[str, Any], dict[str, Array]]:
+    """A layer as what computes it, its parameters, boxed as those they replace, and its seeds."""
     values: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(nnx.state(new, nnx.Param)):
         name, value = str(path[0]), variable[...]
@@ -224,19 +233,18 @@ def split_off(new: Any, params: Mapping[str, Any]) -> tuple[SketchedLayer, dict[
             named = {} if names is None or name in params else {"names": tuple(names)}
             value = dataclasses.replace(box, value=value, **named)
         values[name] = value
-    seeds = tuple(
-        (name, tuple(int(word) for word in getattr(new, name)[...].reshape(-1, 2)[0]))
-        for name in ("psi_seed", "omega_seed")
-        if getattr(new, name, None) is not None
-    )
+    variables = {name: getattr(new, name, None) for name in SEEDS}
+    seeds = {k: v[...].reshape(-1, 2)[0] for k, v in variables.items() if v is not None}
+    known = {k: v for k, v in seeds.items() if not isinstance(v, jax.core.Tracer)}
+    words = tuple((name, tuple(map(int, value))) for name, value in known.items())
     parts = tuple((name, part) for name, part in parts_of(new).items() if name in values)
-    return SketchedLayer(nnx.graphdef(new), seeds, type(new).__name__, parts), values
+    return SketchedLayer(nnx.graphdef(new), words, type(new).__name__, parts), values, seeds
 
 
 def at(tree: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """What lies at the path."""
+    """What lies at the path, if anything."""
     for key in path:
-        tree = tree[key]
+        tree = tree.get(key, {})
     return tree
 
 
@@ -244,7 +252,7 @@ def put(tree: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
     """The tree with another value at the path."""
     if not path:
         return dict(value)
-    return {**tree, path[0]: put(tree[path[0]], path[1:], value)}
+    return {**tree, path[0]: put(tree.get(path[0], {}), path[1:], value)}
 
 
 def matrix_views(

@@ -37,6 +37,9 @@ class SketchParam(nnx.Param):
 class SketchSeed(nnx.Variable):
     """The two seed words of a sketch: data, not trained; vmap over it to vary the sketch.
 
+    A third word, where there is one, says how many columns of the sketch are live: see
+    :func:`rosler_kernels.make`.
+
     Store it with the parameters (``rosler_jax.SketchState`` selects both): a core of other seeds is
     another layer.
     """

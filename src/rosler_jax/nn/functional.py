@@ -7,12 +7,12 @@ a product is the plain chain, differentiated as usual.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
 import rosler_kernels as rk
+from rosler_jax.factors import input_scale
 from rosler_jax.nn._ares import ares_product
 from rosler_jax.nn._thin import thin_dot
 from rosler_jax.nn.lifts import BatchedLift, ConvLift, DenseLift
@@ -98,12 +98,7 @@ def seeded_dot(
       (2, 30)
     """
     x, u = _promote(x, u)
-    return rk.sketch_matmul(x, psi, u * jnp.asarray(_input_scale(psi), u.dtype), omega)
-
-
-def _input_scale(psi: rk.Sketch) -> float:
-    """``sqrt(s_in / m)``: brings a projected input back to the size of the input's entries."""
-    return math.sqrt(psi.cols / psi.rows)
+    return rk.sketch_matmul(x, psi, u * jnp.asarray(input_scale(psi), u.dtype), omega)
 
 
 def _promote(*arrays: Array) -> list[Array]:
@@ -197,7 +192,7 @@ def seeded_batched_dot(
 def _seeded_product(
     lift: Lift, x: Array, u: Float[Array, "g s_in s_out"], psi: rk.Sketch, omega: rk.Sketch
 ) -> Float[Array, "*batch g n"]:
-    z = lift.sketch(x, psi) * jnp.asarray(_input_scale(psi), x.dtype)
+    z = lift.sketch(x, psi) * jnp.asarray(input_scale(psi), x.dtype)
     return rk.project_transpose(jnp.einsum("...ga,gab->...gb", z, u), omega)
 
 
