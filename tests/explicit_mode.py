@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 
 import rosler_kernels as rk
 from rosler_jax import linen
-from rosler_jax.network import Network, mlp_specs, split_state
 from rosler_jax.nn import SketchConv, SketchEinsum, SketchLinear
 from rosler_jax.nn.two_factor import TwoFactorLinear
 from rosler_jax.optim import ares_bp, restrict_rank
@@ -112,19 +111,29 @@ def train(graphdef, params, buffers, tx, x, y):
     return jax.lax.scan(step, (params, tx.init(params)), None, length=6)[0][0]
 
 
+def mlp(sketch):
+    """20-12-12-3, its hidden layers dense or of rank 4."""
+    rngs = nnx.Rngs(0)
+    hidden = [
+        nnx.Linear(m, 12, rngs=rngs) if sketch is None
+        else SketchLinear(m, 12, rank=4, **sketch, rngs=rngs)
+        for m in (20, 12)
+    ]  # fmt: skip
+    return nnx.Sequential(hidden[0], nnx.relu, hidden[1], nnx.relu, nnx.Linear(12, 3, rngs=rngs))
+
+
 def check_training(mesh):
-    sketch = {"kind": "sketch_linear", "rank": 4}
     adam = optax.adam(1e-2)
     cases = {
-        "chain trains": (sketch, adam),
-        "aRes-BP through the switch": ({**sketch, "mode": "ares"}, ares_bp(adam, switch_step=3)),
+        "chain trains": ({"mode": "chain"}, adam),
+        "aRes-BP through the switch": ({"mode": "ares"}, ares_bp(adam, switch_step=3)),
         "restrict_rank": (None, restrict_rank(adam, 4, every=2)),
     }
     x = jax.random.normal(jax.random.key(2), (16, 20))
     y = jnp.arange(16) % 3
-    for name, (template, tx) in cases.items():
-        network = Network(mlp_specs(20, (12, 12), 3, template), rngs=nnx.Rngs(0))
-        graphdef, *parts = split_state(network)
+    for name, (sketch, tx) in cases.items():
+        graphdef, *parts = nnx.split(mlp(sketch), nnx.Param, ...)
+        parts = [nnx.to_pure_dict(part) for part in parts]
         run = jax.jit(lambda p, b, x, y, g=graphdef, tx=tx: train(g, p, b, tx, x, y))
         want = run(*parts, x, y)
         with jax.set_mesh(mesh):

@@ -1,51 +1,89 @@
-"""Small random networks for the tests of exporters: every kind of layer, deployed and quantised."""
+"""Small random networks for the tests of exporters: every kind of layer, quantised.
+
+A list of layers as files of version 1 have it is their short form.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from rosler_jax.deploy import Trained, deploy, pack, rebuild
-from rosler_jax.graph import Graph
-from rosler_jax.graph.layers import build_graph
-from rosler_jax.network import Network, split_state
+from rosler_jax._layer_views import matrix_views
+from rosler_jax._paths import path_name
+from rosler_jax.graph import Graph, version1
+from rosler_jax.quantization import quantize_params
 
 Specs = list[dict[str, Any]]
 
 
+def of(kind: str, **more: Any) -> dict[str, Any]:
+    return {"kind": kind, **more}
+
+
+def linear(m: int, n: int, **more: Any) -> dict[str, Any]:
+    return of("linear", in_features=m, out_features=n, **more)
+
+
+def factors(m: int, n: int, rank: int = 4, **more: Any) -> dict[str, Any]:
+    return of("two_factor", in_features=m, out_features=n, rank=rank, **more)
+
+
+def sketched(m: int, n: int, rank: int = 4, **more: Any) -> dict[str, Any]:
+    return of("sketch_linear", in_features=m, out_features=n, rank=rank, **more)
+
+
+def conv(c: int, d: int, size: Sequence[int] = (3, 3), **more: Any) -> dict[str, Any]:
+    return of("conv", in_features=c, out_features=d, kernel_size=list(size), **more)
+
+
+def sketched_conv(c: int, d: int, size: Sequence[int] = (3, 3), **more: Any) -> dict[str, Any]:
+    return {"rank": 3, **conv(c, d, size, **more), "kind": "sketch_conv"}
+
+
 class Model(NamedTuple):
-    """A deployed network, its graph, and the function that its file stands for."""
+    """A network, its tensors in a file of version 1, its graph, and what that file stands for."""
 
     specs: Specs
-    tensors: Mapping[str, Any]
+    tensors: dict[str, Any]
     graph: Graph
     network: Any
+
+
+DRAWN = {
+    "bias": lambda rng, n: rng.normal(0, 0.3, n),
+    "mean": lambda rng, n: rng.normal(size=n),
+    "var": lambda rng, n: rng.uniform(0.5, 2.0, n),
+    "scale": lambda rng, n: rng.uniform(-2.0, 2.0, n),
+}
 
 
 def make_model(
     specs: Specs, *, bits: int = 16, shape: Sequence[int] | None = None, seed: int = 0
 ) -> Model:
-    """A network with random parameters, biases included."""
-    _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(seed)))
+    """A network with random parameters, biases and statistics included."""
+    graphdef, state = nnx.split(version1.network(specs, nnx.Rngs(seed)))
     rng = np.random.default_rng(seed)
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, p: (
-            rng.normal(0, 0.3, p.shape).astype(np.float32) if path[-1].key == "bias" else p
-        ),
-        params,
-    )
-    trained = deploy(Trained(specs, params, buffers))
-    tensors = {k: jax.device_get(v) for k, v in pack(trained, bits).items()}
-    return Model(
-        trained.specs,
-        tensors,
-        build_graph(trained.specs, tensors, shape),
-        rebuild(trained.specs, tensors),
-    )
+
+    def drawn(path: Any, leaf: Any) -> Any:
+        draw = DRAWN.get(path_name(path).rpartition("/")[2])
+        return leaf if draw is None else draw(rng, leaf.shape).astype(np.float32)
+
+    state = jax.tree_util.tree_map_with_path(drawn, state)
+    tensors = packed(nnx.merge(graphdef, state), bits)
+    graph = version1.build_graph(specs, tensors, shape)
+    return Model(specs, tensors, graph, version1.rebuild(specs, tensors))
+
+
+def packed(network: nnx.Module, bits: int = 32) -> dict[str, Any]:
+    """The tensors that a file of version 1 has of a network, its weights with so many bits."""
+    _, params, rest = nnx.split(network, nnx.Param, ...)
+    tensors = quantize_params(nnx.to_pure_dict(params), bits, matrix_views(network))
+    tensors |= {path_name(path): x for path, x in jax.tree_util.tree_flatten_with_path(rest)[0]}
+    return {name.removeprefix("layers/"): jax.device_get(x) for name, x in tensors.items()}
 
 
 def mlp(seeded_sketch: str = "srht", activation: str = "relu") -> Specs:
@@ -56,7 +94,7 @@ def mlp(seeded_sketch: str = "srht", activation: str = "relu") -> Specs:
         {"kind": "sketch_linear", "in_features": 70, "out_features": 37, "rank": 8,
          "mode": "seeded", "in_sketch": 33, "sketch": seeded_sketch},
         {"kind": activation},
-        {"kind": "sketch_linear", "in_features": 37, "out_features": 29, "rank": 5},
+        factors(37, 29, 5),
         {"kind": activation},
         {"kind": "linear", "in_features": 29, "out_features": 7},
     ]  # fmt: skip

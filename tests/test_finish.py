@@ -11,7 +11,6 @@ import pytest
 from flax import nnx
 
 import rosler_jax as rj
-from rosler_jax.network import Network
 from rosler_jax.optim.ares_bp import solve_and_balance
 
 CASES = {
@@ -170,9 +169,3 @@ def test_what_cannot_be_folded_is_refused_by_path() -> None:
     tied[1].c = tied[0].c
     with pytest.raises(ValueError, match="0: its factors are tied to another layer's"):
         rj.finish(tied)
-
-
-def test_descriptions_of_layers_have_no_mode_of_two_factors() -> None:
-    spec = {"kind": "sketch_conv", "in_features": 4, "out_features": 8, "kernel_size": [3, 3]}
-    with pytest.raises(ValueError, match="of mode 'two-factor' has no description"):
-        Network([{**spec, "rank": 2, "mode": "two-factor"}], rngs=nnx.Rngs(0))

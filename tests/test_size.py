@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported_models import conv, factors, linear, make_model, of
 from flax import linen, nnx
 
 import rosler_kernels as rk
 from rosler_jax import modelfile
-from rosler_jax.deploy import Trained, load_network, save_network
 from rosler_jax.graph._source import TraceError
 from rosler_jax.graph.count import Operations, product, projection
 from rosler_jax.graph.save import load, save
 from rosler_jax.modelfile import ModelFileError
-from rosler_jax.network import Network, mlp_specs
 from rosler_jax.nn import (
     SketchConv,
     SketchEinsum,
@@ -32,32 +32,14 @@ from rosler_jax.nn import (
 )
 from rosler_jax.size import RATIOS, TOTALS, size_report
 
-SKETCHES = {
-    "two_factor": {"kind": "two_factor", "rank": 3},
-    "chain": {"kind": "sketch_linear", "rank": 3},
-    "seeded": {"kind": "sketch_linear", "rank": 3, "mode": "seeded", "in_sketch": 8},
-    "dense": None,
+SKETCHES: dict[str, Any] = {
+    "two_factor": lambda m, n, **more: TwoFactorLinear(m, n, 3, **more),
+    "chain": lambda m, n, **more: SketchLinear(m, n, 3, **more),
+    "seeded": lambda m, n, **more: SketchLinear(m, n, 3, mode="seeded", in_sketch=8, **more),
+    "dense": nnx.Linear,
 }
-CONV = [
-    {"kind": "conv", "in_features": 2, "out_features": 4, "kernel_size": [3, 3], "strides": 2},
-    {"kind": "relu"},
-    {"kind": "sketch_conv", "in_features": 4, "out_features": 8, "kernel_size": [3, 2], "rank": 2,
-     "padding": "VALID"},
-    {"kind": "max_pool", "window": 2},
-    {"kind": "flatten"},
-    {"kind": "linear", "in_features": 32, "out_features": 3, "use_bias": False},
-]  # fmt: skip
-
-
-def trained(specs: list[dict[str, Any]]) -> Trained:
-    """A network with random numbers for its parameters, as training would leave it."""
-    rng = np.random.default_rng(0)
-    _, *states = nnx.split(abstract(lambda: Network(specs, rngs=nnx.Rngs(0))), nnx.Param, ...)
-    params, buffers = (
-        jax.tree.map(lambda x: (9 * rng.random(x.shape)).astype(x.dtype), nnx.to_pure_dict(state))
-        for state in states
-    )
-    return Trained(specs, params, buffers)
+V1 = Path(__file__).parent / "data_v1"
+X = jnp.ones((1, 20))
 
 
 def abstract(build: Any) -> Any:
@@ -65,8 +47,23 @@ def abstract(build: Any) -> Any:
     return nnx.eval_shape(build)
 
 
-def mlp(name: str) -> list[dict[str, Any]]:
-    return mlp_specs(20, (17, 13), 5, SKETCHES[name])
+def mlp(name: str, *sizes: int) -> nnx.Sequential:
+    """20-17-13-5 or other sizes, with a dense head; biases as after training."""
+    *hidden, last = pairwise(sizes or (20, 17, 13, 5))
+    more: Any = {"rngs": nnx.Rngs(0), "bias_init": nnx.initializers.normal(1.0)}
+    layers = [f for pair in hidden for f in (SKETCHES[name](*pair, **more), nnx.relu)]
+    return nnx.Sequential(*layers, nnx.Linear(*last, **more))
+
+
+def convnet() -> nnx.Sequential:
+    more: Any = {"rngs": nnx.Rngs(0), "bias_init": nnx.initializers.normal(1.0)}
+    return nnx.Sequential(
+        nnx.Conv(2, 4, (3, 3), strides=2, **more),
+        nnx.relu,
+        SketchConv(4, 8, (3, 2), rank=2, padding="VALID", **more),
+        lambda x: nnx.max_pool(x, (2, 2), (2, 2)).reshape(len(x), -1),
+        nnx.Linear(32, 3, use_bias=False, **more),
+    )
 
 
 # --- bytes --------------------------------------------------------------------------------------
@@ -82,10 +79,11 @@ def header_and_checksum(path: Path) -> int:
 @pytest.mark.parametrize("name", SKETCHES)
 def test_rows_add_up_to_the_file(name: str, bits: int, tmp_path: Path) -> None:
     path = tmp_path / "model.rosler"
-    save_network(path, trained(mlp(name)), bits=bits, metadata={"note": "x" * 100})
+    save(path, mlp(name), X, bits=bits, metadata={"note": "x" * 100})
     report = size_report(tmp_path)
     assert report.file_bytes == os.path.getsize(path)
-    assert report.header_bytes == header_and_checksum(path)
+    in_header = 4 * report.total("seeds")
+    assert report.header_bytes == header_and_checksum(path) - in_header
     head = report.layers[-1]
     assert (head.weights, head.biases, head.bits) == (13 * 5, 5, (bits,))
     if bits == 32:
@@ -95,8 +93,16 @@ def test_rows_add_up_to_the_file(name: str, bits: int, tmp_path: Path) -> None:
         assert head.bytes == math.ceil(65 * bits / 8) + 5 * 2 + 6 * 2
 
 
+@pytest.mark.parametrize("path", sorted(V1.glob("*.rosler")), ids=lambda path: path.stem)
+def test_rows_add_up_to_a_file_of_version_1(path: Path) -> None:
+    shape = np.load(V1 / "examples.npz")[f"{path.stem.split('_')[0]}/inputs"].shape[1:]
+    report = size_report(path, input_shape=shape)
+    assert report.file_bytes == os.path.getsize(path)
+    assert report.header_bytes == header_and_checksum(path)
+
+
 def test_layers_count_what_they_store() -> None:
-    kinds = {name: size_report(trained(mlp(name)), bits=8).layers[0] for name in SKETCHES}
+    kinds = {name: size_report(mlp(name), bits=8).layers[0] for name in SKETCHES}
     counted = {name: (row.weights, row.biases, row.seeds) for name, row in kinds.items()}
     assert counted == {
         "two_factor": (20 * 3 + 3 * 17, 17, 0),
@@ -105,30 +111,28 @@ def test_layers_count_what_they_store() -> None:
         "dense": (20 * 17, 17, 0),
     }
     assert kinds["seeded"].bytes == 8 * 3 + 3 * 2 + 17 * 2 + 2 + 2 * 8
-    assert {row.dense_parameters for row in kinds.values()} == {21 * 17}
-    assert {row.dense_bytes for row in kinds.values()} == {4 * 21 * 17}
+    dense = [size_report(mlp(name), bits=8, input_shape=(20,)).layers[0] for name in SKETCHES]
+    assert {row.dense_parameters for row in dense} == {21 * 17}
+    assert {row.dense_bytes for row in dense} == {4 * 21 * 17}
 
 
 @pytest.mark.parametrize("name", [*SKETCHES, "conv"])
 def test_every_source_gives_the_same_rows(name: str, tmp_path: Path) -> None:
-    specs = CONV if name == "conv" else mlp(name)
-    parts = trained(specs)
-    path = tmp_path / "net.rosler"
-    save_network(path, parts, bits=4)
+    build = convnet if name == "conv" else lambda: mlp(name)
     shape = (13, 12, 2) if name == "conv" else (20,)
-    expected = size_report(path, input_shape=shape)
-    for source in (str(path), modelfile.load(path), load_network(path)):
-        assert size_report(source, input_shape=shape) == expected
-    sources = [abstract(lambda: Network(specs, rngs=nnx.Rngs(1))), parts]
-    sources += [] if parts.buffers else [(specs, parts.params)]
-    for source in sources:
+    model, path = build(), tmp_path / "net.rosler"
+    save(path, model, jnp.ones((1, *shape)), bits=4)
+    expected = size_report(path)
+    for source in (str(path), modelfile.load(path), load(path)):
+        assert size_report(source) == expected
+    for source in (abstract(build), model):
         report = size_report(source, bits=4, input_shape=shape)
         assert report.layers == expected.layers
         assert report.header_bytes == 0 and not report.is_file
 
 
 def test_no_bits_means_float32() -> None:
-    network = Network(mlp("two_factor"), rngs=nnx.Rngs(0))
+    network = mlp("two_factor")
     report = size_report(network, input_shape=(20,))
     assert {row.bits for row in report.layers} == {(32,)}
     parameters = sum(x.size for x in jax.tree.leaves(nnx.state(network, nnx.Param)))
@@ -138,7 +142,7 @@ def test_no_bits_means_float32() -> None:
 
 def test_bits_may_differ_from_leaf_to_leaf() -> None:
     rule = lambda path: 4 if path[-1] == "c" else 8
-    row, *_ = size_report(trained(mlp("two_factor")), bits=rule).layers
+    row, *_ = size_report(mlp("two_factor"), bits=rule).layers
     assert row.bits == (4, 8)
     assert row.bytes == math.ceil(60 * 4 / 8) + 51 + 2 * 3 * 2 + 17 * 2 + 2
 
@@ -323,7 +327,7 @@ def test_a_layer_counts_as_often_as_it_is_applied() -> None:
 
 
 def test_unknown_work_is_not_guessed() -> None:
-    network = abstract(lambda: Network(CONV, rngs=nnx.Rngs(0)))
+    network = abstract(convnet)
     report = size_report(network, bits=8)
     assert report.layers[0].multiplications is None
     assert report.total("multiplications") is None and report.ratio("multiplications") is None
@@ -355,7 +359,7 @@ def test_layers_without_matrices_cost_nothing() -> None:
 
 def test_table_and_dict_hold_every_row(tmp_path: Path) -> None:
     path = tmp_path / "model.rosler"
-    save_network(path, trained(mlp_specs(784, (1024,), 10, SKETCHES["two_factor"])), bits=16)
+    save(path, mlp("two_factor", 784, 1024, 10), jnp.ones((1, 784)), bits=16)
     report = size_report(path)
     lines = str(report).splitlines()
     (total,) = [line for line in lines if line.startswith("total")]
@@ -374,21 +378,21 @@ def test_table_and_dict_hold_every_row(tmp_path: Path) -> None:
 
 
 def test_a_layer_in_the_parallel_stage_is_no_error() -> None:
-    specs = mlp_specs(20, (17,), 5, {"kind": "sketch_linear", "rank": 3, "mode": "ares"})
-    row, *_ = size_report(trained(specs), bits=8).layers
+    layer = SketchLinear(20, 17, 3, mode="ares", rngs=nnx.Rngs(0))
+    (row,) = size_report(layer, bits=8, input_shape=(20,)).layers
     assert (row.weights, row.seeds) == (20 * 3 + 3 * 6 + 6 * 17, 0)  # seeds only begin it
 
 
 def test_wrong_sources_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.rosler"
-    parts = trained(mlp("dense"))
-    save_network(path, parts, bits=8)
+    model = mlp("dense")
+    save(path, model, X, bits=8)
     with pytest.raises(ValueError, match="has its bits already"):
         size_report(path, bits=8)
     with pytest.raises(ValueError, match="bits 5 is not supported"):
-        size_report(parts, bits=5)
+        size_report(model, bits=5)
     with pytest.raises(ValueError, match=r"does not take inputs of shape \(7,\)"):
-        size_report(parts, input_shape=(7,))
+        size_report(model, input_shape=(7,))
     with pytest.raises(TypeError, match="cannot read a int"):
         size_report(3)
     with pytest.raises(FileNotFoundError):
@@ -403,16 +407,17 @@ def test_wrong_sources_are_refused(tmp_path: Path) -> None:
     ("spec", "reason"),
     [
         ({}, "no list of layers"),
-        ({"layers": [{"kind": "magic"}]}, "unknown layer kind 'magic'"),
-        ({"layers": [{"kind": "linear", "in_features": 4}]}, "cannot be built"),
-        ({"layers": mlp("dense")[:-1]}, r"do not fit .*unknown \['layers/6/bias', "),
-        ({"layers": mlp("two_factor")}, r"do not fit .*missing \['layers/2/c', 'layers/2/r', "),
+        ({"layers": [linear(4, 3), of("magic")]}, "layer 1 is of kind 'magic'"),
+        ({"layers": [of("linear", in_features=4)]}, "missing .* 'out_features'"),
+        ({"layers": [linear(4, 3)]}, r"do not fit .*unknown \['layers/2/bias', "),
+        ({"layers": [factors(4, 3, 2), of("relu"), linear(3, 2)]}, r"missing \['layers/0/c', "),
+        ({"layers": [conv(4, 3)]}, "pass input_shape"),
     ],
 )
 def test_files_whose_layers_do_not_fit(spec: dict[str, Any], reason: str, tmp_path: Path) -> None:
     path = tmp_path / "model.rosler"
-    save_network(path, trained(mlp("dense")), bits=8)
-    modelfile.save(path, modelfile.load(path).tensors, spec, {})
+    tensors = make_model([linear(4, 3), of("relu"), linear(3, 2)]).tensors
+    modelfile.save(path, tensors, spec, {})
     with pytest.raises(ModelFileError, match=reason):
         size_report(path)
 

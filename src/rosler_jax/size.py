@@ -19,21 +19,16 @@ from rosler_jax import _table, modelfile
 from rosler_jax._layer_views import matrix_views
 from rosler_jax._paths import TRAINING_ONLY, path_name
 from rosler_jax._quantized import scale_shape
-from rosler_jax.deploy import described_layers, load_file
 from rosler_jax.graph._source import TraceError
 from rosler_jax.graph.count import ELSEWHERE, Operations, Part, parts
 from rosler_jax.graph.file import put
-from rosler_jax.graph.graph import Graph, map_weights, op_weights
-from rosler_jax.graph.layers import input_shape_of
+from rosler_jax.graph.graph import Graph, op_weights
 from rosler_jax.graph.quantize import quantization_plan
 from rosler_jax.graph.save import graph_of_file, model_path
 from rosler_jax.graph.trace import trace
-from rosler_jax.graph.weight import Weight
 from rosler_jax.modelfile import ModelFile, QuantizedTensor
-from rosler_jax.network import Network, split_state
 from rosler_jax.quantization import leaf_bits, scale_axes
 
-_PREFIX = "layers/"  # of a Network's layers; model files leave it out
 _FLOAT32_BYTES = 4
 
 
@@ -167,13 +162,12 @@ def size_report(
 
     Args:
       source: a model file, the folder of a run, a :class:`rosler_jax.modelfile.ModelFile`, what
-        was loaded from one, a graph, an NNX model, a Linen ``(module, variables)``, ``(function,
-        params)``, or ``(specs, params)`` or ``(specs, params, buffers)`` as
-        :class:`rosler_jax.network.Network` has them. Parameters may be ``jax.ShapeDtypeStruct``.
+        was loaded from one, a graph, an NNX model, a Linen ``(module, variables)``, or ``(function,
+        params)``. Parameters may be ``jax.ShapeDtypeStruct``.
       bits: in which a model that is no file would be stored: for its weights, or a function from a
         tensor's path; None for 32.
       input_shape: of one input of floats, without the batch; by default what the file says. Where
-        it is not known, neither is the work.
+        it is not known of a model, neither is the work.
       inputs: in its place, all arguments of one call, with their batch: arrays or
         ``jax.ShapeDtypeStruct`` of tokens, several inputs, a carry. Operations are those of one
         example, whatever the batch.
@@ -220,14 +214,11 @@ def _read(source: Any, bits: Any, inputs: Any, kwargs: Any) -> _Source:
         return _from_file(file, "model file", bits, inputs)
     if isinstance(source, Graph):
         return _from_graph(source, bits)
-    if isinstance(source, tuple) and len(source) in (2, 3) and isinstance(source[0], list):
-        return _from_specs(*source, bits=bits, inputs=inputs)
     known = isinstance(source, nnx.Module) or (isinstance(source, tuple) and len(source) == 2)
     if not known:
         raise TypeError(
             f"size_report cannot read a {type(source).__name__}; pass a path, a ModelFile, a "
-            "graph, an NNX model, (module, variables), (function, params), or (specs, params) of "
-            "a Network"
+            "graph, an NNX model, (module, variables), or (function, params)"
         )
     return _from_model(source, bits, inputs, kwargs)
 
@@ -236,19 +227,7 @@ def _from_file(file: ModelFile, name: str, bits: Any, inputs: Any) -> _Source:
     if bits is not None:
         raise ValueError(f"{name} has its bits already; pass bits only for a model that is no file")
     shape = None if inputs is None else inputs[0].shape[1:]
-    said = file.version == 2 or shape is not None or file.spec.get("input_shape") is not None
-    if not said and known_shape(described_layers(file, name)) is None:
-        load_file(name, file)  # refuses what makes no network
-        return _Source(file.tensors, None, file.file_bytes)
     return _Source(file.tensors, graph_of_file(file, name, shape), file.file_bytes)
-
-
-def known_shape(specs: Sequence[Any]) -> tuple[int, ...] | None:
-    """The shape of an input that the layers of a network tell; None if they do not."""
-    try:
-        return input_shape_of(specs, None)
-    except TraceError:
-        return None
 
 
 def _from_graph(graph: Graph, bits: Any) -> _Source:
@@ -259,35 +238,17 @@ def _from_graph(graph: Graph, bits: Any) -> _Source:
     return _Source({k: _zeros(*planned[id(stored)]) for k, stored in tensors.items()}, graph)
 
 
-def _from_specs(specs: Any, params: Any, buffers: Any = None, *, bits: Any, inputs: Any) -> _Source:
-    graphdef, *states = split_state(nnx.eval_shape(lambda: Network(specs, rngs=nnx.Rngs(0))))
-    like = (params, {} if buffers is None else buffers)
-    states = [jax.tree.map(lambda _, x: x, a, b) for a, b in zip(states, like, strict=True)]
-    shape = known_shape(specs) if inputs is None else None
-    if shape is not None:
-        inputs = (jax.ShapeDtypeStruct((1, *shape), jnp.float32),)
-    return _from_model(nnx.merge(graphdef, *states), bits, inputs, {})
-
-
 def _from_model(source: Any, bits: Any, inputs: Any, kwargs: Any) -> _Source:
     if inputs is None:
         return _Source(_stored(source, bits), None)
     model = _generic(source)
     try:
-        found = _from_graph(trace(model, *inputs, **kwargs), bits)
+        return _from_graph(trace(model, *inputs, **kwargs), bits)
     except TraceError:
         raise
     except (TypeError, ValueError, IndexError, AssertionError) as error:
         shapes = ", ".join(str(np.shape(x)[1:]) for x in jax.tree.leaves(inputs))
         raise ValueError(f"the model does not take inputs of shape {shapes}: {error}") from error
-    if not isinstance(source, Network):
-        return found
-    named = {name.removeprefix(_PREFIX): tensor for name, tensor in found.tensors.items()}
-    assert found.graph is not None
-    graph = map_weights(
-        found.graph, lambda w: Weight(w.name.removeprefix(_PREFIX), w.stored, w.layout)
-    )
-    return found._replace(tensors=named, graph=graph)
 
 
 def _generic(source: Any) -> Any:
@@ -315,7 +276,6 @@ def _generic(source: Any) -> Any:
 
 def _stored(source: Any, bits: Any) -> dict[str, Any]:
     """The tensors that a model's parameters would be, by names and shapes alone."""
-    prefix = _PREFIX if isinstance(source, Network) else ""
     is_module = isinstance(source, nnx.Module)
     state = nnx.to_pure_dict(nnx.state(source, nnx.Not(nnx.RngState))) if is_module else source[1]
     views = matrix_views(source) if is_module else {}
@@ -330,7 +290,7 @@ def _stored(source: Any, bits: Any) -> dict[str, Any]:
             asked = 32 if bits is None else bits
             width = int(leaf_bits(path, leaf.shape, asked, None if seen is None else seen.role))
             axes = None if width == 32 else scale_axes(path, leaf.shape, seen)
-        tensors[name.removeprefix(prefix)] = _zeros(leaf, width, axes)
+        tensors[name] = _zeros(leaf, width, axes)
     return tensors
 
 

@@ -7,16 +7,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from exported_models import Specs, make_model
+from exported_models import (
+    Specs,
+    conv,
+    factors,
+    linear,
+    make_model,
+    of,
+    sketched,
+    sketched_conv,
+)
 from flax import nnx
 from hypothesis import assume
 from hypothesis import strategies as st
-from small_networks import conv, linear, of, sketched, sketched_conv
 
 from rosler_jax.graph import Graph
-from rosler_jax.graph.layers import build_graph
-from rosler_jax.network import Network
+from rosler_jax.graph.version1 import network
 
 SIGNED = ("rademacher", "sparse_sign", "block_perm", "srht", "rows_uniform")
 """Sketches that have an integer form."""
@@ -34,14 +40,12 @@ class RandomNetwork(NamedTuple):
 @st.composite
 def vector_layers(draw: Any, m: int) -> dict[str, Any]:
     n, bias = draw(st.integers(1, 23)), draw(st.booleans())
-    kind = draw(st.sampled_from(["linear", "two_factor", "chain", "seeded"]))
+    kind = draw(st.sampled_from(["linear", "factors", "seeded"]))
     rank = draw(st.integers(1, min(m, n)))
     if kind == "linear":
         return linear(m, n, use_bias=bias)
-    if kind == "two_factor":
-        return {**linear(m, n, rank=rank, use_bias=bias), "kind": "two_factor"}
-    if kind == "chain":
-        return sketched(m, n, rank, use_bias=bias)
+    if kind == "factors":
+        return factors(m, n, rank, use_bias=bias)
     family, inner = draw(st.sampled_from(SIGNED)), draw(st.integers(rank, m))
     return sketched(m, n, rank, mode="seeded", sketch=family, in_sketch=inner, use_bias=bias)
 
@@ -94,7 +98,7 @@ def shape_after(spec: dict[str, Any], shape: tuple[int, ...]) -> tuple[int, ...]
     """What a layer makes of a shape; discards the example if the layer does not take it."""
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     try:
-        return jax.eval_shape(lambda x: Network([spec], rngs=nnx.Rngs(0))(x), x).shape[1:]
+        return jax.eval_shape(lambda x: network([spec], nnx.Rngs(0))(x), x).shape[1:]
     except ValueError:
         assume(False)
         raise
@@ -122,16 +126,4 @@ def networks(draw: Any, most_layers: int = 5) -> RandomNetwork:
 
 def random_graph(network: RandomNetwork, bits: int, seed: int) -> Graph:
     """Random parameters, and statistics of normalisations, with so many bits in the file."""
-    model = make_model(network.specs, bits=bits, shape=network.shape, seed=seed)
-    rng = np.random.default_rng(seed)
-    drawn = {
-        "mean": lambda n: rng.normal(size=n),
-        "var": lambda n: rng.uniform(0.5, 2.0, n),
-        "scale": lambda n: rng.uniform(-2.0, 2.0, n),
-    }
-    tensors = {
-        name: drawn[role](np.shape(value)).astype(np.float32) if role in drawn else value
-        for name, value in model.tensors.items()
-        for role in [name.split("/")[-1]]
-    }
-    return build_graph(model.specs, tensors, network.shape)
+    return make_model(network.specs, bits=bits, shape=network.shape, seed=seed).graph

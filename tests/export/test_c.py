@@ -30,7 +30,7 @@ from rosler_jax.export.c.layout import PER_WORD, pack_rows
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware import run_firmware, run_host
 from rosler_jax.graph import run_batch
-from rosler_jax.graph.layers import build_graph
+from rosler_jax.graph.version1 import build_graph
 
 SKETCHES = ("srht", "rademacher", "sparse_sign", "block_perm", "rows_uniform")
 NETS = {

@@ -9,23 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported_models import make_model, mlp, reals
-from small_networks import linear, of
+from exported_models import linear, make_model, mlp, of, reals
 
-from rosler_jax import modelfile
 from rosler_jax.cli import main as command
 from rosler_jax.export import ExportError, Training, export
 from rosler_jax.export.c.naming import renamed
 from rosler_jax.export.firmware import read_header, run_firmware, run_host
 from rosler_jax.export.firmware.host import FLAGS
+from rosler_jax.graph.save import save
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 CALIBRATION = reals((6,), 40)
 
 
-def save(path: Path, classes: int, seed: int) -> Path:
-    small = make_model([linear(6, 9), of("relu"), linear(9, classes)], bits=8, seed=seed)
-    modelfile.save(path, small.tensors, {"layers": small.specs}, {})
+def saved(path: Path, classes: int, seed: int) -> Path:
+    specs = [linear(6, 9), of("relu"), linear(9, classes)]
+    save(path, make_model(specs, bits=32, seed=seed).graph, bits=8)
     return path
 
 
@@ -34,9 +33,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two exports that train: floats by the name "swing", integers by "Step2"."""
     folder = tmp_path_factory.mktemp("two")
     options = {"calibration": CALIBRATION, "board": None}
-    first = save(folder / "a.rosler", 3, 0)
+    first = saved(folder / "a.rosler", 3, 0)
     export(first, folder / "edge", name="swing", train=Training(), **options)
-    second = save(folder / "b.rosler", 4, 1)
+    second = saved(folder / "b.rosler", 4, 1)
     train = Training(dtype="fixed", parts="head", loss="mse")
     export(second, folder / "edge", name="Step2", dtype="int8", train=train, **options)
     return folder / "edge"
@@ -166,7 +165,7 @@ def test_names_that_c_does_not_take_are_refused(name: str, tmp_path: Path) -> No
 
 
 def test_the_command_takes_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = ["export", str(save(tmp_path / "m.rosler", 3, 0)), "--out", str(tmp_path / "edge")]
+    common = ["export", str(saved(tmp_path / "m.rosler", 3, 0)), "--out", str(tmp_path / "edge")]
     assert command([*common, "--name", "swing", "--board", "none"]) == 0
     assert (tmp_path / "edge" / "swing_model.c").is_file()
     assert command([*common, "--name", "2nd"]) == 1
@@ -176,7 +175,7 @@ def test_the_command_takes_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_training_code_of_an_earlier_export_goes(tmp_path: Path) -> None:
-    model, edge = save(tmp_path / "m.rosler", 3, 0), tmp_path / "edge"
+    model, edge = saved(tmp_path / "m.rosler", 3, 0), tmp_path / "edge"
     export(model, edge, train=Training(), board=None)
     export(model, edge, name="other", train=Training(), board=None)
     export(model, edge, board=None)
@@ -193,8 +192,7 @@ def test_training_code_of_an_earlier_export_goes(tmp_path: Path) -> None:
     None in map(shutil.which, ("arm-none-eabi-gcc", "qemu-system-arm")), reason="no emulator"
 )
 def test_a_model_of_another_name_runs_on_a_board(tmp_path: Path) -> None:
-    small = make_model(mlp(), bits=8)
-    modelfile.save(tmp_path / "m.rosler", small.tensors, {"layers": small.specs}, {})
+    save(tmp_path / "m.rosler", make_model(mlp(), bits=32).graph, bits=8)
     done = export(tmp_path / "m.rosler", tmp_path / "edge", name="swing")
     x = reals((70,), 2)
     run = run_firmware(tmp_path / "edge", x)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_networks import conv, linear, of, sketched, sketched_conv
+from exported_models import Specs, conv, linear, make_model, of, sketched, sketched_conv
 
 import rosler_kernels as rk
 from rosler_jax.export import firmware
@@ -89,19 +89,8 @@ def _why_no_firmware() -> str:
 needs_firmware = pytest.mark.skipif(bool(_why_no_firmware()), reason=_why_no_firmware())
 
 
-def network(
-    specs: list[dict[str, Any]], seed: int = 0, shape: tuple[int, ...] | None = None
-) -> Graph:
-    from flax import nnx
-
-    from rosler_jax.deploy import Trained, pack
-    from rosler_jax.graph.layers import build_graph
-    from rosler_jax.network import Network, split_state
-
-    _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(seed)))
-    rng = np.random.default_rng(seed)
-    params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
-    return parameters_of(build_graph(specs, pack(Trained(specs, params, buffers), 32), shape))
+def network(specs: Specs, seed: int = 0, shape: tuple[int, ...] | None = None) -> Graph:
+    return parameters_of(make_model(specs, bits=32, shape=shape, seed=seed).graph)
 
 
 def examples(steps: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,10 @@ from command_line import call
 
 from rosler_jax import run
 from rosler_jax.config import TrainConfig
-from rosler_jax.deploy import load_network
 from rosler_jax.export import ExportError, calibration_of, export, run_integer
 from rosler_jax.export._calibration import draw
 from rosler_jax.export.lowering import lower
-from rosler_jax.graph.layers import build_graph
+from rosler_jax.graph.save import load
 
 AMPLITUDES = np.array([1.0, 4.0, 16.0, 64.0])
 COUNT = 60
@@ -39,12 +38,12 @@ def trained(tmp_path_factory):
 
 def accuracies(folder, calibration):
     """Of the float network, and of its integer specification, on the test split."""
-    loaded, data = load_network(folder / "model.rosler"), run.load_data(TrainConfig(
+    loaded, data = load(folder), run.load_data(TrainConfig(
         data=str(folder.parent / "sorted.npz"), validation=0.5
     ))  # fmt: skip
-    program = lower(build_graph(loaded.specs, loaded.file.tensors, None), calibration)
+    program = lower(loaded.graph, calibration)
     found = run_integer(program, program.quantize_input(data.test_x)).reshape(len(data.test_y), -1)
-    exact = np.asarray(loaded.network(data.test_x))
+    exact = np.asarray(loaded(data.test_x))
     return [float((out.argmax(-1) == data.test_y).mean()) for out in (exact, found)]
 
 
@@ -115,7 +114,6 @@ def test_features_below_the_inputs_one_scale_are_named(tmp_path):
 
 @pytest.mark.parametrize("shape", [(24, 6), (12,), (2, 6, 2)])
 def test_calibration_of_other_features_is_refused(trained, shape):
-    loaded = load_network(trained / "model.rosler")
-    graph = build_graph(loaded.specs, loaded.file.tensors, None)
+    graph = load(trained).graph
     with pytest.raises(ExportError, match="are no examples of shape"):
         lower(graph, np.ones(shape) if shape != (2, 6, 2) else np.ones((2, 6, 3)))

@@ -8,24 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported_models import CONV_SHAPE, convnet, make_model, mlp, pixels, reals
+from exported_models import CONV_SHAPE, convnet, linear, make_model, mlp, of, pixels, reals
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rosler_jax import modelfile
 from rosler_jax.cli import export as command
 from rosler_jax.cli import main
-from rosler_jax.deploy import load_network
 from rosler_jax.export import DTYPES, TARGETS, ExportError, Training, export
 from rosler_jax.export.report import Limits, estimates, shortfall
+from rosler_jax.graph.save import encoded, load, save
 from rosler_jax.modelfile import ModelFileError
+
+V1 = Path(__file__).parents[1] / "data_v1"
 
 
 @pytest.fixture
 def model(tmp_path):
     """A model file of a small network."""
-    small = make_model(mlp(), bits=8)
-    modelfile.save(tmp_path / "model.rosler", small.tensors, {"layers": small.specs}, {})
+    save(tmp_path / "model.rosler", make_model(mlp(), bits=32).graph, bits=8)
     return tmp_path / "model.rosler"
 
 
@@ -47,7 +48,7 @@ def test_writes_the_files_and_the_report(model, tmp_path):
 
 
 def test_the_file_tells_the_same_network_in_every_dtype(model, tmp_path):
-    network = load_network(model).network
+    network = load(model)
     x = pixels((70,), 20)
     expected = np.asarray(network(x[np.linspace(0, 19, 16).round().astype(int)]))  # from all of x
     for dtype in DTYPES:
@@ -141,9 +142,8 @@ def test_calibration_that_does_not_fit_is_refused(model, tmp_path, target, calib
 
 @pytest.mark.parametrize("target", ["c", "tflite"])
 def test_a_network_that_overflows_on_calibration_is_refused(tmp_path, target):
-    standardize = {"kind": "standardize", "mean": 0.0, "std": 1e-30}
-    small = make_model([standardize, {"kind": "linear", "in_features": 3, "out_features": 2}])
-    modelfile.save(tmp_path / "m.rosler", small.tensors, {"layers": small.specs}, {})
+    standardize = of("standardize", mean=0.0, std=1e-30)
+    save(tmp_path / "m.rosler", make_model([standardize, linear(3, 2)], bits=32).graph)
     options = {"calibration": 1e30 * reals((3,)), "target": target}
     with pytest.raises(ExportError, match=r": its outputs .* not finite"):
         export(tmp_path / "m.rosler", tmp_path / "x", dtype="int8", **options)
@@ -170,7 +170,7 @@ def test_what_cannot_be_is_refused(model, tmp_path):
         export(model, tmp_path / "x", dtype="int8")
     for shape in ("abc", 70, [70.5], [None], [], [0]):
         with pytest.raises(ValueError, match=r"input_shape .*; expected positive"):
-            export(model, tmp_path / "x", input_shape=shape)
+            export(V1 / "vectors_8.rosler", tmp_path / "x", input_shape=shape)
     for bad in ({"momentum": None}, {"momentum": "x"}, {"clip": "x"}, {"parts": 3}, {"batch": 2.0}):
         with pytest.raises(ExportError, match=f"{next(iter(bad))} "):
             export(model, tmp_path / "x", train=Training(**bad), board=None)
@@ -245,8 +245,7 @@ def test_hostile_headers_never_crash_the_exporter(tmp_path_factory, kind):
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damaged_files_are_refused(data):
-    small = make_model([{"kind": "linear", "in_features": 3, "out_features": 2}], bits=8)
-    whole = modelfile.encode(small.tensors, {"layers": small.specs}, {})
+    whole = encoded(make_model([linear(3, 2)], bits=8).graph)
     cut = data.draw(st.integers(0, len(whole) - 1))
     flip = data.draw(st.integers(0, len(whole) - 1))
     for bad in (whole[:cut], whole[:flip] + bytes([whole[flip] ^ 0x41]) + whole[flip + 1 :]):

@@ -11,20 +11,18 @@ from exported_models import (
     convnet,
     make_model,
     mlp,
+    of,
+    packed,
     pixels,
     reals,
     signal_net,
 )
 from flax import nnx
 
-from rosler_jax._paths import path_name
-from rosler_jax.config import TrainConfig
-from rosler_jax.deploy import Trained, load_network, save_network
-from rosler_jax.fit import Arrays, make_fit
 from rosler_jax.graph import TraceError, run_batch
 from rosler_jax.graph.kinds import Affine, Conv, Dense
-from rosler_jax.graph.layers import build_graph
-from rosler_jax.network import Network, split_state
+from rosler_jax.graph.save import load, save
+from rosler_jax.graph.version1 import build_graph, network
 
 NETS = {
     "mlp": (mlp(), (70,)),
@@ -107,7 +105,7 @@ BAD = {
     "aRes-BP as it trains": (
         [{"kind": "sketch_linear", "mode": "ares", "in_features": 4, "out_features": 4, "rank": 1}],
         (4,),
-        "deploy the network first",
+        "finish the model first",
     ),
     "window larger than the image": (
         [{"kind": "conv", "in_features": 1, "out_features": 1, "kernel_size": [5, 5],
@@ -121,15 +119,9 @@ BAD = {
 def tensors_of(specs):
     """Of a network of such layers; none where there is no such network."""
     try:
-        _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(0)))
+        return packed(network(specs, nnx.Rngs(0)))
     except ValueError:
         return {}
-    return {
-        path_name(path).removeprefix("layers/"): leaf
-        for path, leaf in jax.tree_util.tree_flatten_with_path([params, buffers])[0]
-        for path in [path[1:]]
-        if "fingerprint" not in path_name(path)
-    }
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -139,28 +131,25 @@ def test_refuses_with_the_reason(case):
         build_graph(specs, tensors_of(specs), shape)
 
 
-def test_a_trained_batch_norm_ships_with_its_running_statistics(tmp_path):
-    rng = np.random.default_rng(0)
-    x = rng.normal(3, 2, (64, 6, 6, 2)).astype(np.float32)
-    y = (x.mean((1, 2, 3)) > 3).astype(np.int32)
-    specs = [
-        {"kind": "conv", "in_features": 2, "out_features": 4, "kernel_size": [3, 3]},
-        {"kind": "batch_norm", "num_features": 4},
-        {"kind": "relu"},
-        {"kind": "flatten"},
-        {"kind": "linear", "in_features": 144, "out_features": 2},
-    ]
-    config = TrainConfig(method="dense", hidden=(4,), batch_size=16, epochs=3)
-    functions = make_fit(config, specs, len(x))
-    state = functions.init(jax.random.key(0))
+@pytest.mark.parametrize("window", [0, -2, 2.0, "3", [], [2], [2, 0], [2, 2.5], None])
+def test_windows_that_are_none_are_refused(window):
+    with pytest.raises(TraceError, match="cannot run on inputs of shape"):
+        build_graph([of("max_pool", window=window)], {}, (8, 8, 1))
+
+
+def test_a_batch_norm_ships_with_its_running_statistics(tmp_path):
+    x = np.random.default_rng(0).normal(3, 2, (64, 6, 6, 2)).astype(np.float32)
+    rngs = nnx.Rngs(0)
+    norm = nnx.BatchNorm(4, rngs=rngs)
+    flatten = lambda x: x.reshape(len(x), -1)
+    head = nnx.Linear(144, 2, rngs=rngs)
+    model = nnx.Sequential(nnx.Conv(2, 4, (3, 3), rngs=rngs), norm, nnx.relu, flatten, head)
+    model.train()
     for _ in range(3):
-        state, _ = jax.jit(functions.epoch)(state, Arrays(x, y, x, y))
-    assert np.abs(np.asarray(state.buffers["layers"][1]["mean"])).max() > 0.05  # it has learnt
-    expected = functions.logits(state.params, state.buffers, x)
-    params, buffers = jax.device_get((state.params, state.buffers))
-    save_network(tmp_path / "m.rosler", Trained(specs, params, buffers), bits=32)
-    loaded = load_network(tmp_path / "m.rosler")
-    np.testing.assert_allclose(loaded.network(x), expected, atol=1e-5)
-    graph = build_graph(loaded.specs, loaded.file.tensors, (6, 6, 2))
-    assert Affine not in map(type, graph.ops)
-    np.testing.assert_allclose(run_batch(graph, x), expected, atol=1e-4)
+        model(x)
+    assert np.abs(norm.mean[...]).max() > 0.05  # it has seen them
+    save(tmp_path / "m.rosler", model, x)
+    loaded = load(tmp_path / "m.rosler")
+    model.eval()
+    np.testing.assert_allclose(loaded(x), model(x), atol=1e-4)
+    assert Affine not in map(type, loaded.graph.ops)

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported_models import CONV_SHAPE, convnet, make_model, mlp, pixels, reals
-from small_networks import linear, of
+from exported_models import CONV_SHAPE, convnet, linear, make_model, mlp, of, pixels, reals
 
 from rosler_jax.export import firmware, lower
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
@@ -22,7 +21,7 @@ from rosler_jax.export.firmware.host import FLAGS
 from rosler_jax.export.firmware.toolchain import ToolchainError
 from rosler_jax.export.inputs import quantized
 from rosler_jax.graph import Graph, run_batch
-from rosler_jax.graph.layers import build_graph
+from rosler_jax.graph.version1 import build_graph
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from exported_models import conv, make_model, of, sketched
 from small_networks import CASES, graph_of, inputs_of, network_of
 
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.onnx import OPSETS, onnx_model, to_onnx
 from rosler_jax.graph import Graph
 from rosler_jax.graph import run as run_graph
+from rosler_jax.graph.save import load, save
 
 onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
 ort = pytest.importorskip("onnxruntime", reason="the extra test is not installed")
@@ -84,18 +86,9 @@ def test_seeded_sketches_cost_little() -> None:
 
 
 def test_a_large_seeded_layer_is_near_its_model_file(tmp_path: Path) -> None:
-    from flax import nnx
-
-    from rosler_jax.deploy import Trained, pack, save_network
-    from rosler_jax.graph.layers import build_graph
-    from rosler_jax.network import Network, split_state
-
-    spec = {"kind": "sketch_linear", "in_features": 700, "out_features": 900, "rank": 16}
-    specs = [{**spec, "mode": "seeded"}]
-    _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(0)))
-    trained = Trained(specs, params, buffers)
-    shipped = save_network(tmp_path / "m.rosler", trained, bits=8)
-    graph = build_graph(specs, pack(trained, 8))
+    graph = make_model([sketched(700, 900, 16, mode="seeded")], bits=32).graph
+    shipped = save(tmp_path / "m.rosler", graph, bits=8)
+    graph = load(tmp_path / "m.rosler").graph
     written = to_onnx(graph, tmp_path / "m.onnx", bits=8)
     assert written == (tmp_path / "m.onnx").stat().st_size
     assert written < shipped + 5000  # nodes, and 3 bytes for every kept column
@@ -105,19 +98,8 @@ def test_a_large_seeded_layer_is_near_its_model_file(tmp_path: Path) -> None:
 
 
 def test_a_three_dimensional_convolution() -> None:
-    from flax import nnx
-
-    from rosler_jax.deploy import Trained, pack
-    from rosler_jax.graph.layers import build_graph
-    from rosler_jax.network import Network, split_state
-
-    window = {"kernel_size": [2, 3, 2], "strides": [1, 2, 1]}
-    specs = [
-        {"kind": "conv", "in_features": 2, "out_features": 4, **window},
-        {"kind": "max_pool", "window": 2},
-    ]
-    _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(0)))
-    graph = build_graph(specs, pack(Trained(specs, params, buffers), 32), (4, 9, 5, 2))
+    specs = [conv(2, 4, (2, 3, 2), strides=[1, 2, 1]), of("max_pool", window=2)]
+    graph = make_model(specs, bits=32, shape=(4, 9, 5, 2)).graph
     x = np.random.default_rng(0).normal(size=(2, 4, 9, 5, 2)).astype(np.float32)
     got = run(onnx_model(graph).SerializeToString(), x)
     assert_near(got, computed(graph, x))

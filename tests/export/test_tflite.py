@@ -9,15 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from flax import nnx
-from small_networks import CASES, conv, graph_of, inputs_of, network_of
+from exported_models import conv, make_model, sketched
+from small_networks import CASES, graph_of, inputs_of, network_of
 
-from rosler_jax.deploy import Trained, pack, save_network
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.tflite import tflite_model, to_tflite
-from rosler_jax.graph import Graph, run
-from rosler_jax.graph.layers import build_graph
-from rosler_jax.network import Network, split_state
+from rosler_jax.graph import Graph, run, trace
+from rosler_jax.graph.save import load, save
 
 pytest.importorskip("tflite", reason="the extra export is not installed")
 litert = pytest.importorskip("ai_edge_litert.interpreter", reason="no LiteRT for this machine")
@@ -111,26 +109,20 @@ def test_integer_products_have_integer_operands() -> None:
     assert ops.count("QUANTIZE") == ops.count("DEQUANTIZE") == 1
 
 
-def big_graph(**layer: Any) -> tuple[Trained, int]:
-    spec = {"kind": "sketch_linear", "in_features": 700, "out_features": 900, "rank": 16, **layer}
-    _, params, buffers = split_state(Network([spec], rngs=nnx.Rngs(0)))
-    weights = sum(leaf.size for leaf in params["layers"][0].values() if leaf.ndim == 2)
-    return Trained([spec], params, buffers), weights
+def big(bits: int, **layer: Any) -> Graph:
+    return make_model([sketched(700, 900, 16, **layer)], bits=bits).graph
 
 
 def test_integer_weights_take_their_bits_in_the_file() -> None:
-    trained, weights = big_graph()
-    sizes = {}
-    for bits in (32, 16, 8, 4):
-        sizes[bits] = len(tflite_model(build_graph(trained.specs, pack(trained, bits)), bits))
+    sizes = {bits: len(tflite_model(big(bits), bits)) for bits in (32, 16, 8, 4)}
     for bits in (16, 8, 4):
-        assert sizes[32] - sizes[bits] == pytest.approx(weights * (32 - bits) / 8, abs=2000)
+        saved = (700 + 16 + 900) * 16 * (32 - bits) / 8
+        assert sizes[32] - sizes[bits] == pytest.approx(saved, abs=2000)
 
 
 def test_a_large_seeded_layer_is_not_written_out(tmp_path: Path) -> None:
-    trained, _ = big_graph(mode="seeded")
-    shipped = save_network(tmp_path / "m.rosler", trained, bits=8)
-    graph = build_graph(trained.specs, pack(trained, 8))
+    shipped = save(tmp_path / "m.rosler", big(32, mode="seeded"), bits=8)
+    graph = load(tmp_path / "m.rosler").graph
     x = np.random.default_rng(0).normal(size=(20, 700)).astype(np.float32)
     for calibration, activation in ((None, 1), (x, 2)):
         size = to_tflite(graph, tmp_path / "m", bits=8, calibration=calibration)
@@ -149,9 +141,7 @@ def test_a_signature_names_input_and_output() -> None:
 
 
 def volume(**more: Any) -> Graph:
-    specs = [conv(2, 4, (2, 3, 2), **more)]
-    _, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(0)))
-    return build_graph(specs, pack(Trained(specs, params, buffers), 32), (4, 9, 5, 2))
+    return make_model([conv(2, 4, (2, 3, 2), **more)], bits=32, shape=(4, 9, 5, 2)).graph
 
 
 def test_a_three_dimensional_convolution_runs_in_litert() -> None:
@@ -167,7 +157,7 @@ def test_what_tflite_does_not_have_names_the_layer(graph: Graph, bits: int) -> N
 
 
 def test_a_network_that_only_reshapes_runs() -> None:
-    graph = build_graph([{"kind": "flatten"}], {}, (6,))
+    graph = trace(lambda x: x.reshape(len(x), -1), np.zeros((1, 6), np.float32))
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
     assert_near(run_litert(tflite_model(graph), x), x, 0.0)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exported_models import conv, factors, linear, make_model, of, sketched, sketched_conv
 from flax import nnx
 from hand_made import Maker, every_kind, weight
 from hypothesis import given, settings
@@ -21,37 +22,14 @@ from hypothesis import strategies as st
 
 import rosler_kernels as rk
 from rosler_jax import modelfile
-from rosler_jax.deploy import Trained, pack
 from rosler_jax.graph import KINDS, Graph, Weight, run
 from rosler_jax.graph.check import GraphError, check
 from rosler_jax.graph.file import from_json, to_json
 from rosler_jax.graph.kinds import Affine, Dense, Map, Norm, Project
-from rosler_jax.graph.layers import build_graph
 from rosler_jax.graph.quantize import quantize_graph
 from rosler_jax.graph.save import encoded, graph_of_file, load, save
+from rosler_jax.graph.version1 import LAYERS
 from rosler_jax.modelfile import ModelFileError, QuantizedTensor
-from rosler_jax.network import LAYERS, Network, split_state
-
-
-def of(kind: str, **more: Any) -> dict[str, Any]:
-    return {"kind": kind, **more}
-
-
-def linear(m: int, n: int, **more: Any) -> dict[str, Any]:
-    return of("linear", in_features=m, out_features=n, **more)
-
-
-def sketched(m: int, n: int, rank: int, **more: Any) -> dict[str, Any]:
-    return of("sketch_linear", in_features=m, out_features=n, rank=rank, **more)
-
-
-def conv(c: int, n: int, **more: Any) -> dict[str, Any]:
-    return of("conv", in_features=c, out_features=n, kernel_size=[3, 3], **more)
-
-
-def sketched_conv(c: int, n: int, **more: Any) -> dict[str, Any]:
-    return conv(c, n, rank=3, **more) | {"kind": "sketch_conv"}
-
 
 V1, V2 = (Path(__file__).parents[1] / f"data_v{k}" for k in (1, 2))
 
@@ -217,10 +195,7 @@ def test_traced_models_come_back(tmp_path: Path) -> None:
 SMALL = {
     "chain": [linear(64, 48), of("relu"), sketched(48, 40, 6), of("tanh"), linear(40, 5)],
     "seeded": [sketched(64, 48, 6, mode="seeded", in_sketch=16), of("relu"), linear(48, 5)],
-    "factors": [
-        {"kind": "two_factor", "in_features": 64, "out_features": 48, "rank": 4}, of("gelu"),
-        linear(48, 5, use_bias=False),
-    ],
+    "factors": [factors(64, 48), of("gelu"), linear(48, 5, use_bias=False)],
     "images": [
         conv(4, 6), of("relu"), of("max_pool", window=2), sketched_conv(6, 8), of("relu"),
         of("flatten"), linear(32, 5),
@@ -236,12 +211,10 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_files_are_no_larger_than_descriptions_of_layers(name: str, bits: int) -> None:
     specs = [of("standardize", mean=33.25, std=70.125), *SMALL[name]]
-    params = split_state(Network(specs, rngs=nnx.Rngs(0)))[1:]
-    params = jax.tree.map(lambda x: x + 0.01 if x.dtype == jnp.float32 else x, params)
-    tensors = pack(Trained(specs, *params), bits)
     shape = (4, 4, 4) if "conv" in specs[1]["kind"] else (64,)
-    floats = build_graph(specs, pack(Trained(specs, *params), 32), shape)
-    assert len(encoded(floats, bits)) <= len(modelfile.encode(tensors, {"layers": specs}, {}))
+    floats, packed = (make_model(specs, bits=b, shape=shape) for b in (32, bits))
+    described = modelfile.encode(packed.tensors, {"layers": specs}, {})
+    assert len(encoded(floats.graph, bits)) <= len(described)
 
 
 # --- files of version 1 -------------------------------------------------------------------------

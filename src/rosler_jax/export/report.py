@@ -218,9 +218,8 @@ def _smaller(report: Mapping[str, Any], limit: int, flash: int, graph: Graph) ->
     if rest >= limit:
         return f"code and data other than weights alone take {rest}; train a narrower network"
     share = (limit - rest) / weights
-    ranks = sorted(
-        {w.values.shape[-1] for w in graph.weights() if w.name.endswith(("/c", "/u"))}, reverse=True
-    )
+    firsts = (w for w in graph.weights() if w.name.rstrip("*").endswith(("/c", "/u")))
+    ranks = sorted({w.values.shape[-1] for w in firsts}, reverse=True)
     if not ranks:
         return f"train a network with {share:.0%} of the weights at these bits"
     fitting = ", ".join(f"{r} -> {max(1, math.floor(r * share))}" for r in ranks)

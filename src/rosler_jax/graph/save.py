@@ -22,6 +22,7 @@ from rosler_jax.graph.file import from_json, to_json
 from rosler_jax.graph.graph import Graph
 from rosler_jax.graph.quantize import quantize_graph
 from rosler_jax.graph.trace import trace
+from rosler_jax.graph.version1 import build_graph
 from rosler_jax.modelfile import ModelFile, ModelFileError
 
 if TYPE_CHECKING:
@@ -207,19 +208,11 @@ def graph_of_file(
     try:
         if file.graph is not None:
             return from_json(file.graph, file.tensors)
-        return _described(file, name, input_shape)
+        shape = file.spec.get("input_shape") if input_shape is None else input_shape
+        return build_graph(file.spec.get("layers"), file.tensors, shape)
     except GraphError as error:
         raise ModelFileError(f"{name}: its graph makes no sense: {error}") from error
     except ModelFileError:
         raise
     except ValueError as error:
         raise ModelFileError(f"{name}: {error}") from error
-
-
-def _described(file: ModelFile, name: str, input_shape: Sequence[int] | None) -> Graph:
-    """The graph of the layers that a file of version 1 describes."""
-    from rosler_jax.deploy import described_layers
-    from rosler_jax.graph.layers import build_graph
-
-    shape = file.spec.get("input_shape") if input_shape is None else input_shape
-    return build_graph(described_layers(file, name), file.tensors, shape)

@@ -76,7 +76,7 @@ def parallel_graph(
       ExportError: if no layer has two factors, or no seed gives sketches that hold one.
 
     Example:
-      >>> from rosler_jax.graph.layers import build_graph
+      >>> from rosler_jax.graph.version1 import build_graph
       >>> specs = [
       ...     {
       ...         "kind": "two_factor",

@@ -44,7 +44,7 @@ def trained_names(graph: Graph, parts: str | Sequence[str]) -> frozenset[str]:
 
     Example:
       >>> import numpy as np
-      >>> from rosler_jax.graph.layers import build_graph
+      >>> from rosler_jax.graph.version1 import build_graph
       >>> specs = [{"kind": "two_factor", "in_features": 4, "out_features": 3, "rank": 1}]
       >>> tensors = {"0/c": np.ones((4, 1)), "0/r": np.ones((1, 3)), "0/bias": np.ones(3)}
       >>> graph = build_graph(specs, tensors)

@@ -157,7 +157,7 @@ def write_training(
         alternatives.
 
     Example:
-      >>> from rosler_jax.graph.layers import build_graph
+      >>> from rosler_jax.graph.version1 import build_graph
       >>> specs = [{"kind": "linear", "in_features": 4, "out_features": 2}]
       >>> graph = build_graph(specs, {"0/kernel": np.ones((4, 2)), "0/bias": np.zeros(2)})
       >>> source = write_training(graph)
