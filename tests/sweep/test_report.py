@@ -32,7 +32,7 @@ FLAGS = (
 AXES = ["learning_rate", "rank", "method"]
 
 
-def make_rows(count=40):
+def make_rows(count=40, metric="accuracy"):
     """Rows such as a sweep writes; two failed, one of them hostile to a page."""
     rng = np.random.default_rng(0)
     rows = []
@@ -48,8 +48,8 @@ def make_rows(count=40):
                 "member": i,
                 **varied,
                 "status": "failed" if failed else "done",
-                "validation_accuracy": accuracy,
-                "test_accuracy": accuracy,
+                f"validation_{metric}": accuracy,
+                f"test_{metric}": accuracy,
                 "file_bytes": 0 if failed else int(rng.integers(2000, 30000)),
                 "compression": accuracy,
                 "seconds": 0.5,
@@ -97,7 +97,7 @@ def test_the_page_in_a_browser(browser, tmp_path):
     outside = [url for url in requests(browser) if not url.startswith(("file:", "data:"))]
     assert outside == []
 
-    good = report.usable(rows)
+    good = report.best(rows)
     assert len(browser.find_elements("css selector", "#pareto circle.dot")) == len(good) == 38
     assert len(browser.find_elements("css selector", "#coordinates polyline")) == len(good)
     assert len(browser.find_elements("css selector", "#curves polyline")) == report.CURVES
@@ -107,8 +107,7 @@ def test_the_page_in_a_browser(browser, tmp_path):
     assert "40 members: 38 done" in browser.find_element("id", "counts").text
 
     # Sorted by accuracy at first; then by bytes, rising and falling, what has none last.
-    ranked = [row["member"] for row in report.best(rows)]
-    assert shown(browser, "member")[:38] == [str(m) for m in ranked]
+    assert shown(browser, "member")[:38] == [str(row["member"]) for row in good]
     buttons = browser.find_elements("css selector", "#members th button")
     (by_bytes,) = [b for b in buttons if b.text == "file_bytes"]
     for rising in (False, True):
@@ -135,14 +134,38 @@ def test_the_page_in_a_browser(browser, tmp_path):
     assert browser.get_log("browser") == []
 
 
-def test_the_page_can_be_read(browser, tmp_path):
+def clustered_rows():
     rows = make_rows()
     for row in rows:
         if row["file_bytes"] and row["member"] % 3 == 0:  # a second cluster, a hundred times larger
             row["file_bytes"] = 2_000_000 + row["file_bytes"]
-    report.write_report(tmp_path, AXES, rows)
+    return rows
+
+
+@pytest.fixture
+def sized(browser):
+    """Gives the window's contents a width, and in the end their own again."""
+    yield lambda width: browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def overlap(a, b):
+    return all(
+        a[k] < b[k] + b[n] and b[k] < a[k] + a[n] for k, n in (("x", "width"), ("y", "height"))
+    )
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_the_page_can_be_read(browser, sized, tmp_path, width):
+    report.write_report(tmp_path, AXES, clustered_rows())
+    sized(width)
     browser.get((tmp_path / "report.html").as_uri())
     assert browser.get_log("browser") == []
+    beside = "const e = document.documentElement; return e.scrollWidth - e.clientWidth"
+    assert browser.execute_script(beside) == 0
 
     # Between the clusters a band, of a width that leaves most to the front.
     box = browser.find_element("css selector", "#pareto path.front").rect["width"]
@@ -151,6 +174,12 @@ def test_the_page_can_be_read(browser, tmp_path):
     dots = browser.find_elements("css selector", "#pareto circle.dot")
     at = sorted(d.rect["x"] for d in dots)
     assert max(b - a for a, b in itertools.pairwise(at)) < box / 3
+
+    # Letters are as large as elsewhere, and none is written over others.
+    for picture in ("pareto", "curves", "coordinates"):
+        words = [e.rect for e in browser.find_elements("css selector", f"#{picture} text")]
+        assert len(words) > 4 and all(10 <= word["height"] <= 20 for word in words)
+        assert not [pair for pair in itertools.combinations(words, 2) if overlap(*pair)]
 
     # What is written on the axes stands on plates in front of the lines, the chosen one's too.
     children = (
@@ -166,10 +195,83 @@ def test_the_page_can_be_read(browser, tmp_path):
         assert right[0] >= right[1] - 1
 
     # Commands are seen whole.
-    inside = browser.find_element("css selector", ".scroll").rect
+    inside = browser.find_element("css selector", "#members").find_element("xpath", "..").rect
     for code in browser.find_elements("css selector", "#members td.command code")[:5]:
         assert code.rect["x"] + code.rect["width"] <= inside["x"] + inside["width"]
         assert browser.execute_script("return arguments[0].scrollWidth", code) <= code.rect["width"]
+
+
+def test_pictures_follow_the_window(browser, sized, tmp_path):
+    report.write_report(tmp_path, AXES, make_rows())
+    browser.get((tmp_path / "report.html").as_uri())
+    for width in (1400, 390):
+        sized(width)
+        drawn = """
+            const [width, done] = arguments, svg = document.getElementById("pareto");
+            const drawn = () => innerWidth === width
+              && Math.abs(svg.viewBox.baseVal.width - svg.clientWidth) < 1;
+            const look = () => drawn() ? done(true) : setTimeout(look, 20);
+            look();"""
+        assert browser.execute_async_script(drawn, width)
+        assert len(browser.find_elements("css selector", "#pareto circle.dot.on")) == 1
+
+
+def test_members_are_chosen_by_keyboard(browser, tmp_path):
+    keys = pytest.importorskip("selenium.webdriver").Keys
+    rows = make_rows()
+    for row in rows[20:]:
+        row["validation_accuracy"] -= row["member"] / 100
+        row["file_bytes"] //= row["member"]
+    report.write_report(tmp_path, AXES, rows)
+    browser.get((tmp_path / "report.html").as_uri())
+    front = [row["member"] for row in report.pareto(report.best(rows))]
+    assert len(front) > 2
+
+    def chosen():
+        return browser.find_element("id", "chosen").text.split(",")[0]
+
+    assert chosen() == f"member: {front[-1]}"
+    picture = browser.find_element("id", "pareto")
+    for key, member in (
+        (keys.ARROW_LEFT, front[-2]),
+        (keys.ARROW_LEFT, front[-3]),
+        (keys.ARROW_RIGHT, front[-2]),
+        (keys.ARROW_RIGHT, front[-1]),
+        (keys.ARROW_RIGHT, front[-1]),
+    ):
+        picture.send_keys(key)
+        assert chosen() == f"member: {member}"
+    button = browser.find_elements("css selector", "#members td.member button")[7]
+    button.send_keys(keys.ENTER)
+    assert chosen() == f"member: {button.text}" != f"member: {front[-1]}"
+
+
+def test_any_metric_in_its_direction(browser, tmp_path):
+    rows = make_rows(metric="rmse")
+    report.write_report(tmp_path, AXES, rows, "rmse", larger_is_better=False)
+    browser.get((tmp_path / "report.html").as_uri())
+    assert browser.get_log("browser") == []
+    ranked = report.best(rows, "rmse", larger_is_better=False)
+    values = [row["validation_rmse"] for row in ranked]
+    assert values == sorted(values)
+    assert shown(browser, "member")[:38] == [str(row["member"]) for row in ranked]
+    assert f"member: {ranked[0]['member']}," in browser.find_element("id", "chosen").text
+    assert "Validation rmse against bytes" in browser.find_element("tag name", "body").text
+    path = browser.find_element("css selector", "#pareto path.front").get_attribute("d")
+    heights = [float(part.split("H")[0]) for part in path.split("V")[1:]]
+    assert heights == sorted(heights)  # down the picture
+    best = browser.find_element("css selector", "#pareto circle.dot.on")
+    assert best.get_attribute("style") == "--t: 100%;"
+
+
+def test_the_front_is_what_no_other_beats():
+    rows = make_rows()
+    ranked = report.best(rows)
+    front = report.pareto(ranked)
+    pairs = [(row["file_bytes"], row["validation_accuracy"]) for row in ranked]
+    beaten = [any(s <= size and a > value for s, a in pairs) for size, value in pairs]
+    expected = [row["member"] for row, lost in zip(ranked, beaten, strict=True) if not lost]
+    assert sorted(row["member"] for row in front) == sorted(expected)
 
 
 def test_a_sweep_where_all_failed_still_has_a_page(browser, tmp_path):
@@ -193,8 +295,9 @@ def test_clusters_hold_all_values(sizes):
     assert all(any(low <= size <= high for low, high in found) for size in sizes)
 
 
-def test_pictures_are_written(tmp_path):
-    written = report.write_report(tmp_path, AXES, make_rows())
+@pytest.mark.parametrize("make", [make_rows, clustered_rows, lambda: make_rows(1)])
+def test_pictures_are_written(tmp_path, make):
+    written = report.write_report(tmp_path, AXES, make())
     assert [path.name for path in written] == [
         "report.html",
         "pareto.png",
@@ -202,6 +305,24 @@ def test_pictures_are_written(tmp_path):
         "curves.png",
     ]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in written[1:])
+
+
+@pytest.mark.parametrize("draw", report.CHARTS.values())
+def test_nothing_in_the_pictures_is_written_over_something(draw):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    agg = pytest.importorskip("matplotlib.backends.backend_agg")
+    figure = figure_module.Figure(figsize=(9, 4.5), layout="constrained")
+    canvas = agg.FigureCanvasAgg(figure)
+    draw(figure, AXES, report.best(clustered_rows()), "validation_accuracy")
+    canvas.draw()
+    texts = [text for plot in figure.axes for text in plot.texts]
+    for axis in (axis for plot in figure.axes for axis in (plot.xaxis, plot.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        texts += [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+    boxes = [text.get_window_extent() for text in texts if text.get_visible()]
+    assert len(boxes) > 4
+    assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    assert all(b.x0 >= 0 and b.x1 <= figure.bbox.x1 for b in boxes)
 
 
 @pytest.mark.parametrize(

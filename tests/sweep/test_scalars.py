@@ -28,20 +28,21 @@ def events(folder):
     return found
 
 
-def test_curves_and_results_are_written(tmp_path):
+@pytest.mark.parametrize("metric", ["accuracy", "rmse"])
+def test_curves_and_results_are_written(tmp_path, metric):
     row = {
         "member": 3,
         "learning_rate": 0.01,
         "hidden": "[8]",
-        "validation_accuracy": 0.75,
-        "test_accuracy": math.nan,
+        f"validation_{metric}": 0.75,
+        f"test_{metric}": math.nan,
         "file_bytes": 1200,
         "epochs_done": 3,
         "curve": [0.5, math.nan, 0.75],
     }
-    write_scalars(tmp_path, [row], ["learning_rate", "hidden"])
+    write_scalars(tmp_path, [row], ["learning_rate", "hidden"], metric)
     found = events(tmp_path / "member-00003")
-    curve = [(step, value) for tag, step, value in found if tag == "validation_accuracy"]
+    curve = [(step, value) for tag, step, value in found if tag == f"validation_{metric}"]
     assert curve == [(1, 0.5), (3, 0.75)]
     final = {tag: value for tag, _, value in found if tag.startswith("final/")}
-    assert final == {"final/validation_accuracy": 0.75, "final/file_bytes": 1200}
+    assert final == {f"final/validation_{metric}": 0.75, "final/file_bytes": 1200}

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-METRICS = ("validation_accuracy", "test_accuracy", "file_bytes")
 
-
-def write_scalars(folder: Path, rows: Sequence[dict[str, Any]], axes: Sequence[str]) -> None:
+def write_scalars(
+    folder: Path, rows: Sequence[dict[str, Any]], axes: Sequence[str], metric: str = "accuracy"
+) -> None:
     """Writes event files: the validation curve, and the axes with what came of them (HParams).
 
     Args:
       folder: for ``tensorboard --logdir``.
       rows: of the sweep's table.
       axes: columns that varied.
+      metric: what members are compared by: of columns ``validation_<metric>``, ``test_<metric>``.
 
     Raises:
       ImportError: if tensorboardX is not installed.
@@ -29,12 +30,13 @@ def write_scalars(folder: Path, rows: Sequence[dict[str, Any]], axes: Sequence[s
         raise ImportError(
             "TensorBoard files need tensorboardX: pip install 'rosler-jax[tensorboard]'"
         ) from error
+    names = f"validation_{metric}", f"test_{metric}", "file_bytes"
     for row in rows:
-        final = {f"final/{name}": row[name] for name in METRICS if math.isfinite(row[name])}
+        final = {f"final/{name}": row[name] for name in names if math.isfinite(row[name])}
         with SummaryWriter(str(folder / f"member-{row['member']:05d}")) as writer:
             for epoch, value in enumerate(row["curve"], 1):
                 if math.isfinite(value):
-                    writer.add_scalar("validation_accuracy", value, epoch)
+                    writer.add_scalar(names[0], value, epoch)
             # Not add_hparams: it opens a second file, in this folder one of the same name.
             for summary in hparams({name: _plain(row[name]) for name in axes}, final):
                 writer.file_writer.add_summary(summary)
