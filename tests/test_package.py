@@ -62,6 +62,7 @@ LEVELS = {
     "rosler_jax.graph": 4,
     "rosler_jax.size": 4,
     "rosler_jax.fit": 4,
+    "rosler_jax.streaming": 4,
     "rosler_jax.checkpoint": 4,
     "rosler_jax.run": 5,
     "rosler_jax.sweep": 5,

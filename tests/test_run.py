@@ -162,7 +162,7 @@ def test_a_run_resumes_with_its_own_data_alone(data: str, tmp_path: Path) -> Non
         run.train(None, out, resume=True)
     with pytest.raises(run.RunError, match=f"other data.*{digest}.*name it"):
         run.evaluate_folder(out)
-    run.evaluate_folder(out, str(copy))  # named, it is scored as it is
+    run.evaluate_folder(out, data=str(copy))  # named, it is scored as it is
     np.savez_compressed(copy, **arrays)  # the same numbers in another file
     run.train(None, out, resume=True)
     (out / "data.json").unlink()
@@ -233,7 +233,7 @@ def test_data_that_does_not_fit_a_model_is_refused(
     np.savez(other, x=x, y=y)
     for call in (run.evaluate_folder, calibration_of):
         with pytest.raises(run.RunError, match=message):
-            call(tmp_path / "out", str(other))
+            call(tmp_path / "out", data=str(other))
 
 
 def test_a_file_of_a_graph_is_calibrated_with_named_data(data: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ BITS = (32, 16, 8, 4, 3, 2)
 PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("one-cycle", "cosine", "constant")
 STANDARDIZE = ("auto", "features", "all")
+STREAM = ("auto", "always", "never")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class TrainConfig:
       target: columns of a table to be predicted; empty for the usual names.
       image_size: height and width that a folder's images are resized to; empty for their own.
       manual_dir: folder of files that a data set cannot fetch by itself (cwru: the .mat files).
+      stream: whether examples stay on the host, or on disk, and are read batch by batch:
+        ``always``, ``never``, or ``auto``: where they do not fit the device.
       standardize: by a mean and a deviation of each ``features``, of ``all`` values, or ``auto``:
         of each feature in tables, see :func:`rosler_jax.data._dataset.standardization`.
       task: what the model is for; of :data:`rosler_jax.tasks.TASKS`.
@@ -81,6 +84,7 @@ class TrainConfig:
     target: tuple[str, ...] = ()
     image_size: tuple[int, ...] = ()
     manual_dir: str | None = None
+    stream: str = "auto"
     standardize: str = "auto"
     task: str = "classification"
     metric: str | None = None
@@ -129,6 +133,7 @@ class TrainConfig:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("standardize", self.standardize, STANDARDIZE)
+        _one_of("stream", self.stream, STREAM)
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, float):
                 _require(name, value, math.isfinite(value), "a finite number")

@@ -9,7 +9,7 @@ one :class:`TrainState`. What may be traced is data: :class:`rosler_jax.hyper.Hy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from rosler_jax import augment
+from rosler_jax._convert import Rule
 from rosler_jax._lookup import lookup
 from rosler_jax.config import TrainConfig, model_options
 from rosler_jax.hyper import Hyper, hyper_of
@@ -66,23 +67,38 @@ class TrainState(NamedTuple):
     best_epoch: Array  # 0 where no epoch ended with a model that can ship
 
 
-class Fit(NamedTuple):
-    """The pure functions of a run."""
-
-    learner: Learner
-    init: Callable[[Any], TrainState]
-    epoch: Callable[..., tuple[TrainState, Metrics]]  # state, arrays, hyper, units
-    outputs: Callable[..., Any]  # params, buffers, x, units
-    begin: Callable[[TrainState], Epoch]
-    steps: Callable[..., tuple[Any, Any]]
-    close: Callable[..., tuple[TrainState, Metrics]]
-
-
 class Epoch(NamedTuple):
     """The order of an epoch's examples, ``(steps, batch)``, and a key for each step."""
 
     order: Array
     keys: Array
+
+
+class Parts(NamedTuple):
+    """The parts of an epoch, for data that do not fit the device.
+
+    Attributes:
+      begin: ``state -> Epoch``.
+      steps: ``(carry, take, Epoch, state, hyper, units) -> (carry, seen)``: updates of parameters,
+        buffers and optimiser; ``take`` gives a batch's ``(x, y)`` for a row of the order.
+      project: ``(state, carry, hyper) -> (carry, params)``: the end of the last update, and the
+        parameters that validation sees.
+      close: ``(state, carry, seen, (loss, metrics)) -> (state, Metrics)``.
+    """
+
+    begin: Callable[[TrainState], Epoch]
+    steps: Callable[..., tuple[Any, Any]]
+    project: Callable[..., tuple[Any, Any]]
+    close: Callable[..., tuple[TrainState, Metrics]]
+
+
+class Fit(NamedTuple):
+    """The pure functions of a run."""
+
+    init: Callable[[Any], TrainState]
+    epoch: Callable[..., tuple[TrainState, Metrics]]  # state, arrays, hyper, units
+    outputs: Callable[..., Any]  # params, buffers, x, units
+    parts: Parts
 
 
 def method_of(config: TrainConfig) -> Method:
@@ -99,8 +115,15 @@ def task_of(config: TrainConfig) -> Task:
     return found
 
 
-def learner_of(config: TrainConfig, dataset: Any) -> Learner:
+def learner_of(
+    config: TrainConfig, dataset: Any, given: Sequence[Rule] | None = None
+) -> Learner:
     """The model of a run on data; a :class:`rosler_jax.data.Dataset`, or what has its shapes.
+
+    Args:
+      config: the run.
+      dataset: its data.
+      given: rules of the sketch layers, in the place of the config's.
 
     Raises:
       ValueError: for a model that there is not, or one that these data do not fit.
@@ -110,7 +133,7 @@ def learner_of(config: TrainConfig, dataset: Any) -> Learner:
         lookup(MODELS, config.model, "model"),
         x.shape[1:],
         task_of(config).outputs(dataset),
-        rules(config, method.mode),
+        rules(config, method.mode) if given is None else given,
         thin=rules(config, method.thin),
         dtype=None if config.precision == "float32" else jnp.dtype(config.precision),
         input_dtype=jnp.int32 if is_tokens(x) else jnp.float32,
@@ -183,7 +206,7 @@ def make_fit(config: TrainConfig, learner: Learner, num_examples: int) -> Fit:
       (1, True)
     """
     task, method = task_of(config), method_of(config)
-    _, followed = metric_of(task, config.metric)
+    followed, metric = metric_of(task, config.metric)
     steps = steps_of(config, num_examples)
     switch = parallel_steps(config, steps)
 
@@ -253,14 +276,15 @@ def make_fit(config: TrainConfig, learner: Learner, num_examples: int) -> Fit:
 
         return jax.lax.scan(one, carry, batches)
 
-    def close(
-        state: TrainState, carry: Any, seen: Any, hyper: Hyper, units: Units,
-        validate: Callable[..., tuple[Any, dict[str, Any]]],
-    ) -> tuple[TrainState, Metrics]:  # fmt: skip
-        (params, buffers, opt_state), (step_losses, stats) = carry, seen
+    def project(state: TrainState, carry: Any, hyper: Hyper) -> tuple[Any, Any]:
+        params, *rest = carry
         params = method.project(params, setting(hyper))
-        deployed = quantized(config, learner, params, state.epoch)
-        loss, validation = validate(lambda x: outputs(deployed, buffers, x, units))
+        return (params, *rest), quantized(config, learner, params, state.epoch)
+
+    def close(
+        state: TrainState, carry: Any, seen: Any, validation: tuple[Any, dict[str, Any]]
+    ) -> tuple[TrainState, Metrics]:
+        (params, buffers, opt_state), (step_losses, stats), (loss, found) = carry, seen, validation
         finite = jnp.isfinite(step_losses).all() & jnp.isfinite(loss) & all_finite(params)
         new = state._replace(
             epoch=state.epoch + 1,
@@ -269,12 +293,11 @@ def make_fit(config: TrainConfig, learner: Learner, num_examples: int) -> Fit:
             buffers=buffers,
             opt_state=opt_state,
         )
-        name, _ = metric_of(task, config.metric)
-        score = validation[name] if followed.larger_is_better else -validation[name]
+        score = found[followed] if metric.larger_is_better else -found[followed]
         new = keep_best(new, score, may_end_here(config, state.epoch, steps))
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         means = jax.tree.map(lambda a: a.mean(0), stats)
-        return new, Metrics(step_losses.mean(), values(task, means), loss, validation, finite)
+        return new, Metrics(step_losses.mean(), values(task, means), loss, found, finite)
 
     def epoch(
         state: TrainState, arrays: Arrays, hyper: Hyper, units: Units
@@ -283,14 +306,14 @@ def make_fit(config: TrainConfig, learner: Learner, num_examples: int) -> Fit:
             y = arrays.train_y
             return arrays.train_x[index], None if y is None else y[index]
 
-        def validate(predict: Callable[[Any], Any]) -> tuple[Array, dict[str, Any]]:
-            return evaluate(predict, arrays.validation_x, arrays.validation_y, task, units=units)
-
         carry = state.params, state.buffers, state.opt_state
         carry, seen = steps_over(carry, take, begin(state), state, hyper, units)
-        return close(state, carry, seen, hyper, units, validate)
+        carry, deployed = project(state, carry, hyper)
+        predict = lambda x: outputs(deployed, carry[1], x, units)  # noqa: E731
+        x, y = arrays.validation_x, arrays.validation_y
+        return close(state, carry, seen, evaluate(predict, x, y, task, units=units))
 
-    return Fit(learner, init, epoch, outputs, begin, steps_over, close)
+    return Fit(init, epoch, outputs, Parts(begin, steps_over, project, close))
 
 
 def in_units(task: Task, out: Array, units: Units) -> Array:

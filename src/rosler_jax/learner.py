@@ -194,14 +194,14 @@ _FLAGS = {
 
 def _linen(module: linen.Module, x: jax.ShapeDtypeStruct, rules: Sequence[Rule]) -> Learner:
     names = inspect.signature(type(module).__call__).parameters
-    flags = {
+    flags: dict[bool, dict[str, Any]] = {
         train: {name: value == train for name, value in _FLAGS.items() if name in names}
         for train in (True, False)
     }
+    zeros = jnp.zeros(x.shape, x.dtype)
 
     def made(key: Key[Array, ""]) -> tuple[Any, Any, Report]:
         first, second, third = jax.random.split(key, 3)
-        zeros = jnp.zeros(x.shape, x.dtype)
         variables = module.init({"params": first, "dropout": second}, zeros, **flags[False])
         return sketched_linen.sketchify(
             module, variables, rules, zeros, rngs=nnx.Rngs(third), **flags[False]
@@ -209,7 +209,7 @@ def _linen(module: linen.Module, x: jax.ShapeDtypeStruct, rules: Sequence[Rule])
 
     key = jax.random.key(0, impl=KEYS)
     small, variables, report = made(key)  # the seeds of its sketches are part of a Linen module
-    views = sketched_linen.matrix_views(small, variables, x, **flags[False])
+    views = sketched_linen.matrix_views(small, variables, zeros, **flags[False])
     mutable = [name for name in variables if name != "params"]
 
     def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:

@@ -30,7 +30,6 @@ from rosler_jax.fit import (
     make_fit,
     method_of,
     run_key,
-    tally,
     task_of,
 )
 from rosler_jax.graph import Graph, run_batch, trace
@@ -38,8 +37,9 @@ from rosler_jax.graph.save import MODEL, encoded, graph_of_file, load, model_pat
 from rosler_jax.hyper import Hyper, hyper_of
 from rosler_jax.learner import Learner
 from rosler_jax.modelfile import ModelFileError
+from rosler_jax.streaming import make_epoch, score
 from rosler_jax.tasks import Task, metric_of
-from rosler_jax.units import PLAIN, Units, in_units, units_of
+from rosler_jax.units import Units, in_units, units_of
 
 Report = Callable[[dict[str, float]], None]
 """Called after every epoch with that epoch's row of the history."""
@@ -52,7 +52,7 @@ class RunError(RuntimeError):
 
 
 class Prepared(NamedTuple):
-    """A run ready to go: its data on the device, its functions compiled on first use."""
+    """A run ready to go: its data on the device (None: they stream), its epoch ready to compile."""
 
     config: TrainConfig
     dataset: Any
@@ -60,15 +60,12 @@ class Prepared(NamedTuple):
     learner: Learner
     units: Units
     hyper: Hyper
-    arrays: Arrays
+    arrays: Arrays | None
     functions: Fit
-    epoch: Any  # the jitted epoch
 
 
 def load_data(config: TrainConfig, given: Any = None) -> Any:
     """The splits that the config names, or given arrays."""
-    named = {"manual_dir": config.manual_dir, "target": ",".join(config.target)}
-    named["image_size"] = ",".join(map(str, config.image_size))
     return datasets.load(
         config.data if given is None else given,
         validation=config.validation,
@@ -76,8 +73,16 @@ def load_data(config: TrainConfig, given: Any = None) -> Any:
         standardize=config.standardize,
         targets=task_of(config).targets,
         tokens=task_of(config).tokens,
-        **{name: value for name, value in named.items() if value},
+        stream={"auto": None, "always": True, "never": False}[config.stream],
+        **source_options(config),
     )
+
+
+def source_options(config: TrainConfig) -> dict[str, str]:
+    """Options of the source of a run's data."""
+    named = {"manual_dir": config.manual_dir, "target": ",".join(config.target)}
+    named["image_size"] = ",".join(map(str, config.image_size))
+    return {name: value for name, value in named.items() if value}
 
 
 def prepare(config: TrainConfig, data: Any = None) -> Prepared:
@@ -97,11 +102,19 @@ def prepare(config: TrainConfig, data: Any = None) -> Prepared:
     learner = learner_of(config, dataset)
     functions = make_fit(config, learner, x.shape[0])
     splits = dataset.train_x, dataset.train_y, dataset.validation_x, dataset.validation_y
-    arrays = Arrays(*jax.tree.map(jax.numpy.asarray, splits))
-    return Prepared(
-        config, dataset, task, learner, config_units(config, dataset), hyper_of(config), arrays,
-        functions, jax.jit(functions.epoch),
-    )  # fmt: skip
+    arrays = None if dataset.streams else Arrays(*jax.tree.map(jax.numpy.asarray, splits))
+    units = config_units(config, dataset)
+    return Prepared(config, dataset, task, learner, units, hyper_of(config), arrays, functions)
+
+
+def compiled_epoch(run: Prepared, state: TrainState) -> Callable[[TrainState], Any]:
+    """The epoch of a run, compiled where its data are on the device."""
+    if run.arrays is None:
+        streamed = make_epoch(run.functions, run.task, run.dataset)
+        return lambda state: streamed(state, run.hyper, run.units)
+    rest = run.arrays, run.hyper, run.units
+    compiled = jax.jit(run.functions.epoch).lower(state, *rest).compile()
+    return lambda state: compiled(state, *rest)
 
 
 def config_units(config: TrainConfig, dataset: Any) -> Units:
@@ -206,10 +219,10 @@ def run_epochs(
     if (
         int(state.epoch) < config.epochs
     ):  # ahead of the clock: an epoch's seconds are training alone
-        epoch = run.epoch.lower(state, run.arrays, run.hyper, run.units).compile()
+        epoch = compiled_epoch(run, state)
     while int(state.epoch) < config.epochs and not out_of_patience(config, state, history):
         start = time.perf_counter()
-        new, metrics = jax.block_until_ready(epoch(state, run.arrays, run.hyper, run.units))
+        new, metrics = jax.block_until_ready(epoch(state))
         if not bool(metrics.finite):
             raise RunError(
                 f"loss or parameters were no longer finite in epoch {int(state.epoch) + 1}; the "
@@ -253,14 +266,27 @@ def out_of_patience(
 def shipped_graph(
     config: TrainConfig, learner: Learner, x: Any, params: Any, buffers: Any, units: Units
 ) -> Graph:
-    """The graph of trained parameters in the form that ships, inputs and outputs in their units.
+    """The graph of trained parameters in the form that ships, inputs and outputs in their units."""
+    graph = trained_graph(config, learner, x, params, buffers)
+    return in_units(graph, units, task_of(config).scaled)
+
+
+def trained_graph(
+    config: TrainConfig, learner: Learner, x: Any, params: Any, buffers: Any
+) -> Graph:
+    """The same of standardised inputs and outputs."""
+    model = shipped_model(config, learner, params, buffers)
+    example = jax.ShapeDtypeStruct((1, *x.shape[1:]), np.int32 if x.dtype == np.int32 else "f4")
+    return trace(model, example, **learner.call)
+
+
+def shipped_model(config: TrainConfig, learner: Learner, params: Any, buffers: Any) -> Any:
+    """The model of trained parameters in the form that ships; traceable.
 
     What was trained through the quantiser ships in the very form that the quantiser saw.
     """
     aware = config.quantization_aware and config.bits < 32
-    model = method_of(config).ship(learner, params, buffers, not aware)
-    example = jax.ShapeDtypeStruct((1, *x.shape[1:]), np.int32 if x.dtype == np.int32 else "f4")
-    return in_units(trace(model, example, **learner.call), units, task_of(config).scaled)
+    return method_of(config).ship(learner, params, buffers, not aware)
 
 
 def model_bytes(run: Prepared, state: TrainState) -> int:
@@ -301,6 +327,7 @@ def finish(
         "bits": config.bits,
         "best_epoch": int(state.best_epoch),
         "epochs": int(state.epoch),
+        "data_on": "host" if run.arrays is None else "device",
         "train_seconds": sum(row["seconds"] for row in history),
         "jax_version": jax.__version__,
         "device": jax.devices()[0].device_kind,
@@ -317,34 +344,6 @@ def parameters(graph: Graph) -> int:
     """Numbers in the stored arrays of floats."""
     stored = {id(w.stored): w for w in graph.weights() if w.dtype == "float32"}
     return sum(math.prod(w.stored.shape) for w in stored.values())
-
-
-SCORED = 1000  # examples at a time
-
-
-def score(
-    predict: Callable[[Any], Any], x: Any, y: Any, task: Task, units: Units = PLAIN
-) -> tuple[float, dict[str, float]]:
-    """Mean loss and metrics of a model on data, its outputs in the data's units.
-
-    Sums are taken on the device, means in float64: the same numbers wherever they are made again.
-
-    Args:
-      predict: from a batch of inputs to outputs.
-      x, y: the data.
-      task: what they are for.
-      units: of the data, which a loss is taken in.
-    """
-    n, batch = len(x), min(SCORED, len(x))
-    sums = jax.jit(lambda *given: tally(task, predict, *given, units))
-    totals = []
-    for i in range(0, n, batch):
-        index = np.minimum(np.arange(i, i + batch), n - 1)
-        valid = np.arange(i, i + batch) < n
-        totals.append(jax.device_get(sums(x[index], None if y is None else y[index], valid)))
-    means = jax.tree.map(lambda *parts: sum(np.float64(p) for p in parts) / n, *totals)
-    found = {name: float(task.metrics[name].value(mean)) for name, mean in means[1].items()}
-    return float(means[0]), found
 
 
 def check_fit(predict: Callable[[Any], Any], dataset: Any, config: TrainConfig) -> None:
@@ -373,41 +372,42 @@ def check_fit(predict: Callable[[Any], Any], dataset: Any, config: TrainConfig) 
         )
 
 
-def run_config(model: Path, data: str | None = None) -> TrainConfig | None:
-    """The config beside a run's model file, with other data if they are named; None if neither."""
+def run_config(model: Path, **changes: Any) -> TrainConfig | None:
+    """The config beside a run's model file, with changes; None if no data is known."""
     stored = model.parent / CONFIG
     if stored.exists():
         config = configs.from_dict(json.loads(stored.read_text(encoding="utf-8")))
-        return config if data is None else dataclasses.replace(config, data=data)
-    return None if data is None else TrainConfig(data=data)
+        return dataclasses.replace(config, **changes)
+    return TrainConfig(**changes) if "data" in changes else None
 
 
-def load_run_data(model: Path, data: str | None = None) -> Any:
-    """The data of a run's model file, or other data; None if none is known.
+def load_run_data(model: Path, **changes: Any) -> tuple[Any, TrainConfig] | None:
+    """The data of a run's model file, or other data, and their config; None if none is known.
 
     Args:
       model: a model file; its folder's config says how the run's data was split.
-      data: name or path; None for what the run was trained on.
+      **changes: fields of the config in the place of the run's own, ``data`` above all.
 
     Raises:
       RunError: if the run's data has changed since.
       ValueError, OSError: if the data cannot be read.
     """
-    config = run_config(model, data)
+    config = run_config(model, **changes)
     if config is None:
         return None
     dataset = load_data(config)
-    if data is None and (model.parent / DATA).exists():
+    if "data" not in changes and (model.parent / DATA).exists():
         check_data(model.parent, dataset.digest, RunError, f"name it: --data {config.data}")
-    return dataset
+    return dataset, config
 
 
-def evaluate_folder(path: str | os.PathLike[str], data: str | None = None) -> dict[str, Any]:
+def evaluate_folder(path: str | os.PathLike[str], **changes: Any) -> dict[str, Any]:
     """Scores the model of a run's folder (or a model file) on the test split of a data set.
 
     Args:
       path: folder of a run, or a model file.
-      data: name or path of the data; None for what the run was trained on.
+      **changes: fields of :class:`rosler_jax.config.TrainConfig` in the place of what the run was
+        trained on: ``data``, ``target``, ``task``.
 
     Raises:
       RunError: if there is no model, no data is named and none is known or it has changed, or the
@@ -418,14 +418,14 @@ def evaluate_folder(path: str | os.PathLike[str], data: str | None = None) -> di
     if not folder.exists():
         raise RunError(f"{folder}: no such file or folder; name what rosler train wrote")
     model = model_path(folder)
-    config = run_config(model, data)
-    if config is None:
+    if run_config(model, **changes) is None:
         raise RunError(f"{model.parent / CONFIG}: no such file, so the data is not known; name it")
     if not model.exists():
         raise RunError(f"{model}: no such file; finish the run first, or resume it")
-    dataset = load_run_data(model, data)
-    graph, file_bytes = graph_for(model, dataset)
-    return {**score_model(graph, dataset, config, str(model)), "file_bytes": file_bytes}
+    found = load_run_data(model, **changes)
+    assert found is not None
+    graph, file_bytes = graph_for(model, found[0])
+    return {**score_model(graph, *found, str(model)), "file_bytes": file_bytes}
 
 
 def graph_for(model: Path, dataset: Any) -> tuple[Graph, int]:

@@ -52,6 +52,16 @@ def table(rows: Sequence[tuple[str, object]]) -> str:
     return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in shown)
 
 
+def shown(metric: str, value: float) -> str:
+    """A metric's value: what is a share in percent, all others by five digits.
+
+    Example:
+      >>> shown("accuracy", 0.9), shown("rmse", 1234.5678)
+      ('90.00%', '1234.6')
+    """
+    return f"{value:.2%}" if metric in ("accuracy", "f1", "exact") else f"{value:.5g}"
+
+
 def integers(text: str) -> tuple[int, ...]:
     """Whole numbers between commas; none at all for "none".
 
@@ -82,6 +92,29 @@ def _number(kind: type[int] | type[float], noun: str, optional: bool) -> Callabl
     return parse
 
 
+def texts(text: str) -> tuple[str, ...]:
+    """Texts between commas; none at all for "none".
+
+    Example:
+      >>> texts("conv1=skip,*=0.25"), texts("none")
+      (('conv1=skip', '*=0.25'), ())
+    """
+    return () if text == "none" else tuple(part.strip() for part in text.split(","))
+
+
+def rank(text: str) -> int | float:
+    """A rank, or a fraction of a layer's smaller side.
+
+    Example:
+      >>> rank("16"), rank("0.25")
+      (16, 0.25)
+    """
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rank, as 16 or 0.25") from None
+
+
 PARSERS: dict[Any, Callable[[str], Any]] = {
     str: str,
     str | None: lambda text: None if text == "none" else text,
@@ -90,6 +123,8 @@ PARSERS: dict[Any, Callable[[str], Any]] = {
     float: _number(float, "a number", False),
     float | None: _number(float, "a number", True),
     tuple[int, ...]: integers,
+    tuple[str, ...]: texts,
+    int | float: rank,
 }
 """How the text of an argument becomes a value of that type."""
 

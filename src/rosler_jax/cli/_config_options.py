@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rosler_jax.cli._command import PARSERS, UsageError, field_types
-from rosler_jax.config import BITS, METHODS, PRECISIONS, SCHEDULES, STANDARDIZE, TrainConfig
+from rosler_jax.config import BITS, PRECISIONS, SCHEDULES, STANDARDIZE, STREAM, TrainConfig
+from rosler_jax.methods import METHODS
+from rosler_jax.models import MODELS
+from rosler_jax.tasks import TASKS
 
 
 class Option(NamedTuple):
@@ -19,11 +23,24 @@ class Option(NamedTuple):
     choices: tuple[Any, ...] | None = None
 
 
-_DATA, _MODEL, _TRAINING = "data", "model", "training"
+_DATA, _TASK, _MODEL, _TRAINING = "data", "task", "model", "training"
 _ARES, _RESTRICT, _AUGMENT = "method ares-bp", "method restrict-rank", "augmentation"
 
+
+def _names(table: Mapping[str, Any]) -> str:
+    return ", ".join(table)
+
+
 OPTIONS: dict[str, Option] = {
-    "data": Option(_DATA, "name of a data set, folder of idx files, or .npz file", "DATA"),
+    "data": Option(
+        _DATA,
+        "a data set's name, a .npz, .csv or .parquet file, a folder of images by class, of idx "
+        "files or of x.npy and y.npy, or FILE.py:FUNCTION",
+        "DATA",
+    ),
+    "target": Option(_DATA, "columns of a table to predict; none: target, label, y, class", "A,B"),
+    "image_size": Option(_DATA, "height and width that a folder's images are resized to", "N,N"),
+    "stream": Option(_DATA, "read data batch by batch; auto: where they do not fit", "HOW", STREAM),
     "manual_dir": Option(_DATA, "files that the data set cannot fetch itself, as cwru's", "DIR"),
     "standardize": Option(
         _DATA,
@@ -32,9 +49,21 @@ OPTIONS: dict[str, Option] = {
         STANDARDIZE,
     ),
     "validation": Option(_DATA, "fraction of the training data held out for validation", "F"),
-    "hidden": Option(_MODEL, "widths of the hidden layers, or none", "N,N,..."),
-    "method": Option(_MODEL, "how hidden layers are held and trained", "METHOD", METHODS),
-    "rank": Option(_MODEL, "rank of the hidden layers; not used by dense"),
+    "task": Option(_TASK, f"{_names(TASKS)}, or FILE.py:TASK", "TASK"),
+    "metric": Option(_TASK, "what the best epoch is chosen by; none: the task's first", "NAME"),
+    "class_weights": Option(_TASK, "of the loss: balanced, or numbers as 1,4; none: 1", "HOW"),
+    "model": Option(_MODEL, f"{_names(MODELS)}, or FILE.py:FUNCTION", "MODEL"),
+    "hidden": Option(_MODEL, "widths of the hidden layers of mlp, or none", "N,N,..."),
+    "options": Option(_MODEL, "of the model, as width=32,dropout=0.1; none: its own", "NAME=V,..."),
+    "method": Option(
+        _MODEL, f"how weights are held and trained: {_names(METHODS)}, or FILE.py:METHOD", "METHOD"
+    ),
+    "rank": Option(_MODEL, "rank of the sketched layers, or a fraction as 0.25; not used by dense"),
+    "rules": Option(
+        _MODEL,
+        "which layers are sketched, by path: '*=0.25', 'conv1=skip,*=16'; none: all but a head",
+        "GLOB=RANK,...",
+    ),
     "in_sketch": Option(_MODEL, "width of seeded layers' input sketch; none: 8 times the rank"),
     "sketch": Option(_MODEL, "sketch family; none: what suits the method", "FAMILY"),
     "bits": Option(_MODEL, "bits of a weight in the model file", "BITS", BITS),
@@ -72,10 +101,20 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options; one that is not given leaves no trace in the parsed arguments."""
+def add_config_options(
+    parser: argparse.ArgumentParser, only: Sequence[str] = tuple(OPTIONS), default: str = ""
+) -> None:
+    """Adds the options; one that is not given leaves no trace in the parsed arguments.
+
+    Args:
+      parser: of a command.
+      only: the fields.
+      default: what stands for one that is not given, in words; by default the field's own.
+    """
     types, groups = field_types(TrainConfig), {}
     for field in dataclasses.fields(TrainConfig):
+        if field.name not in only:
+            continue
         option = OPTIONS[field.name]
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
@@ -87,7 +126,7 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
             flag(field.name),
             dest=field.name,
             default=argparse.SUPPRESS,
-            help=_help(option, field.default),
+            help=_help(option, default or field.default),
             **settings,
         )
 

@@ -12,28 +12,29 @@ Tell = Callable[[dict[str, float]], tuple[float, str]]
 
 
 @contextlib.contextmanager
-def progress(epochs: int, quiet: bool) -> Iterator[Report | None]:
+def progress(epochs: int, metric: str, quiet: bool) -> Iterator[Report | None]:
     """Gives what to call with the history's row after every epoch; None if nothing is wanted."""
     if quiet:
         yield None
     elif sys.stderr.isatty() and _has_rich():
-        with _bar(epochs, lambda row: (row["epoch"], line(row, epochs))) as report:
+        with _bar(epochs, lambda row: (row["epoch"], line(row, epochs, metric))) as report:
             yield report
     else:
-        yield lambda row: print(f"epoch {line(row, epochs)}", file=sys.stderr, flush=True)
+        yield lambda row: print(f"epoch {line(row, epochs, metric)}", file=sys.stderr, flush=True)
 
 
-def line(row: dict[str, float], epochs: int) -> str:
+def line(row: dict[str, float], epochs: int, metric: str) -> str:
     """One epoch in words.
 
     Example:
       >>> row = {"epoch": 2, "loss": 0.5, "train_accuracy": 0.9, "seconds": 1.25, "bytes": 12345}
-      >>> line(row | {"validation_loss": 0.6, "validation_accuracy": 0.875}, 10)
+      >>> line(row | {"validation_loss": 0.6, "validation_accuracy": 0.875}, 10, "accuracy")
       '2/10: loss 0.5000, accuracy 0.9000, validation 0.8750, 12,345 bytes, 1.2 s'
     """
     return (
         f"{row['epoch']:.0f}/{epochs}: loss {row['loss']:.4f}, "
-        f"accuracy {row['train_accuracy']:.4f}, validation {row['validation_accuracy']:.4f}, "
+        f"{metric} {row[f'train_{metric}']:.4f}, "
+        f"validation {row[f'validation_{metric}']:.4f}, "
         f"{row['bytes']:,.0f} bytes, {row['seconds']:.1f} s"
     )
 

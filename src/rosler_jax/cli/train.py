@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rosler_jax.cli._command import Command, Outcome, UsageError, table
+from rosler_jax.cli._command import Command, Outcome, UsageError, shown, table
 from rosler_jax.cli._config_options import (
     add_config_options,
     build_config,
@@ -38,8 +38,9 @@ def run(args: argparse.Namespace) -> Outcome:
     from rosler_jax import run as runs
 
     resume = config is None
-    epochs = (config or runs.agreed_config(folder, None, True)).epochs
-    with progress(epochs, args.quiet) as report:
+    known = config or runs.agreed_config(folder, None, True)
+    metric, _ = runs.metric_of(runs.task_of(known), known.metric)
+    with progress(known.epochs, metric, args.quiet) as report:
         result = runs.train(config, folder, resume=resume, report=report)
     files = [name for name in FILES if (folder / name).exists()]
     text = f"{_table(result)}\n\nwrote {', '.join(files)} into\n{folder}"
@@ -78,16 +79,17 @@ def _check_sketch(sketch: str | None) -> None:
 
 
 def _table(result: dict[str, Any]) -> str:
+    metric = result["metric"]
     return table(
         [
-            ("test accuracy", f"{result['test_accuracy']:.2%}"),
-            ("validation accuracy", f"{result['validation_accuracy']:.2%}"),
+            (f"test {metric}", shown(metric, result[f"test_{metric}"])),
+            (f"validation {metric}", shown(metric, result[f"validation_{metric}"])),
             ("parameters", result["parameters"]),
             ("file bytes", result["file_bytes"]),
             ("dense parameters", result["dense_parameters"]),
             ("dense bytes (float32)", result["dense_bytes"]),
             ("compression", f"{result['compression']:.1f}x"),
-            ("training", f"{result['train_seconds']:.1f} s"),
+            ("training", f"{result['train_seconds']:.1f} s, data on the {result['data_on']}"),
             ("device", f"{result['device']}, jax {result['jax_version']}"),
             ("seed", result["seed"]),
         ]
@@ -97,14 +99,21 @@ def _table(result: dict[str, Any]) -> str:
 COMMAND = Command(
     summary="train a network and write its packed file and results into a folder",
     description=(
-        "Trains a multi-layer perceptron whose hidden layers are held compactly, keeps the best "
-        f"epoch by validation, and writes into DIR: {', '.join(FILES)}."
+        "Trains a model whose layers are held compactly, keeps the best epoch by validation, and "
+        f"writes into DIR: {', '.join(FILES)}. Models, tasks, methods and data may be your own: "
+        "FILE.py:NAME or MODULE:NAME."
     ),
     examples=(
         "rosler train --data mnist5k --hidden 1024,1024 --rank 16 --method ares-bp --bits 16 "
         "--epochs 20 --seed 0 --out runs/compact",
         "rosler train --data images.npz --method seeded --rank 32 --bits 4 --quantization-aware "
         "--out runs/seeded",
+        "rosler train --data photos --image-size 32,32 --model resnet8 --method chain "
+        "--rules 'conv1=skip,*=0.25' --out runs/photos",
+        "rosler train --data houses.csv --target price --task regression --hidden 64,64 "
+        "--method chain --rank 8 --out runs/houses",
+        "rosler train --data signals.npz --model my_models.py:build --method low-rank "
+        "--out runs/own",
         "rosler train --resume runs/compact",
     ),
     add_arguments=add_arguments,

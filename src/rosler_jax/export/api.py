@@ -408,12 +408,13 @@ def calibration_and_others(
 
     A graph that the model was loaded to already is not loaded again.
     """
-    from rosler_jax.run import check_fit, graph_for, load_run_data, run_config
+    from rosler_jax.run import check_fit, graph_for, load_run_data
 
     model = model_path(run)
-    dataset, config = load_run_data(model, data), run_config(model, data)
-    if dataset is None or config is None:
+    found = load_run_data(model, **({} if data is None else {"data": data}))
+    if found is None:
         return None, None
+    dataset, config = found
     graph = graph_for(model, dataset)[0] if graph is None else graph
     check_fit(functools.partial(run_batch, graph), dataset, config)
     y = dataset.validation_y
