@@ -22,17 +22,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rosler_jax import data as datasets
 from rosler_jax.config import TrainConfig
-from rosler_jax.fit import Arrays, Metrics, TrainState, make_fit
-from rosler_jax.sweep.examples import Examples, read_examples
-from rosler_jax.sweep.plan import make_plan
-from rosler_jax.sweep.population import Member, Population, with_hyper
+from rosler_jax.fit import Arrays, TrainState, make_fit
+from rosler_jax.hyper import Hyper, hyper_of
+from rosler_jax.sweep import Built, Group, load_examples, make_plan, trainings
+from rosler_jax.sweep.examples import Examples
 from rosler_jax.sweep.schedule import choose_width
+from rosler_jax.units import Units
 
 TORCH_MEMBERS = 4
 
@@ -47,41 +49,39 @@ def members(count: int, epochs: int) -> list[TrainConfig]:
     ]
 
 
-def alone(population: Population, data: list[Member]) -> Callable[[], None]:
+def alone(group: Group, built: Built) -> Callable[[], None]:
     """One training at a time, one program, one device that has all cores."""
-    config, examples = population.config, population.examples
-    x, y = examples.x, examples.y
+    examples, config = built.examples, group.config
+    x, y = (jnp.asarray(a) for a in (examples.x, examples.y))
+    parts = [examples.part(c) for c in group.trainings]
+    functions = make_fit(config, group.form.learner, len(parts[0].train))
+    states = [trainings.initial_state(c, built) for c in group.trainings]
+    hypers = [hyper_of(c) for c in group.trainings]
 
     @jax.jit
-    def one(member: Member, arrays: Arrays) -> tuple[TrainState, Metrics]:
-        functions = make_fit(
-            with_hyper(config, member.hyper),
-            population.specs,
-            len(data[0].train),
-            member.std,
-            lambda a: (a.astype("float32") - member.mean) * (1.0 / member.std),
-        )
-        step = lambda state, _: functions.epoch(state, arrays)  # noqa: E731
-        return jax.lax.scan(step, member.state, None, config.epochs)
+    def one(state: TrainState, arrays: Arrays, hyper: Hyper, units: Units) -> Any:
+        step = lambda state, _: functions.epoch(state, arrays, hyper, units)  # noqa: E731
+        return jax.lax.scan(step, state, None, config.epochs)
 
-    def arrays(member: Member) -> Arrays:
-        train, held = member.train, member.validation
-        return Arrays(x[train], y[train], x[held], y[held])
+    splits = {
+        id(p): Arrays(x[p.train], y[p.train], x[p.validation], y[p.validation]) for p in parts
+    }
 
-    splits = {id(member.train): arrays(member) for member in data}
-    jax.block_until_ready(one(data[0], splits[id(data[0].train)]))
+    def run(count: int) -> None:
+        for state, part, hyper in list(zip(states, parts, hypers, strict=True))[:count]:
+            jax.block_until_ready(one(state, splits[id(part)], hyper, part.units))
 
-    def run() -> None:
-        for member in data:
-            jax.block_until_ready(one(member, splits[id(member.train)]))
-
-    return run
+    run(1)
+    return lambda: run(len(parts))
 
 
-def together(population: Population, data: list[Member]) -> Callable[[], None]:
+def together(group: Group, built: Built, width: int, blocks: int) -> Callable[[], None]:
     """The whole population."""
-    population.run(data)
-    return lambda: population.run(data) and None
+    population = trainings.population_of(group, built, width, blocks)
+    data = [trainings.member_of(c, group, built) for c in group.trainings]
+    run = lambda: trainings.run(population, data, group.config.epochs) and None  # noqa: E731
+    run()
+    return run
 
 
 def torch_run(configs: list[TrainConfig], examples: Examples) -> Callable[[], None]:
@@ -98,7 +98,8 @@ def torch_run(configs: list[TrainConfig], examples: Examples) -> Callable[[], No
 
     def train(config: TrainConfig) -> None:
         torch.manual_seed(config.seed)
-        kept, held = (torch.tensor(i) for i in examples.split(config))
+        part = examples.part(config)
+        kept, held = torch.tensor(part.train), torch.tensor(part.validation)
         x, y = pixels[kept], labels[kept]
         mean, std = x.mean(), x.std()
         linear = torch.nn.Linear
@@ -107,7 +108,7 @@ def torch_run(configs: list[TrainConfig], examples: Examples) -> Callable[[], No
             linear(config.rank, config.rank, bias=False),
             linear(config.rank, config.hidden[0]),
             torch.nn.ReLU(),
-            linear(config.hidden[0], examples.num_classes),
+            linear(config.hidden[0], examples.dataset.num_classes),
         )
         rate, steps = config.peak_learning_rate, len(x) // config.batch_size
         optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-4)
@@ -154,15 +155,16 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     jax.config.update("jax_num_cpu_devices", options.devices)
     configs = members(options.members, options.epochs)
-    examples = read_examples("mnist5k", datasets.read("mnist5k"))
-    (group,) = make_plan(configs)
-    cost = choose_width(group, examples) if options.width is None else (options.width, 1)
-    population = Population(configs[0], examples, *cost[:2])
-    data = [population.member(config) for config in configs]
-    calls = {"population": together(population, data), "one after another": alone(population, data)}
+    built = Built(load_examples(configs[0]))
+    (group,) = make_plan(configs, built)
+    width, blocks = choose_width(group, built)[:2] if options.width is None else (options.width, 1)
+    calls = {
+        "population": together(group, built, width, blocks),
+        "one after another": alone(group, built),
+    }
     scale = {name: 1.0 for name in calls}
     if options.torch and importlib.util.find_spec("torch"):
-        calls["PyTorch, eager"] = torch_run(configs, examples)
+        calls["PyTorch, eager"] = torch_run(configs, built.examples)
         scale["PyTorch, eager"] = len(configs) / TORCH_MEMBERS
     times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(options.repeats):
@@ -180,7 +182,7 @@ def main(arguments: list[str]) -> int:
         "devices": jax.local_device_count(),
         "jax": jax.__version__,
         "python": platform.python_version(),
-        "members together on a device": population.width * population.blocks,
+        "members together on a device": width * blocks,
         **{k: v for k, v in vars(options).items() if k not in ("out", "width")},
     }
     options.out.mkdir(parents=True, exist_ok=True)

@@ -51,12 +51,11 @@ def mask_key(model: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         nested = rk.family(plan.sketch).nested
         return (*common, plan.sketch, *(() if nested else (plan.rank, plan.inner)))
 
-    return tuple(sorted(row(name, plan) for name, plan in _plans(model, args, kwargs)))
+    return tuple(sorted(row(name, plan) for name, plan in plans(model, *args, **kwargs)))
 
 
-def _plans(
-    model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Iterator[tuple[str, WeightPlan]]:
+def plans(model: Any, *args: Any, **kwargs: Any) -> Iterator[tuple[str, WeightPlan]]:
+    """The plan of every sketch layer's weight, by path; arguments as of :func:`mask_key`."""
     if isinstance(model, tuple):
         module, variables = model
         for path, layer in layers_of(module, variables, args, kwargs):

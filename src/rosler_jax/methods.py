@@ -63,6 +63,8 @@ class Method(NamedTuple):
       stages: whether there is a parallel stage before, of ``config.parallel_epochs``.
       seeds: whether ``config.seed`` fixes more than the data of a run (then members of a sweep that
         differ in it have programs of their own).
+      masks: whether zeros behind the factors of a small rank stay zeros under the optimiser, so
+        that members of a sweep that differ in rank share a program.
     """
 
     mode: str | None = None
@@ -73,6 +75,7 @@ class Method(NamedTuple):
     thin: str | None = None
     stages: bool = False
     seeds: bool = False
+    masks: bool = True
 
 
 def _ares_bp(inner: optax.GradientTransformation, setting: Setting) -> Any:

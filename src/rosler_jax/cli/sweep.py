@@ -40,10 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--devices", type=int, metavar="N", help="CPU: members side by side (default: the cores)"
     )
     parser.add_argument(
+        "--at-least",
         "--min-accuracy",
         type=float,
         metavar="F",
-        help="of `best`: the smallest file of at least this validation accuracy",
+        help="of `best`: the smallest file whose followed metric in validation is as good as this",
     )
     parser.add_argument("--tensorboard", metavar="DIR", help="write scalars for TensorBoard, too")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -62,8 +63,8 @@ def run(args: argparse.Namespace) -> Outcome:
     """Sweeps, plans, or retrains the best."""
     if args.spec == "best":
         return _best(args)
-    if args.folder is not None or args.min_accuracy is not None:
-        raise UsageError("DIR and --min-accuracy belong to `rosler sweep best DIR`")
+    if args.folder is not None or args.at_least is not None:
+        raise UsageError("DIR and --at-least belong to `rosler sweep best DIR`")
     if args.spec is None and args.resume is None:
         raise UsageError("name SPEC.toml with --out DIR, or --resume DIR")
     if args.resume is None and args.out is None and not args.dry_run:
@@ -97,17 +98,15 @@ def _run(args: argparse.Namespace) -> Outcome:
         done = sweep.sweep(spec, out=folder, resume=resume, report=report, planned=told)
     if args.tensorboard is not None and sweep.hosts.is_first():
         sweep.write_scalars(Path(args.tensorboard), done.rows, [a.name for a in spec.axes])
-    names = [axis.name for axis in spec.axes]
+    names, followed = [axis.name for axis in spec.axes], spec.followed()
     why = sweep.runner.reasons(done.rows, names)
     if done.failed == len(done.rows):
         raise RuntimeError(f"all members failed: {'; '.join(why)}")
-    text = (
-        f"{top(done.rows, names)}\n\n{len(done.rows)} members, {done.failed} failed; wrote\n"
-        f"{folder / 'table.parquet'}\n{folder / 'report.html'}"
-    )
+    text = f"{top(done.rows, names, *followed)}\n\n{len(done.rows)} members, "
+    text += f"{done.failed} failed; wrote\n{folder / 'table.parquet'}\n{folder / 'report.html'}"
     text += "".join(f"\nfailed: {line}" for line in why)
     data = {"members": len(done.rows), "failed": done.failed, "out": str(folder), "reasons": why}
-    return Outcome(text, {**data, "best": _row(_ranked(done.rows)[:1])})
+    return Outcome(text, {**data, "best": _row(_ranked(done.rows, *followed)[:1])})
 
 
 def interrupted(args: argparse.Namespace) -> str:
@@ -179,27 +178,31 @@ def _plan(spec: Any) -> Outcome:
 
     members = [spec.first()] if spec.search else spec.configs()
     sweep.runner.check(members)
-    plan = sweep.make_schedule(members, sweep.load_examples(members[0]), always=True)
+    built = sweep.Built(sweep.load_examples(members[0]))
+    plan = sweep.make_schedule(members, built, always=True)
     count = spec.search.trials if spec.search else len(members)
     seconds = plan.seconds * sweep.halving.effort(spec) * count / len(members)
     data = {"members": count, "programs": len(plan.groups), "seconds": seconds}
     return Outcome("\n".join([*sweep.runner.plan_lines(spec, plan), "nothing was run"]), data)
 
 
-def _ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    done = [row for row in rows if row["status"] == "done"]
-    return sorted(done, key=lambda r: (-r["validation_accuracy"], r["file_bytes"], r["member"]))
+def _ranked(rows: list[dict[str, Any]], metric: str, larger: bool) -> list[dict[str, Any]]:
+    from rosler_jax.sweep import report
+
+    return [row for row in report.best(rows, metric, larger) if row["status"] == "done"]
 
 
 def _row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {k: v for k, v in rows[0].items() if k != "curve"} if rows else None
 
 
-def top(rows: list[dict[str, Any]], names: list[str]) -> str:
-    """The best members by validation accuracy, as a table."""
-    columns = [*names, "validation_accuracy", "test_accuracy", "file_bytes"]
+def top(
+    rows: list[dict[str, Any]], names: list[str], metric: str = "accuracy", larger: bool = True
+) -> str:
+    """The best members by a metric in validation, as a table."""
+    columns = [*names, f"validation_{metric}", f"test_{metric}", "file_bytes"]
     cells = [["member", *columns]]
-    for row in _ranked(rows)[:TOP]:
+    for row in _ranked(rows, metric, larger)[:TOP]:
         shown = (row[c] for c in columns)
         cells.append(
             [str(row["member"]), *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in shown)]
@@ -211,7 +214,7 @@ def top(rows: list[dict[str, Any]], names: list[str]) -> str:
 
 
 def _best(args: argparse.Namespace) -> Outcome:
-    """Retrains the smallest member that is accurate enough, as ``rosler train`` would.
+    """Retrains the smallest member that is good enough, as ``rosler train`` would.
 
     Trained by itself a member ends a little elsewhere: sums in another order, over thousands of
     updates. The next smallest follows where it then falls short.
@@ -225,14 +228,19 @@ def _best(args: argparse.Namespace) -> Outcome:
 
     rows = tables.rows_so_far(Path(args.folder))
     out = Path(args.out or Path(args.folder) / "best")
-    least = args.min_accuracy
-    found = _ranked(rows)
+    spec = sweep.parse(sweep.stored_spec(Path(args.folder)))
+    metric, larger = spec.followed()
+    name, least = f"validation_{metric}", args.at_least
+
+    def enough(found: dict[str, Any]) -> bool:
+        return least is None or (found[name] >= least if larger else found[name] <= least)
+
+    found = [row for row in _ranked(rows, metric, larger) if enough(row)]
     if least is not None:
-        found = [row for row in found if row["validation_accuracy"] >= least]
-        found.sort(key=lambda r: (r["file_bytes"], -r["validation_accuracy"], r["member"]))
+        found.sort(key=lambda row: row["file_bytes"])  # of equals the best comes first as it does
     if not found:
-        wanted = "is done" if least is None else f"has a validation accuracy of {least}"
-        raise RuntimeError(f"no member of {args.folder} {wanted}")
+        bound = f"has a validation {metric} of {least}"
+        raise RuntimeError(f"no member of {args.folder} {'is done' if least is None else bound}")
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another folder with --out")
     examples = sweep.load_examples(configs.from_dict(json.loads(found[0]["config"])))
@@ -242,7 +250,7 @@ def _best(args: argparse.Namespace) -> Outcome:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".best-") as temporary:
             trained = Path(temporary) / "run"
             result = runs.train(configs.from_dict(json.loads(row["config"])), trained)
-            if least is None or result["validation_accuracy"] >= least:
+            if enough(result):
                 trained.rename(out)
                 break
     else:
@@ -250,9 +258,9 @@ def _best(args: argparse.Namespace) -> Outcome:
         raise RuntimeError(f"trained alone, the {tried} smallest members fall short of {least}")
     shown = [
         ("member", row["member"]),
-        ("validation accuracy", f"{result['validation_accuracy']:.2%}"),
-        ("in the sweep", f"{row['validation_accuracy']:.2%}"),
-        ("test accuracy", f"{result['test_accuracy']:.2%}"),
+        (f"validation {metric}", f"{result[name]:.4g}"),
+        ("in the sweep", f"{row[name]:.4g}"),
+        (f"test {metric}", f"{result[f'test_{metric}']:.4g}"),
         ("file bytes", result["file_bytes"]),
         ("written to", out),
     ]
@@ -264,13 +272,13 @@ COMMAND = Command(
     description=(
         "Trains every member of SPEC.toml's axes, in populations that share compiled programs, and "
         "writes one Parquet table, a row a member. Interrupted, it goes on with --resume. "
-        "`rosler sweep best DIR` retrains the best, or the smallest that is accurate enough."
+        "`rosler sweep best DIR` retrains the best, or the smallest that is good enough."
     ),
     examples=(
         "rosler sweep sweep.toml --data mnist5k --out runs/sweep",
         "rosler sweep sweep.toml --dry-run",
         "rosler sweep --resume runs/sweep",
-        "rosler sweep best runs/sweep --min-accuracy 0.9",
+        "rosler sweep best runs/sweep --at-least 0.9",
         "srun rosler sweep sweep.toml --out runs/sweep --distributed",
     ),
     add_arguments=add_arguments,

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 
 from rosler_jax import checkpoint
+from rosler_jax._ranks import cropped
 from rosler_jax.config import TrainConfig
 from rosler_jax.fit import TrainState
 from rosler_jax.sweep import folder as folders
 from rosler_jax.sweep import hosts, schedule
-from rosler_jax.sweep.plan import training_key
+from rosler_jax.sweep.plan import form_of, training_key
 from rosler_jax.sweep.spec import SweepSpec
 
 if TYPE_CHECKING:
@@ -88,18 +89,20 @@ def lines(spec: SweepSpec) -> list[str]:
 def survivors(
     spec: SweepSpec, members: Sequence[TrainConfig], rows: Sequence[Mapping[str, Any]]
 ) -> list[int]:
-    """Members that go on: those of the trainings with the best validation accuracy so far.
+    """Members that go on: those of the trainings that were best in validation so far.
 
     Members of one training (they differ in bits alone) survive together. A training that diverged
     never does. Ties go to the earlier member.
     """
-    score: dict[TrainConfig, tuple[float, int]] = {}
-    served: dict[TrainConfig, list[int]] = {}
+    _, larger = spec.followed()
+    score: dict[Any, tuple[float, int]] = {}
+    served: dict[Any, list[int]] = {}
     for row in rows:
         key = training_key(members[row["member"]])
         served.setdefault(key, []).append(row["member"])
         if row["status"] != "failed":
-            score[key] = (-max(row["curve"]), min(served[key]))
+            best = -max(row["curve"]) if larger else min(row["curve"])
+            score[key] = (best, min(served[key]))
     ranked = sorted(score, key=lambda key: score[key])[: kept(spec, len(served))]
     return sorted(i for key in ranked for i in served[key])
 
@@ -108,14 +111,13 @@ class States(NamedTuple):
     """Where the trainings of a stage stopped."""
 
     stacked: dict[int, Any]  # by chunk
-    place: dict[TrainConfig, tuple[int, int, Any]]  # chunk, row, shapes at its own rank
+    place: dict[Any, tuple[int, int, Any]]  # by training: chunk, row, shapes at its own ranks
     rows: dict[int, Any]  # by member
 
     def state(self, config: TrainConfig) -> TrainState:
-        """A training's state at its own rank."""
+        """A training's state at its own ranks."""
         chunk, row, like = self.place[training_key(config)]
-        cut = lambda a, b: np.asarray(a)[row][tuple(slice(0, n) for n in b.shape)]  # noqa: E731
-        return jax.tree.map(cut, self.stacked[chunk], like)
+        return cropped(jax.tree.map(lambda a: np.asarray(a)[row], self.stacked[chunk]), like)
 
 
 def continued(row: dict[str, Any], before: States | None) -> dict[str, Any]:
@@ -163,24 +165,22 @@ def load_states(work: Work, stage: int) -> States:
       SweepError: if one cannot be read.
     """
     from rosler_jax.sweep import runner
-    from rosler_jax.sweep.population import Population
 
     decided = folders.read_stage(work.folder, stage)
     assert decided is not None
     every = work.spec.configs()
     members = [every[i] for i in decided["members"]]
-    plan = schedule.from_json(decided["plan"], members, work.costs)
+    plan = schedule.from_json(decided["plan"], members, work.built)
     stacked: dict[int, Any] = {}
-    place: dict[TrainConfig, tuple[int, int, Any]] = {}
+    place: dict[Any, tuple[int, int, Any]] = {}
     for number, chunk in enumerate(plan.chunks):
         group = plan.groups[chunk.group]
-        population = Population(group.config, work.examples)
-        treedef = jax.tree.structure(population.abstract(group.config))
+        treedef = jax.tree.structure(group.form.like)
         leaves = _read(work.folder, stage, number)
         stacked[number] = jax.tree.unflatten(treedef, leaves)
         for row, i in enumerate(chunk.trainings):
             config = group.trainings[i]
-            place[training_key(config)] = number, row, population.abstract(config)
+            place[training_key(config)] = number, row, form_of(config, work.built).like
     rows = {row["member"]: row for row in runner.stored_rows(work, stage, plan)}
     return States(stacked, place, rows)
 

@@ -1,79 +1,239 @@
-"""Which members of a sweep share a compiled program, and which share a whole training."""
+"""Which members of a sweep share a whole training, and which a compiled program."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
+from rosler_jax._convert import Rule
+from rosler_jax._ranks import live, mask_key, plans
 from rosler_jax.config import TrainConfig
+from rosler_jax.fit import TrainState, learner_of, make_fit, method_of, run_key
+from rosler_jax.hyper import Hyper
+from rosler_jax.learner import Learner
+from rosler_jax.methods import Method, rules
+from rosler_jax.sweep.examples import Examples, batches_key
+from rosler_jax.sweep.population import placed
+from rosler_jax.units import is_tokens
 
-DYNAMIC = (
-    "learning_rate",
-    "weight_decay",
-    "parallel_learning_rate",
-    "momentum",
-    "clip_norm",
-    "label_smoothing",
-    "noise",
-    "seed",
-)
-"""Fields that are data to a compiled run: members that differ in these alone share a program."""
+Key = tuple[Any, ...]
 
-PADDED = ("chain", "low-rank")
-"""Methods whose rank is a mask: zeros beyond it stay zeros under every update."""
+
+class Form(NamedTuple):
+    """A model at certain ranks, and how its training begins.
+
+    Attributes:
+      learner: the model.
+      init: jitted, from a run's key to its state.
+      like: shapes of the state.
+      ranks: of its sketch layers by path: the rule that gives them just these ranks.
+      kind: what forms have in common that differ in rank, if rank is a mask; of others all.
+    """
+
+    learner: Learner
+    init: Callable[[Any], TrainState]
+    like: TrainState
+    ranks: dict[str, Rule]
+    kind: Key
+
+    @property
+    def shapes(self) -> Key:
+        """Of the state's arrays."""
+        return tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(self.like))
 
 
 class Group(NamedTuple):
     """Trainings that run as one population.
 
     Attributes:
-      config: what they share; its rank is the largest among them.
+      config: what they share.
+      key: what tells their program from others.
+      form: the model at the largest of their ranks, its state with :func:`rosler_jax._ranks.live`
+        seeds where they differ.
       trainings: the config of each training, with the bits of its first member.
       members: for each training, the indices of the sweep's members that it serves.
     """
 
     config: TrainConfig
+    key: Key
+    form: Form
     trainings: tuple[TrainConfig, ...]
     members: tuple[tuple[int, ...], ...]
 
 
-def training_key(config: TrainConfig) -> TrainConfig:
+@dataclasses.dataclass
+class Built:
+    """What a sweep has built, or found out, and need not again.
+
+    Attributes:
+      examples: the data.
+      forms: of models.
+      costs: of programs, by their key.
+      populations: by program, width and blocks.
+      scorers: programs that score trained models.
+    """
+
+    examples: Examples
+    forms: dict[Key, Form] = dataclasses.field(default_factory=dict)
+    costs: dict[Key, Any] = dataclasses.field(default_factory=dict)
+    populations: dict[Key, Any] = dataclasses.field(default_factory=dict)
+    scorers: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def data(self) -> Any:
+        """Training and test data, whole on every device."""
+        known = self.examples.dataset
+        return placed(((known.train_x, known.train_y), (known.test_x, known.test_y)))
+
+
+# What is the same to a training, and to a program.
+
+
+def training_key(config: TrainConfig) -> Key:
     """The config without what only changes the file: members of one key share a training."""
     same: dict[str, Any] = {} if config.quantization_aware else {"bits": 16}
-    if config.method == "dense":
-        same["rank"] = 1
-    return dataclasses.replace(config, **same)
+    return _with_rules(dataclasses.replace(config, **same))
 
 
 def program_key(config: TrainConfig) -> TrainConfig:
-    """The config without what is data to a program: trainings of one key share a program."""
-    neutral: dict[str, Any] = {name: _default(name) for name in DYNAMIC}
-    neutral["learning_rate"] = 1.0
-    neutral["noise"] = 1.0 if config.noise else 0.0
-    if config.method == "restrict-rank":  # its projections take the seed when they are made
-        neutral["seed"] = config.seed
-    if config.method in PADDED:
-        neutral["rank"] = 1
-    return dataclasses.replace(training_key(config), **neutral)
+    """The config without what is data to a program, and without ranks."""
+    neutral: dict[str, Any] = {name: _default(name) for name in Hyper._fields}
+    neutral |= {"learning_rate": 1.0, "noise": 1.0 if config.noise else 0.0, "standardize": "auto"}
+    neutral["class_weights"] = None if config.class_weights is None else "balanced"
+    if not config.quantization_aware:
+        neutral["bits"] = 16
+    if not method_of(config).seeds:
+        neutral["seed"] = _default("seed")
+    plain, *_ = _with_rules(dataclasses.replace(config, **neutral))
+    return plain
 
 
-def batches_key(config: TrainConfig) -> tuple[float, int]:
-    """What decides a training's examples and their order: members of one key share batches."""
-    return config.validation, config.seed
+_RANKS = ("rank", "rules", "in_sketch", "sketch", "oversampling")
 
 
-def make_plan(configs: Sequence[TrainConfig], least_rank: int = 1) -> list[Group]:
+def _with_rules(config: TrainConfig) -> tuple[TrainConfig, Key, Key]:
+    """The config without its ranks, and the rules that they make; as it is where none are made."""
+    row = method_of(config)
+    if row.mode is None and row.thin is None and row._replace(rate=0.0) != Method(rate=0.0):
+        return config, (), ()  # who knows what a method of the user's own takes a rank for
+    plain = dataclasses.replace(config, **{name: _default(name) for name in _RANKS})
+    return plain, rules(config, row.mode), rules(config, row.thin)
+
+
+def _default(name: str) -> Any:
+    return next(f.default for f in dataclasses.fields(TrainConfig) if f.name == name)
+
+
+# Models.
+
+
+def form_of(config: TrainConfig, built: Built) -> Form:
+    """The form of a config's model, at its own ranks."""
+    plain, row = program_key(config), method_of(config)
+    if not row.stages:  # else the state depends on how long the run is
+        plain = dataclasses.replace(plain, epochs=1, quantize_from=0.0)
+    count = len(built.examples.part(config).train)
+    key = plain, *_with_rules(config)[1:], count
+    if key not in built.forms:
+        learner = learner_of(config, built.examples.dataset)
+        built.forms[key] = _form(dataclasses.replace(plain, **_ranks_of(config)), learner, built)
+    return built.forms[key]
+
+
+def _ranks_of(config: TrainConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in _RANKS}
+
+
+def _form(config: TrainConfig, learner: Learner, built: Built) -> Form:
+    init = make_fit(config, learner, len(built.examples.part(config).train)).init
+    found: list[tuple[Any, Any]] = []
+
+    def seen(key: Any) -> TrainState:
+        state = init(key)
+        model = learner.model(state.params, state.buffers)
+        x = built.examples.x
+        dtype = x.dtype if is_tokens(x) else np.float32
+        given = (jax.ShapeDtypeStruct((1, *x.shape[1:]), dtype),)
+        linen = isinstance(model, tuple)
+        args, kwargs = (given, dict(learner.call)) if linen else ((), {})
+        found.append((mask_key(model, *args, **kwargs), dict(plans(model, *args, **kwargs))))
+        return state
+
+    like = jax.eval_shape(seen, run_key(0))
+    masks, layers = found[0]
+    row = method_of(config)
+    masked = row.masks and row.thin is None
+    kind = (masks, jax.tree.structure(like)) if masked else (
+        tuple(learner.ranks.items()), jax.tree.structure(like),
+        *(tuple(leaf.shape) for leaf in jax.tree.leaves(like)),
+    )  # fmt: skip
+    ranks = {path: _exact(path.replace("/", "."), plan) for path, plan in layers.items()}
+    return Form(learner, jax.jit(init), like, ranks, kind)
+
+
+def _exact(path: str, plan: Any) -> Rule:
+    """The rule that makes a layer of that plan."""
+    more = {"seeded": {"in_sketch": plan.inner}, "ares": {"oversampling": plan.inner - plan.rank}}
+    sketch = plan.sketch if plan.sketched else None
+    return Rule(path, plan.rank, plan.mode, sketch=sketch, **more.get(plan.mode, {}))
+
+
+def _largest(found: Sequence[Rule]) -> Rule:
+    """The rule of a layer that is as large as in any of these."""
+    rank = max(int(rule.rank or 0) for rule in found)
+    names = [name for name in ("in_sketch", "oversampling") if getattr(found[0], name) is not None]
+    return dataclasses.replace(
+        found[0], rank=rank, **{name: max(getattr(rule, name) for rule in found) for name in names}
+    )
+
+
+def widest(config: TrainConfig, forms: Sequence[Form], built: Built) -> Form | None:
+    """The form whose ranks are the largest of several of one kind; None if there can be none.
+
+    Its state has seeds that say how many columns are live: as those of the smaller ones must.
+    """
+    shapes = {form.shapes for form in forms}
+    if len(shapes) == 1:
+        return forms[0]
+    largest = {path: _largest([form.ranks[path] for form in forms]) for path in forms[0].ranks}
+    key = "widest", program_key(config), tuple(largest.items())
+    if key not in built.forms:
+        learner = learner_of(config, built.examples.dataset, tuple(largest.values()))
+        form = _form(config, learner, built)
+        built.forms[key] = form._replace(like=jax.eval_shape(with_live, form.like))
+    form = built.forms[key]
+    fits = form.kind == forms[0].kind and form.ranks == largest
+    return form if fits else None
+
+
+def with_live(state: TrainState) -> TrainState:
+    """A state whose seeds say how many columns of their sketches are live."""
+    return state._replace(
+        buffers=live(state.params, state.buffers),
+        best_buffers=live(state.best_params, state.best_buffers),
+    )
+
+
+# Plans.
+
+
+def make_plan(
+    configs: Sequence[TrainConfig], built: Built, wide: Iterable[TrainConfig] = ()
+) -> list[Group]:
     """Groups the members of a sweep into as few programs as their differences allow.
 
     Args:
       configs: the members.
-      least_rank: what a padded rank is at least, so that later members fit the same program.
-
-    Raises:
-      ValueError: if a member asks for what a population cannot do.
+      built: the data, and models that are known.
+      wide: others, that are not trained, but that programs have room for.
 
     Example:
+      >>> from rosler_jax.sweep.examples import load_examples
       >>> base = TrainConfig(method="chain", hidden=(32,))
       >>> members = [
       ...     dataclasses.replace(base, rank=r, bits=b, seed=s)
@@ -81,29 +241,45 @@ def make_plan(configs: Sequence[TrainConfig], least_rank: int = 1) -> list[Group
       ...     for b in (8, 16)
       ...     for s in (0, 1, 2)
       ... ]
-      >>> [(g.config.rank, len(g.trainings), len(sum(g.members, ()))) for g in make_plan(members)]
-      [(4, 6, 12)]
+      >>> plan = make_plan(members, Built(load_examples(base)))
+      >>> [(len(g.trainings), len(sum(g.members, ()))) for g in plan]
+      [(6, 12)]
     """
-    trainings: dict[TrainConfig, list[int]] = {}
+    trainings: dict[Key, list[int]] = {}
     for i, config in enumerate(configs):
-        if config.patience is not None:
-            raise ValueError(
-                f"member {i}: patience={config.patience}; a population runs all its epochs, leave "
-                "patience out"
-            )
         trainings.setdefault(training_key(config), []).append(i)
-    programs: dict[TrainConfig, list[TrainConfig]] = {}
-    for training in trainings:
-        programs.setdefault(program_key(training), []).append(training)
+    programs: dict[Key, list[list[int]]] = {}
+    for served in trainings.values():
+        programs.setdefault(_kind_key(configs[served[0]], built), []).append(served)
+    room: dict[Key, list[Form]] = {}
+    for config in wide:
+        room.setdefault(_kind_key(config, built), []).append(form_of(config, built))
+    return [
+        group
+        for key, found in programs.items()
+        for group in _groups(key, configs, found, room.get(key, []), built)
+    ]
+
+
+def _kind_key(config: TrainConfig, built: Built) -> Key:
+    return program_key(config), form_of(config, built).kind
+
+
+def _groups(
+    key: Key, configs: Sequence[TrainConfig], found: list[list[int]], room: list[Form],
+    built: Built,
+) -> list[Group]:  # fmt: skip
+    """One group of trainings of a kind; one for each form where no program has room for all."""
+    found = sorted(found, key=lambda served: batches_key(configs[served[0]]))
+    first = [configs[served[0]] for served in found]
+    forms = [form_of(config, built) for config in first]
+    form = widest(first[0], [*forms, *room], built) or widest(first[0], forms, built)
+    if form is not None:
+        return [Group(key[0], key, form, tuple(first), tuple(map(tuple, found)))]
+    shapes = list(dict.fromkeys(form.shapes for form in forms))
     groups = []
-    for key, unsorted in programs.items():
-        found = sorted(unsorted, key=batches_key)  # those that share their batches together
-        least = least_rank if key.method in PADDED else 1
-        widest = dataclasses.replace(key, rank=max(least, *(t.rank for t in found)))
-        members = tuple(tuple(trainings[t]) for t in found)
-        groups.append(Group(widest, tuple(found), members))
+    for one in shapes:
+        some = [i for i, form in enumerate(forms) if form.shapes == one]
+        served = [found[i] for i in some]
+        groups += _groups((*key, one), configs, served, [], built)
     return groups
-
-
-def _default(name: str) -> Any:
-    return next(f.default for f in dataclasses.fields(TrainConfig) if f.name == name)

@@ -17,21 +17,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from rosler_jax import config as configs
 from rosler_jax.config import TrainConfig
+from rosler_jax.fit import task_of
 from rosler_jax.sweep import folder as folders
-from rosler_jax.sweep import halving, hosts, schedule, search, table
+from rosler_jax.sweep import halving, hosts, schedule, search, table, trainings
 from rosler_jax.sweep import report as report_page
-from rosler_jax.sweep.examples import Examples, load_examples
+from rosler_jax.sweep.examples import SHARED, load_examples
 from rosler_jax.sweep.folder import SweepError
-from rosler_jax.sweep.plan import make_plan
-from rosler_jax.sweep.population import Member, Outcome, Population
-from rosler_jax.sweep.schedule import Chunk, Costs, Plan
-from rosler_jax.sweep.ship import shipped
+from rosler_jax.sweep.plan import Built, Group
+from rosler_jax.sweep.schedule import Chunk, Plan
+from rosler_jax.sweep.ship import Job, shipped
 from rosler_jax.sweep.spec import SweepSpec, as_spec
+from rosler_jax.sweep.trainings import Outcome
+from rosler_jax.tasks import Task, metric_of
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -72,15 +73,13 @@ class Work:
 
     folder: Path
     spec: SweepSpec
-    examples: Examples
+    built: Built
     total: int
     report: Report | None
-    costs: Costs = dataclasses.field(default_factory=dict)
-    populations: schedule.Populations = dataclasses.field(default_factory=dict)
     began: float = dataclasses.field(default_factory=time.perf_counter)
     done: int = 0
     trained: int = 0
-    best: float = 0.0
+    best: float = math.nan
 
 
 def check(members: Sequence[TrainConfig]) -> None:
@@ -88,12 +87,23 @@ def check(members: Sequence[TrainConfig]) -> None:
 
     Raises:
       SweepError: naming the field.
-      ValueError: see :func:`rosler_jax.sweep.plan.make_plan`.
+      ValueError: for a metric that the task does not have.
     """
-    make_plan(members)
-    for name in ("data", "manual_dir"):
-        if len({getattr(c, name) for c in members}) > 1:
-            raise SweepError(f"members differ in {name}; one sweep has one data set")
+    for name in SHARED:
+        found = {getattr(c, name) for c in members}
+        if len(found) > 1:
+            shown = ", ".join(sorted(map(str, found)))
+            raise SweepError(f"members differ in {name} ({shown}); one sweep has one {name}")
+    for i, config in enumerate(members):
+        if config.patience is not None:
+            raise SweepError(
+                f"member {i}: patience={config.patience}; a population runs all its epochs, leave "
+                "patience out"
+            )
+    first = members[0]
+    metric_of(task_of(first), first.metric)
+    if first.stream == "always":
+        raise SweepError("stream=always: a sweep has its data on the device; leave stream out")
 
 
 def check_libraries(spec: SweepSpec) -> None:
@@ -112,7 +122,7 @@ def check_libraries(spec: SweepSpec) -> None:
 
 def sweep(
     space: SweepSpec | Mapping[str, Any] | str | Path,
-    data: str | Path | None = None,
+    data: Any = None,
     config: TrainConfig | None = None,
     *,
     out: str | os.PathLike[str],
@@ -132,7 +142,8 @@ def sweep(
 
     Args:
       space: what varies: a sweep, a TOML file or what it would hold, or axes alone.
-      data: data set by name or path, instead of the one in ``space``.
+      data: data set by name or path, instead of the one in ``space``; or arrays, as
+        :func:`rosler_jax.data.load` takes them.
       config: with axes: what stays the same.
       out: folder; made if it does not exist.
       resume: go on with the sweep in the folder.
@@ -162,13 +173,14 @@ def sweep(
     check(spec.configs() if spec.search is None else [first])
     check_libraries(spec)
     hosts.on_first(lambda: folders.open_folder(folder, spec, resume))
-    examples = load_examples(first)
+    given = None if isinstance(data, str | Path) else data
+    built = Built(load_examples(first, given))
     with folders.locked(folder):
         # Once more: a sweep that began a moment earlier may have come and gone.
         hosts.on_first(lambda: folders.open_folder(folder, spec, resume))
-        folders.check_examples(folder, examples)
+        folders.check_examples(folder, built.examples)
         total = spec.search.trials if spec.search else halving.total(spec)
-        work = Work(folder, spec, examples, total, report if hosts.is_first() else None)
+        work = Work(folder, spec, built, total, report if hosts.is_first() else None)
         stages = search.batches(work) if spec.search else _stages(work)
         rows: list[Row] = []
         for stage in stages:
@@ -178,7 +190,8 @@ def sweep(
         rows = table.last_rows(rows)
         if hosts.is_first():
             table.write_rows(folder / table.TABLE, rows)
-            report_page.write_report(folder, [axis.name for axis in spec.axes], rows)
+            axes, (metric, larger) = [axis.name for axis in spec.axes], spec.followed()
+            report_page.write_report(folder, axes, rows, metric=metric, larger_is_better=larger)
     return Summary(folder, rows, sum(row["status"] == "failed" for row in rows))
 
 
@@ -227,11 +240,9 @@ def _agreed_plan(
     """The plan of a stage as it was decided before, or decided now."""
     kept = folders.read_stage(work.folder, number)
     if kept is not None:
-        return schedule.from_json(kept["plan"], members, work.costs)
-    plan = schedule.make_schedule(
-        members, work.examples, work.costs, share=share, populations=work.populations
-    )
-    folders.store_spec(work.folder, work.spec, work.examples)
+        return schedule.from_json(kept["plan"], members, work.built)
+    plan = schedule.make_schedule(members, work.built, share=share)
+    folders.store_spec(work.folder, work.spec, work.built.examples)
     folders.write_stage(work.folder, number, {"members": index, "plan": schedule.to_json(plan)})
     return plan
 
@@ -269,8 +280,10 @@ def run_stage(work: Work, stage: Stage) -> list[Row]:
 
 def _tell(work: Work, stage: Stage, rows: list[Row]) -> None:
     work.done += len(rows)
-    finite = [r["validation_accuracy"] for r in rows if not math.isnan(r["validation_accuracy"])]
-    work.best = max([work.best, *finite])
+    metric, larger = work.spec.followed()
+    found = [row[f"validation_{metric}"] for row in rows]
+    finite = [v for v in (work.best, *found) if math.isfinite(v)]
+    work.best = (max if larger else min)(finite, default=math.nan)
     if work.report is not None:
         rate = work.trained / (time.perf_counter() - work.began)
         left = (work.total - work.done) / rate if rate else math.inf
@@ -283,26 +296,22 @@ def run_chunk(
 ) -> list[Row]:
     """Trains a chunk; one row for each member that it serves."""
     group, cost = stage.plan.groups[chunk.group], stage.plan.costs[chunk.group]
-    population = schedule.population_of(
-        work.populations, group.config, work.examples, cost.width, cost.blocks
-    )
-    trainings = [group.trainings[i] for i in chunk.trainings]
-    states = [before.state(c) if before else None for c in trainings]
-    data = [population.member(c, s) for c, s in zip(trainings, states, strict=True)]
+    built = work.built
+    population = trainings.population_of(group, built, cost.width, cost.blocks)
+    configs_ = [group.trainings[i] for i in chunk.trainings]
+    states = [before.state(c) if before else None for c in configs_]
+    data = [trainings.member_of(c, group, built, s) for c, s in zip(configs_, states, strict=True)]
     start = time.perf_counter()
     epochs = (stage.stop or group.config.epochs) - stage.start
-    out = population.run(data, epochs, keep=stage.stop is not None)
-    each = (time.perf_counter() - start) / len(data)
-    if out.state is not None:
+    out = trainings.run(population, data, epochs, keep=stage.stop is not None)
+    each = hosts.share((time.perf_counter() - start) / len(data))
+    if stage.stop is not None:
         halving.save_states(work.folder, stage.number, number, out.state)
-    ones = [jax.tree.map(lambda a, k=k: a[k], out._replace(state=None)) for k in range(len(data))]
-    jobs = hosts.own_part([(k, j) for k, i in enumerate(chunk.trainings) for j in group.members[i]])
-    found = results(
-        [stage.members[j] for _, j in jobs], [ones[k] for k, _ in jobs], [data[k] for k, _ in jobs],
-        population, stage.start,
-    )  # fmt: skip
+    members = [(k, j) for k, i in enumerate(chunk.trainings) for j in group.members[i]]
+    jobs = [Job(stage.members[j], k) for k, j in members]
+    found = results(jobs, out, group, built, cost.width * cost.blocks, stage.start)
     rows = []
-    for (_, j), result in zip(jobs, found, strict=True):
+    for (_, j), result in zip(members, found, strict=True):
         row = _identity(work.spec, stage, j) | result
         if stage.stop is not None and row["reason"] in ("", UNSHIPPABLE):
             row |= {"status": "stopped", "reason": ""}  # unless a later stage says otherwise
@@ -310,7 +319,7 @@ def run_chunk(
         row["epochs_done"] = stage.stop or stage.members[j].epochs
         row["config"] = json.dumps(configs.to_dict(stage.members[j]))
         rows.append(halving.continued(row, before))
-    return sorted(hosts.exchange(rows), key=lambda row: row["member"])
+    return sorted(rows, key=lambda row: row["member"])
 
 
 def _identity(spec: SweepSpec, stage: Stage, j: int) -> Row:
@@ -325,48 +334,54 @@ def _cell(config: TrainConfig, name: str) -> Any:
 
 
 def results(
-    configs: Sequence[TrainConfig],
-    outcomes: Sequence[Outcome],
-    members: Sequence[Member],
-    population: Population,
-    start: int = 0,
+    jobs: Sequence[Job], out: Outcome, group: Group, built: Built, at_once: int, start: int = 0
 ) -> list[Row]:
-    """What trainings from epoch ``start`` on ended with, and what their model files would hold.
+    """What members ended with, and what their model files would hold.
 
     Args:
-      configs: of the sweep's members, with their bits.
-      outcomes, members: of the training of each.
-      population: theirs.
+      jobs: the members, each with the row of its training.
+      out: of the trainings, from epoch ``start`` on.
+      group: theirs.
+      built: the data, and what is known of programs.
+      at_once: members that a device trains together.
       start: epochs that they had behind them.
     """
+    task = built.examples.task
+    metric, _ = metric_of(task, group.config.metric)
+    curves = np.asarray(out.history.validation[metric]).astype(float).tolist()
     rows, shippable = [], []
-    for i, one in enumerate(outcomes):
+    for i, (_, k) in enumerate(jobs):
         reason = ""
-        if not np.all(one.history.finite):
-            epoch = start + 1 + int(np.argmin(one.history.finite))
+        if not np.all(out.history.finite[k]):
+            epoch = start + 1 + int(np.argmin(out.history.finite[k]))
             reason = f"loss or parameters no longer finite in epoch {epoch}"
-        elif float(one.best_accuracy) < 0:  # aRes-BP in its parallel stage: nothing to ship yet
+        elif not out.state.best_epoch[k]:  # in a parallel stage: nothing to ship yet
             reason = UNSHIPPABLE
         else:
             shippable.append(i)
         rows.append({
             "status": "failed" if reason else "done",
             "reason": reason,
-            **NOTHING,
-            "best_epoch": int(one.best_epoch),
-            "loss": float(one.history.loss[-1]),
-            "curve": [float(v) for v in one.history.validation_accuracy],
+            **nothing(task),
+            "best_epoch": int(out.state.best_epoch[k]),
+            "loss": float(out.history.loss[k, -1]),
+            "curve": curves[k],
         })  # fmt: skip
-    chosen = [(configs[i], outcomes[i], members[i]) for i in shippable]
-    for i, found in zip(shippable, shipped(chosen, population), strict=True):
-        rows[i] |= found
+    chosen = [jobs[i] for i in shippable]
+    if chosen:
+        found = shipped(chosen, out.state, group, built, at_once)
+        for i, more in zip(shippable, found, strict=True):
+            rows[i] |= more
     return rows
 
 
-NOTHING: Row = {
-    "validation_accuracy": math.nan, "test_accuracy": math.nan, "file_bytes": 0, "parameters": 0,
-    "compression": math.nan,
-}  # fmt: skip
+def nothing(task: Task) -> Row:
+    """What a row has where there is no model."""
+    splits = [f"{split}_{name}" for name in task.metrics for split in ("validation", "test")]
+    sizes: Row = {"file_bytes": 0, "parameters": 0, "compression": math.nan}
+    return dict.fromkeys(splits, math.nan) | sizes
+
+
 UNSHIPPABLE = "no epoch ended with a model that can ship; train longer"
 
 
@@ -387,8 +402,3 @@ def reasons(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
         place = ", ".join([f"member {failed[0]['member']}", *(f"{a}={failed[0][a]}" for a in axes)])
         lines.append(f"{len(failed)} of {len(rows)} members: {reason} (the first is {place})")
     return lines
-
-
-def rank_key(row: Row) -> tuple[Any, ...]:
-    """Orders rows: the most accurate first, then the smallest, then as they come."""
-    return -row["validation_accuracy"], row["file_bytes"], row["member"]

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from rosler_jax.config import TrainConfig
-from rosler_jax.sweep import hosts
-from rosler_jax.sweep.examples import Examples
-from rosler_jax.sweep.plan import Group, batches_key, make_plan, program_key
-from rosler_jax.sweep.population import Population
+from rosler_jax.fit import method_of
+from rosler_jax.sweep import hosts, trainings
+from rosler_jax.sweep.examples import batches_key
+from rosler_jax.sweep.plan import Built, Group, make_plan
 
 CHUNK_SECONDS = 20.0
 """About what an interruption may lose; ROSLER_SWEEP_CHUNK_SECONDS overrides it."""
@@ -76,13 +76,15 @@ class Plan(NamedTuple):
     def _line(self, i: int) -> str:
         group, cost = self.groups[i], self.costs[i]
         config = group.config
-        rank = "" if config.method == "dense" else f", rank up to {config.rank}"
+        largest = max((int(rule.rank or 0) for rule in group.form.ranks.values()), default=0)
+        rank = f", rank up to {largest}" if largest else ""
+        hidden = f" {','.join(map(str, config.hidden))}" if config.model == "mlp" else ""
         together = cost.width * cost.blocks
         memory = cost.bytes * together / 1e6
         needs = f"{memory:.0f} MB, about {cost.seconds * len(group.trainings):.0f} s of training"
         return (
-            f"program {i + 1}: {config.method}{rank}, hidden "
-            f"{','.join(map(str, config.hidden))}, {config.epochs} epochs: "
+            f"program {i + 1}: {config.model}{hidden}, {config.method}{rank}, "
+            f"{config.epochs} epochs: "
             f"{sum(len(m) for m in group.members)} members, {len(group.trainings)} trainings, "
             f"{together} at a time on each device, "
             f"{sum(chunk.group == i for chunk in self.chunks)} chunks, "
@@ -90,43 +92,29 @@ class Plan(NamedTuple):
         )
 
 
-Costs = dict[TrainConfig, Cost]
-"""Of each program, by what tells programs apart."""
-
-Populations = dict[tuple[TrainConfig, int, int], Population]
-"""By config, width and blocks."""
-
-
 def make_schedule(
     members: Sequence[TrainConfig],
-    examples: Examples,
-    known: Costs | None = None,
-    least_rank: int = 1,
+    built: Built,
+    wide: Sequence[TrainConfig] = (),
     share: float = 1.0,
     always: bool = False,
-    populations: Populations | None = None,
 ) -> Plan:
     """Groups members, and chooses widths and chunks by memory and a short timing.
 
     Args:
       members: the stage's.
-      examples: the data.
-      known: programs that were timed before; the new ones are added.
-      least_rank: see :func:`make_plan`.
+      built: the data, and what is known of programs; what is found out is added.
+      wide: see :func:`make_plan`.
       share: the part of all epochs that the stage trains.
       always: time programs of few trainings, too, though nothing hangs on it.
-      populations: compiled programs; those that are timed are added, to be run.
     """
-    populations = {} if populations is None else populations
-    known = {} if known is None else known
-    groups = make_plan(members, least_rank)
+    groups = make_plan(members, built, wide)
     chunks = []
     for i, group in enumerate(groups):
-        key = program_key(group.config)
-        if key not in known:
-            known[key] = choose_width(group, examples, always, populations)
-        chunks += [Chunk(i, t) for t in _split(len(group.trainings), known[key], share)]
-    costs = tuple(known[program_key(group.config)] for group in groups)
+        if group.key not in built.costs:
+            built.costs[group.key] = choose_width(group, built, always)
+        chunks += [Chunk(i, t) for t in _split(len(group.trainings), built.costs[group.key], share)]
+    costs = tuple(built.costs[group.key] for group in groups)
     return Plan(tuple(groups), costs, tuple(chunks))
 
 
@@ -151,26 +139,20 @@ def chunk_seconds() -> float:
     return float(os.environ.get("ROSLER_SWEEP_CHUNK_SECONDS", CHUNK_SECONDS))
 
 
-def choose_width(
-    group: Group,
-    examples: Examples,
-    always: bool = False,
-    populations: Populations | None = None,
-) -> Cost:
+def choose_width(group: Group, built: Built, always: bool = False) -> Cost:
     """How many members together train most a second, so far as finding that out repays.
 
     First a few members that share their batches. What the whole group then takes decides: other
     widths, and blocks of these, are compiled and timed only where training is long beside that.
     """
-    populations = {} if populations is None else populations
     devices, count = _devices(), len(group.trainings)
     if count <= 2 * devices:
-        return (_tried(group, examples, 1, 1, populations) if always else None) or Cost(1, 1, 0, 0)
+        return (_tried(group, built, 1, 1) if always else None) or Cost(1, 1, 0, 0)
     alike = max(collections.Counter(batches_key(c) for c in group.trainings).values())
     widths = [w for w in WIDTHS if w == 1 or (w <= alike and w * devices <= count)]
     first = widths[min(1, len(widths) - 1)]
     start = time.perf_counter()
-    best = _tried(group, examples, first, 1, populations) or Cost(1, 1, math.inf, 0)
+    best = _tried(group, built, first, 1) or Cost(1, 1, math.inf, 0)
     if hosts.share(best.seconds * count < REPAYS * (time.perf_counter() - start)):
         return best
     narrower, wider = ([w for w in widths if w < first], [w for w in widths if w > first])
@@ -179,44 +161,32 @@ def choose_width(
             width = width or best.width
             if (width, blocks) == best[:2] or (blocks > 1 and blocks * width * devices > count):
                 continue
-            found = _tried(group, examples, width, blocks, populations)
+            found = _tried(group, built, width, blocks)
             if found is None or found.seconds > 1.2 * best.seconds:
                 break
             best = min(best, found, key=lambda cost: cost.seconds)
     return best
 
 
-def _tried(
-    group: Group, examples: Examples, width: int, blocks: int, populations: Populations
-) -> Cost | None:
+def _tried(group: Group, built: Built, width: int, blocks: int) -> Cost | None:
     """What a choice costs, timed on copies of a member over an epoch; None if it needs too much."""
     config = group.config
-    population = population_of(populations, config, examples, width, blocks)
-    member = population.member(group.trainings[0])
+    population = trainings.population_of(group, built, width, blocks)
+    member = trainings.member_of(group.trainings[0], group, built)
     population.compiled(member)
     needed = population.bytes_needed
     if hosts.share(needed > MEMORY_SHARE * memory()):
         return None
-    # The stages of aRes-BP cost what they cost; of others the last epoch, which quantises.
-    epochs = config.epochs if config.method == "ares-bp" else 1
-    state = member.state._replace(epoch=jnp.int32(config.epochs - epochs))
+    # Stages of a method cost what they cost; of others the last epoch, which quantises.
+    epochs = config.epochs if method_of(config).stages else 1
+    last = member.common._replace(epoch=np.int32(config.epochs - epochs))
     count = _devices() * width * blocks
-    members = [member._replace(state=state)] * count
-    population.run(members, 0)
+    members = [member._replace(common=last)] * count
+    trainings.run(population, members, 0)
     start = time.perf_counter()
-    population.run(members, epochs)
+    trainings.run(population, members, epochs)
     seconds = hosts.share((time.perf_counter() - start) * config.epochs / epochs / count)
     return Cost(width, blocks, seconds, needed // (width * blocks))
-
-
-def population_of(
-    populations: Populations, config: TrainConfig, examples: Examples, width: int, blocks: int
-) -> Population:
-    """The population of a choice, kept with its compiled program."""
-    key = (config, width, blocks)
-    if key not in populations:
-        populations[key] = Population(config, examples, width, blocks)
-    return populations[key]
 
 
 def memory() -> float:
@@ -237,11 +207,14 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def from_json(
-    kept: dict[str, Any], members: Sequence[TrainConfig], known: Costs, least_rank: int = 1
+    kept: dict[str, Any],
+    members: Sequence[TrainConfig],
+    built: Built,
+    wide: Sequence[TrainConfig] = (),
 ) -> Plan:
-    """The plan of the same members as it was; its programs' costs are added to ``known``."""
-    groups = tuple(make_plan(members, least_rank))
+    """The plan of the same members as it was; the costs of its programs are known from now on."""
+    groups = tuple(make_plan(members, built, wide))
     costs = tuple(Cost(*cost) for cost in kept["costs"])
-    known.update({program_key(g.config): c for g, c in zip(groups, costs, strict=True)})
+    built.costs.update({g.key: c for g, c in zip(groups, costs, strict=True)})
     chunks = tuple(Chunk(group, tuple(trainings)) for group, trainings in kept["chunks"])
     return Plan(groups, costs, chunks)

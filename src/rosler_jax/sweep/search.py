@@ -7,24 +7,20 @@ resumed search asks what an undisturbed one would have.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rosler_jax.config import TrainConfig
 from rosler_jax.sweep import folder as folders
 from rosler_jax.sweep import hosts, schedule
 from rosler_jax.sweep.axes import Axis
-from rosler_jax.sweep.plan import PADDED
 from rosler_jax.sweep.spec import SweepSpec
 
 if TYPE_CHECKING:
     from rosler_jax.sweep.runner import Stage, Work
 
 STUDY = "rosler"
-SMALLER_IS_BETTER = ("file_bytes", "parameters", "loss")
 
 
 def _optuna() -> Any:
@@ -64,7 +60,8 @@ def open_study(folder: Path, spec: SweepSpec, batch: int) -> Any:
     optuna, search = _optuna(), spec.search
     assert search is not None
     seed = (spec.seed * 1_000_003 + batch) % 2**32
-    directions = ["minimize" if o in SMALLER_IS_BETTER else "maximize" for o in search.objectives]
+    larger = spec.objectives()
+    directions = ["maximize" if larger[name] else "minimize" for name in search.objectives]
     return optuna.create_study(
         storage=search.storage or f"sqlite:///{folder.absolute()}/optuna.db",
         study_name=search.study or STUDY,
@@ -107,6 +104,7 @@ def batches(work: Work) -> Iterator[Stage]:
 
     spec, search = work.spec, work.spec.search
     assert search is not None
+    most = _largest_ranks(spec)
     for batch in range(math.ceil(search.trials / search.batch)):
         kept = folders.read_stage(work.folder, batch)
         if kept is None:
@@ -115,16 +113,14 @@ def batches(work: Work) -> Iterator[Stage]:
             trials = kept["trials"]
         members = [spec.member(_values(spec, t["params"])) for t in trials]
         runner.check([spec.first(), *members])
-        least = _widest(spec)
+        wide = [spec.member({**_values(spec, t["params"]), **most}) for t in trials]
         if kept is None:
-            plan = schedule.make_schedule(
-                members, work.examples, work.costs, least, populations=work.populations
-            )
-            folders.store_spec(work.folder, spec, work.examples)
+            plan = schedule.make_schedule(members, work.built, wide)
+            folders.store_spec(work.folder, spec, work.built.examples)
             decided = {"trials": trials, "plan": schedule.to_json(plan)}
             folders.write_stage(work.folder, batch, decided)
         else:
-            plan = schedule.from_json(kept["plan"], members, work.costs, least)
+            plan = schedule.from_json(kept["plan"], members, work.built, wide)
         index = tuple(range(batch * search.batch, batch * search.batch + len(members)))
         yield runner.Stage(batch, index, tuple(members), 0, None, plan)
         if hosts.is_first():
@@ -132,11 +128,11 @@ def batches(work: Work) -> Iterator[Stage]:
             tell(work.folder, spec, trials, rows)
 
 
-def _widest(spec: SweepSpec) -> int:
-    """The largest rank that the search may propose, so that all batches share programs."""
-    methods = {spec.first().method, *(v for a in spec.axes if a.name == "method" for v in a.given)}
-    if not methods & set(PADDED):
-        return 1
-    ranks = [v for axis in spec.axes if axis.name == "rank" for v in axis.given]
-    default = dataclasses.replace(TrainConfig(), rank=spec.first().rank).rank
-    return max(ranks, default=default)
+def _largest_ranks(spec: SweepSpec) -> dict[str, Any]:
+    """The largest ranks that a search may propose, so that all batches share programs."""
+    names = ("rank", "in_sketch", "oversampling")
+    return {
+        axis.name: max(v for v in axis.given if v is not None)
+        for axis in spec.axes
+        if axis.name in names and any(v is not None for v in axis.given)
+    }

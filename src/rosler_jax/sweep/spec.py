@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rosler_jax.config import TrainConfig, from_dict, to_dict
+from rosler_jax.fit import task_of
 from rosler_jax.sweep.axes import Axis, SpecError, make_axis
+from rosler_jax.tasks import Task, metric_of
+
+LISTS = ("target", "options", "rules")
+"""Fields that are lists of words, and may be given as one word with commas."""
 
 
 class Halving(NamedTuple):
@@ -32,14 +37,14 @@ class Search(NamedTuple):
     Attributes:
       trials: in all.
       batch: asked for together, trained as one population.
-      objectives: columns of the table; file_bytes, parameters and loss are made small.
+      objectives: columns of the table.
       storage: of the study, as Optuna names it; None for a file in the sweep's folder.
       study: its name; None for the default.
     """
 
     trials: int
     batch: int
-    objectives: tuple[str, ...]
+    objectives: Any
     storage: str | None
     study: str | None
 
@@ -66,6 +71,21 @@ class SweepSpec:
     halving: Halving | None = None
     search: Search | None = None
 
+    def task(self) -> Task:
+        """What all members are trained for."""
+        return task_of(self.first())
+
+    def followed(self) -> tuple[str, bool]:
+        """The metric that members are compared by, and whether larger is better."""
+        name, metric = metric_of(self.task(), self.first().metric)
+        return name, metric.larger_is_better
+
+    def objectives(self) -> dict[str, bool]:
+        """Columns that a search may go by, and whether larger is better."""
+        metrics = self.task().metrics.items()
+        found = {f"validation_{name}": metric.larger_is_better for name, metric in metrics}
+        return found | dict.fromkeys(("file_bytes", "parameters", "loss"), False)
+
     def first(self) -> TrainConfig:
         """The member with the first value of every axis."""
         return self.member({axis.name: axis.values[0] for axis in self.axes})
@@ -76,8 +96,12 @@ class SweepSpec:
         Raises:
           SpecError: if it is no possible run, naming it.
         """
+        fields = {**self.base, **varied}
+        for name in LISTS:  # as the command line has them
+            if isinstance(fields.get(name), str):
+                fields[name] = [part for part in fields[name].split(",") if part]
         try:
-            return from_dict({**self.base, **varied})
+            return from_dict(fields)
         except (ValueError, TypeError) as error:
             raise SpecError(f"member {dict(varied)}: {error}") from error
 
@@ -104,7 +128,7 @@ def parse(source: Mapping[str, Any]) -> SweepSpec:
     ``{integer: [low, high], n: N}`` (both ends included). Drawn values depend on the axis' name
     and on ``sweep_seed`` alone. ``halving = {rungs: [1, 3], keep: 0.3}`` stops most of the members
     early; ``search = {trials: 64, batch: 16}`` lets Optuna propose members within the axes (which
-    then need no n), by ``objectives``, by default the validation accuracy.
+    then need no n), by ``objectives``, by default the followed metric in validation.
 
     Args:
       source: as TOML gives it.
@@ -154,7 +178,9 @@ def parse(source: Mapping[str, Any]) -> SweepSpec:
     spec = SweepSpec(base, made, whole, seed, draws, halving, search)
     if halving:
         _check_rungs(spec, halving)
-    return spec
+    if search:
+        search = search._replace(objectives=_objectives(spec, search.objectives))
+    return dataclasses.replace(spec, search=search)
 
 
 def _table(name: str, given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,22 +215,28 @@ def _check_rungs(spec: SweepSpec, halving: Halving) -> None:
         raise SpecError(f"halving: rungs {list(halving.rungs)} reach beyond the {epochs} epochs")
 
 
-OBJECTIVES = ("validation_accuracy", "file_bytes", "parameters", "loss")
-
-
 def _search(given: Any) -> Search | None:
     if given is None:
         return None
-    defaults = {"trials": None, "batch": 16, "objectives": OBJECTIVES[:1]}
-    table = _table("search", given, {**defaults, "storage": None, "study": None})
+    defaults = {"trials": None, "batch": 16, "objectives": None, "storage": None, "study": None}
+    table = _table("search", given, defaults)
     for name in ("trials", "batch"):
         if not isinstance(table[name], int) or table[name] < 1:
             raise SpecError(f"search: {name} is {table[name]!r}; expected at least 1")
-    objectives = tuple(table["objectives"])
-    for name in objectives or ("nothing",):
-        if name not in OBJECTIVES:
-            raise SpecError(f"search: objective {name!r}; expected {', '.join(OBJECTIVES)}")
+    objectives = None if table["objectives"] is None else tuple(table["objectives"])
     return Search(table["trials"], table["batch"], objectives, table["storage"], table["study"])
+
+
+def _objectives(spec: SweepSpec, given: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The columns that objectives name; a metric stands for its value in validation."""
+    columns = spec.objectives()
+    if given is None:
+        return (f"validation_{spec.followed()[0]}",)
+    found = tuple(f"validation_{name}" if name not in columns else name for name in given)
+    for name, column in zip(given or ("nothing",), found or ("",), strict=True):
+        if column not in columns:
+            raise SpecError(f"search: objective {name!r}; expected {', '.join(columns)}")
+    return found
 
 
 def load(path: str | Path) -> SweepSpec:
@@ -244,14 +276,14 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 def as_spec(
     space: SweepSpec | Mapping[str, Any] | str | Path,
-    data: str | Path | None = None,
+    data: Any = None,
     config: TrainConfig | None = None,
 ) -> SweepSpec:
     """A sweep from what a caller has at hand.
 
     Args:
       space: a sweep; a TOML file; what it would hold; or its axes alone.
-      data: data set by name or path, instead of the one in ``space``.
+      data: data set by name or path, instead of the one in ``space``; or arrays.
       config: fields that stay the same, where ``space`` is a mapping that does not name them.
 
     Raises:
@@ -273,4 +305,6 @@ def as_spec(
         raise SpecError("config goes with axes; a whole sweep has its fields already")
     else:
         source = (space if isinstance(space, SweepSpec) else load(space)).source
-    return parse(source if data is None else {**source, "data": str(data)})
+    if data is None:
+        return parse(source)
+    return parse({**source, "data": str(data) if isinstance(data, str | Path) else "arrays"})
