@@ -94,7 +94,7 @@ def restore(manager: Any, like: TrainState) -> tuple[TrainState, list[dict[str, 
     if epoch is None:
         return None
     leaves, treedef = jax.tree.flatten(like)
-    target = {str(i): np.asarray(x) for i, x in enumerate(leaves)}
+    target = {str(i): np.zeros(x.shape, x.dtype) for i, x in enumerate(leaves)}
     items = ocp.args.Composite(
         state=ocp.args.StandardRestore(target), history=ocp.args.JsonRestore()
     )

@@ -24,6 +24,7 @@ from rosler_jax.hyper import Hyper, hyper_of
 from rosler_jax.learner import KEYS, Learner, make_learner
 from rosler_jax.methods import METHODS, Method, Setting, rules
 from rosler_jax.models import MODELS
+from rosler_jax.optim.after_switch import after_switch
 from rosler_jax.quantization import fake_quantize_params
 from rosler_jax.tasks import TASKS, Task, losses, metric_of
 from rosler_jax.units import PLAIN, Units, is_tokens, standardized
@@ -115,9 +116,7 @@ def task_of(config: TrainConfig) -> Task:
     return found
 
 
-def learner_of(
-    config: TrainConfig, dataset: Any, given: Sequence[Rule] | None = None
-) -> Learner:
+def learner_of(config: TrainConfig, dataset: Any, given: Sequence[Rule] | None = None) -> Learner:
     """The model of a run on data; a :class:`rosler_jax.data.Dataset`, or what has its shapes.
 
     Args:
@@ -179,13 +178,17 @@ def steps_of(config: TrainConfig, num_examples: int) -> int:
     return steps
 
 
-def make_fit(config: TrainConfig, learner: Learner, num_examples: int) -> Fit:
+def make_fit(
+    config: TrainConfig, learner: Learner, num_examples: int, *, settled: bool = False
+) -> Fit:
     """Builds the pure functions of a run.
 
     Args:
       config: the run; only what is no :class:`~rosler_jax.hyper.Hyper` is read here.
       learner: its model.
       num_examples: size of the training split.
+      settled: for what follows the parallel stage alone, by the successive optimiser; see
+        :func:`settle`.
 
     Returns:
       :class:`Fit`: ``init(key)``, ``epoch(state, arrays, hyper, units)``, ``outputs(params,
@@ -215,7 +218,8 @@ def make_fit(config: TrainConfig, learner: Learner, num_examples: int) -> Fit:
 
     def optimizer(hyper: Hyper) -> optax.GradientTransformationExtraArgs:
         inner = successive_optimizer(config, hyper, steps)
-        return optax.with_extra_args_support(method.optimizer(inner, setting(hyper)))
+        whole = inner if settled else method.optimizer(inner, setting(hyper))
+        return optax.with_extra_args_support(whole)
 
     def outputs(params: PyTree, buffers: PyTree, x: Array, units: Units) -> Array:
         out, _ = learner.apply(params, buffers, standardized(x, units), False)
@@ -314,6 +318,47 @@ def make_fit(config: TrainConfig, learner: Learner, num_examples: int) -> Fit:
         return close(state, carry, seen, evaluate(predict, x, y, task, units=units))
 
     return Fit(init, epoch, outputs, Parts(begin, steps_over, project, close))
+
+
+def is_settled(config: TrainConfig, num_examples: int, epochs: int) -> bool:
+    """Whether a run's parallel stage is over after so many epochs."""
+    steps = steps_of(config, num_examples)
+    return method_of(config).stages and epochs * steps >= parallel_steps(config, steps)
+
+
+def settle(
+    config: TrainConfig, learner: Learner, num_examples: int
+) -> tuple[Learner, Fit, Callable[[TrainState], TrainState]]:
+    """The successive stage of aRes-BP as a program of its own, at the speed of plain chains.
+
+    One program of both stages holds what only the parallel one needs: flags, seeds, a solve and
+    cores with surplus columns, which are zero after the switch. This one holds chains.
+
+    Args:
+      config: a run by a method with stages.
+      learner: its model.
+      num_examples: size of the training split.
+
+    Returns:
+      Model and functions from the switch on, and the state that goes with them of one past it;
+      training then ends where it would have, but for rounding.
+    """
+    steps = steps_of(config, num_examples)
+    chain, convert = learner.settled()
+    optimizer = successive_optimizer(config, hyper_of(config), steps)
+
+    def settled(state: TrainState) -> TrainState:
+        params, buffers = convert(state.params, state.buffers)
+        best_params, best_buffers = convert(state.best_params, state.best_buffers)
+        return state._replace(
+            params=params,
+            buffers=buffers,
+            opt_state=after_switch(state.opt_state, optimizer, params),
+            best_params=best_params,
+            best_buffers=best_buffers,
+        )
+
+    return chain, make_fit(config, chain, num_examples, settled=True), jax.jit(settled)
 
 
 def in_units(task: Task, out: Array, units: Units) -> Array:

@@ -14,6 +14,7 @@ import rosler_jax.linen as sketched_linen
 from rosler_jax._convert import Rule
 from rosler_jax._layer_views import matrix_views
 from rosler_jax._lookup import call_named
+from rosler_jax.finish import finish
 from rosler_jax.sketchify import Report, sketchify
 from rosler_jax.views import Views
 
@@ -35,6 +36,8 @@ class Learner(NamedTuple):
       views: what each parameter is.
       report: what became of each layer.
       call: keyword arguments of the model as it evaluates.
+      settled: the same model with plain chains for aRes-BP's layers, and ``(params, buffers)`` to
+        its own; for after the switch.
       thin: the same model with thin factors, where the weights stay dense and are given ranks.
     """
 
@@ -44,6 +47,7 @@ class Learner(NamedTuple):
     views: Views
     report: Report
     call: Mapping[str, Any]
+    settled: Callable[[], tuple[Learner, Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]]]
     thin: Learner | None = None
 
     @property
@@ -123,33 +127,42 @@ def _nnx(build: Callable[[nnx.Rngs], Any], rules: Sequence[Rule]) -> Learner:
 
     def made(key: Key[Array, ""]) -> Any:
         rngs = nnx.Rngs(key)
-        model = build(rngs)
-        new, report = sketchify(model, rules, rngs=rngs)
+        new, report = sketchify(build(rngs), rules, rngs=rngs)
         reports.append(report)
         return new
 
     like = nnx.eval_shape(lambda: made(jax.random.key(0, impl=KEYS)))
+    return _nnx_learner(like, made, reports[0])
+
+
+def _nnx_learner(like: Any, made: Callable[[Any], Any], report: Report) -> Learner:
+    """The functions of an abstract model, and of what makes it from a key."""
     like.train()
     graphdefs = {True: split_state(like)[0]}
     like.eval()
     graphdefs[False], _, buffers_like = split_state(like)
 
-    def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
-        _, params, buffers = split_state(made(key))
+    def state(model: Any) -> tuple[PyTree, PyTree]:
+        _, params, buffers = split_state(model)
         return params, _words(buffers)
 
-    def merged(params: PyTree, buffers: PyTree, train: bool) -> Any:
+    def merged(params: PyTree, buffers: PyTree, train: bool = False) -> Any:
         return nnx.merge(graphdefs[train], params, _keys(buffers, buffers_like))
 
     def apply(params: PyTree, buffers: PyTree, x: Array, train: bool) -> tuple[Any, PyTree]:
         model = merged(params, buffers, train)
         out = model(x).astype(jnp.float32)
-        return out, _words(split_state(model)[2]) if train else buffers
+        return out, state(model)[1] if train else buffers
+
+    def settled() -> tuple[Learner, Any]:
+        chain = lambda key: finish(made(key), fold=False)  # noqa: E731
+        new = nnx.eval_shape(lambda: chain(jax.random.key(0, impl=KEYS)))
+        convert = lambda params, buffers: state(finish(merged(params, buffers), fold=False))  # noqa: E731
+        return _nnx_learner(new, chain, report), convert
 
     return Learner(
-        init, apply, lambda params, buffers: merged(params, buffers, False), matrix_views(like),
-        reports[0], {},
-    )  # fmt: skip
+        lambda key: state(made(key)), apply, merged, matrix_views(like), report, {}, settled
+    )
 
 
 def split_state(model: nnx.Module) -> tuple[Any, Any, Any]:
@@ -194,45 +207,63 @@ _FLAGS = {
 
 def _linen(module: linen.Module, x: jax.ShapeDtypeStruct, rules: Sequence[Rule]) -> Learner:
     names = inspect.signature(type(module).__call__).parameters
-    flags: dict[bool, dict[str, Any]] = {
+    flags = {
         train: {name: value == train for name, value in _FLAGS.items() if name in names}
         for train in (True, False)
     }
+    given: dict[str, Any] = dict(flags[False])
     zeros = jnp.zeros(x.shape, x.dtype)
 
     def made(key: Key[Array, ""]) -> tuple[Any, Any, Report]:
         first, second, third = jax.random.split(key, 3)
-        variables = module.init({"params": first, "dropout": second}, zeros, **flags[False])
-        return sketched_linen.sketchify(
-            module, variables, rules, zeros, rngs=nnx.Rngs(third), **flags[False]
-        )
+        variables = module.init({"params": first, "dropout": second}, zeros, **given)
+        rngs = nnx.Rngs(third)
+        return sketched_linen.sketchify(module, variables, rules, zeros, rngs=rngs, **given)
 
-    key = jax.random.key(0, impl=KEYS)
-    small, variables, report = made(key)  # the seeds of its sketches are part of a Linen module
-    views = sketched_linen.matrix_views(small, variables, zeros, **flags[False])
-    mutable = [name for name in variables if name != "params"]
+    small, variables, report = made(jax.random.key(0, impl=KEYS))
+    return _linen_learner(small, variables, lambda key: made(key)[1], report, zeros, flags)
+
+
+def _linen_learner(
+    module: Any, variables: Any, made: Callable[[Any], Any], report: Report, zeros: Array,
+    flags: Mapping[bool, Mapping[str, bool]],
+) -> Learner:  # fmt: skip
+    """The functions of a sketched module, and of what makes its variables from a key."""
+    given: dict[str, Any] = dict(flags[False])
+    mutable = [name for name in variables if name not in ("params", "sketch")]
 
     def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         key, dropout = jax.random.split(key)
-        drawn = made(key)[1]
-        rest = {name: value for name, value in drawn.items() if name != "params"}
-        return drawn["params"], {**rest, "dropout": jax.random.key_data(dropout)}
+        drawn = dict(made(key))
+        return drawn.pop("params"), {**drawn, "dropout": jax.random.key_data(dropout)}
+
+    def held(params: PyTree, buffers: PyTree) -> dict[str, Any]:
+        return {"params": params, **{k: v for k, v in buffers.items() if k != "dropout"}}
 
     def apply(params: PyTree, buffers: PyTree, x: Array, train: bool) -> tuple[Any, PyTree]:
-        rest = {name: value for name, value in buffers.items() if name != "dropout"}
-        variables = {"params": params, **rest}
         if not train:
-            return small.apply(variables, x, **flags[False]).astype(jnp.float32), buffers
-        dropout, next_key = jax.random.split(
-            jax.random.wrap_key_data(buffers["dropout"], impl=KEYS)
+            return module.apply(held(params, buffers), x, **given).astype(jnp.float32), buffers
+        key = jax.random.wrap_key_data(buffers["dropout"], impl=KEYS)
+        dropout, key = jax.random.split(key)
+        out, changed = module.apply(
+            held(params, buffers), x, **flags[True], rngs={"dropout": dropout}, mutable=mutable
         )
-        out, rest = small.apply(
-            variables, x, **flags[True], rngs={"dropout": dropout}, mutable=mutable
-        )
-        return out.astype(jnp.float32), {**rest, "dropout": jax.random.key_data(next_key)}
+        return out.astype(jnp.float32), {
+            **buffers, **changed, "dropout": jax.random.key_data(key)
+        }  # fmt: skip
 
-    def model(params: PyTree, buffers: PyTree) -> tuple[Any, Any]:
-        rest = {name: value for name, value in buffers.items() if name != "dropout"}
-        return small, {"params": params, **rest}
+    def settled() -> tuple[Learner, Any]:
+        def chain(variables: Any) -> tuple[Any, dict[str, Any]]:
+            return sketched_linen.finish(module, variables, zeros, fold=False, **given)
 
-    return Learner(init, apply, model, views, report, flags[False])
+        def convert(params: PyTree, buffers: PyTree) -> tuple[PyTree, PyTree]:
+            new = chain(held(params, buffers))[1]
+            return new.pop("params"), {**new, "dropout": buffers["dropout"]}
+
+        new, like = chain(jax.tree.map(jnp.zeros_like, variables))
+        made_chain = lambda key: chain(made(key))[1]  # noqa: E731
+        return _linen_learner(new, like, made_chain, report, zeros, flags), convert
+
+    views = sketched_linen.matrix_views(module, variables, zeros, **given)
+    model = lambda params, buffers: (module, held(params, buffers))  # noqa: E731
+    return Learner(init, apply, model, views, report, flags[False], settled)

@@ -26,10 +26,12 @@ from rosler_jax.fit import (
     Arrays,
     Fit,
     TrainState,
+    is_settled,
     learner_of,
     make_fit,
     method_of,
     run_key,
+    settle,
     task_of,
 )
 from rosler_jax.graph import Graph, run_batch, trace
@@ -62,6 +64,7 @@ class Prepared(NamedTuple):
     hyper: Hyper
     arrays: Arrays | None
     functions: Fit
+    settled: bool = False  # whether only the successive stage is left
 
 
 def load_data(config: TrainConfig, given: Any = None) -> Any:
@@ -173,12 +176,28 @@ def _trained(run: Prepared, folder: Path, resume: bool, report: Report | None) -
     history: list[dict[str, float]] = []
     manager = checkpoint.open_manager(folder / "checkpoints")
     try:
-        if resume and (found := checkpoint.restore(manager, state)) is not None:
-            state, history = found
-        state, history = run_epochs(run, state, history, manager, report)
+        done = manager.latest_step() if resume else None
+        if done is not None:
+            after, convert = settled_after(run, done)
+            like = jax.eval_shape(convert, state)
+            restored = checkpoint.restore(manager, like)
+            assert restored is not None
+            (state, history), run = restored, after
+        run, state, history = run_epochs(run, state, history, manager, report)
     finally:
         manager.close()
     return finish(run, folder, state, history)
+
+
+def settled_after(
+    run: Prepared, epochs: int
+) -> tuple[Prepared, Callable[[TrainState], TrainState]]:
+    """The run as it goes on after so many epochs, and its state: in chains, past the switch."""
+    count = len(run.dataset.train_x)
+    if run.settled or not is_settled(run.config, count, epochs):
+        return run, lambda state: state
+    learner, functions, convert = settle(run.config, run.learner, count)
+    return run._replace(learner=learner, functions=functions, settled=True), convert
 
 
 def agreed_config(folder: Path, config: TrainConfig | None, resume: bool) -> TrainConfig:
@@ -212,15 +231,14 @@ def run_epochs(
     history: list[dict[str, float]],
     manager: Any,
     report: Report | None,
-) -> tuple[TrainState, list[dict[str, float]]]:
+) -> tuple[Prepared, TrainState, list[dict[str, float]]]:
     """Runs the epochs that are left, with a checkpoint after each; stops early if asked to."""
     config = run.config
     file_bytes = model_bytes(run, state)
-    if (
-        int(state.epoch) < config.epochs
-    ):  # ahead of the clock: an epoch's seconds are training alone
-        epoch = compiled_epoch(run, state)
+    epoch = None
     while int(state.epoch) < config.epochs and not out_of_patience(config, state, history):
+        if epoch is None:  # ahead of the clock: an epoch's seconds are training alone
+            epoch = compiled_epoch(run, state)
         start = time.perf_counter()
         new, metrics = jax.block_until_ready(epoch(state))
         if not bool(metrics.finite):
@@ -241,10 +259,13 @@ def run_epochs(
             "bytes": file_bytes,
         }
         history = [*history, row]
+        if not run.settled:
+            run, convert = settled_after(run, int(state.epoch))
+            state, epoch = (convert(state), None) if run.settled else (state, epoch)
         checkpoint.save(manager, int(state.epoch), state, history)
         if report is not None:
             report(row)
-    return state, history
+    return run, state, history
 
 
 def _prefixed(split: str, metrics: Mapping[str, Any]) -> dict[str, float]:
