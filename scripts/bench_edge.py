@@ -16,34 +16,40 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
+import itertools
 import platform
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from flax.nnx import relu
 
 from rosler_jax import data as datasets
 from rosler_jax._files import replace_json, replace_text
 from rosler_jax.config import TrainConfig
 from rosler_jax.data._dataset import Dataset
-from rosler_jax.deploy import Trained, deploy, load_network, save_network
 from rosler_jax.export import lower, run_integer
 from rosler_jax.export._calibration import draw
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware import FirmwareRun, run_firmware
 from rosler_jax.export.report import Counted, estimates
-from rosler_jax.fit import Arrays, make_fit
+from rosler_jax.fit import Arrays, make_fit, run_key
 from rosler_jax.graph import run_batch
-from rosler_jax.graph.layers import build_graph
-from rosler_jax.run import filed_moments
+from rosler_jax.graph.save import load, save
+from rosler_jax.hyper import hyper_of
+from rosler_jax.learner import make_learner
+from rosler_jax.nn import SketchLinear
+from rosler_jax.run import config_units, shipped_graph
 
 CALIBRATION = 512
-RELU, FLATTEN = {"kind": "relu"}, {"kind": "flatten"}
 
 
 class Net(NamedTuple):
@@ -51,14 +57,14 @@ class Net(NamedTuple):
 
     Attributes:
       name: in the table.
-      layers: after standardisation.
+      layers: after standardisation; those with parameters are drawn by ``layer(rngs=...)``.
       settings: of the training.
       bits: of the packed file.
       dtype: of the export.
     """
 
     name: str
-    layers: list[dict[str, Any]]
+    layers: Sequence[Any]
     settings: dict[str, Any]
     bits: int
     dtype: str
@@ -80,33 +86,21 @@ class Task(NamedTuple):
     nets: list[Net]
 
 
-def linear(m: int, n: int) -> dict[str, Any]:
-    return {"kind": "linear", "in_features": m, "out_features": n}
+linear = functools.partial(functools.partial, nnx.Linear)
+sketch = functools.partial(functools.partial, SketchLinear)
+conv = functools.partial(functools.partial, nnx.Conv, padding="VALID")
 
 
-def conv(m: int, n: int, size: int, stride: int) -> dict[str, Any]:
-    return {
-        "kind": "conv", "in_features": m, "out_features": n, "kernel_size": [size, size],
-        "strides": stride, "padding": "VALID",
-    }  # fmt: skip
-
-
-def sketch(m: int, n: int, rank: int) -> dict[str, Any]:
-    return {"kind": "sketch_linear", "in_features": m, "out_features": n, "rank": rank}
-
-
-def seeded(m: int, n: int, rank: int, inner: int) -> dict[str, Any]:
-    return {**sketch(m, n, rank), "mode": "seeded", "in_sketch": inner}
+def flatten(x: Any) -> Any:
+    return x.reshape(len(x), -1)
 
 
 def dense_net(m: int, hidden: tuple[int, ...], settings: dict[str, Any]) -> Net:
     """A fully connected float32 network."""
-    layers: list[dict[str, Any]] = [FLATTEN]
-    for n in hidden:
-        layers += [linear(m, n), RELU]
-        m = n
+    sizes = itertools.pairwise((m, *hidden))
+    layers = [layer for pair in sizes for layer in (linear(*pair), relu)]
     name = "dense " + "-".join(map(str, hidden))
-    return Net(name, [*layers, linear(m, 10)], settings, 32, "float32")
+    return Net(name, [flatten, *layers, linear(hidden[-1], 10)], settings, 32, "float32")
 
 
 DENSE = {"learning_rate": 1e-3, "label_smoothing": 0.1, "batch_size": 128}
@@ -122,13 +116,19 @@ def mnist(folder: str) -> Task:
     dataset = dataclasses.replace(
         dataset, train_x=images[0], validation_x=images[1], test_x=images[2]
     )
-    two = [FLATTEN, sketch(784, 1024, 16), RELU, sketch(1024, 1024, 16), RELU, linear(1024, 10)]
+    two = [flatten, sketch(784, 1024, 16), relu, sketch(1024, 1024, 16), relu, linear(1024, 10)]
+    seeded = functools.partial(sketch, rank=32, mode="seeded")
     core = [
-        FLATTEN, seeded(784, 1024, 32, 512), RELU, seeded(1024, 1024, 32, 384), RELU,
+        flatten, seeded(784, 1024, in_sketch=512), relu, seeded(1024, 1024, in_sketch=384), relu,
         linear(1024, 10),
     ]  # fmt: skip
-    small = [conv(1, 8, 5, 3), RELU, conv(8, 12, 3, 2), RELU, FLATTEN, linear(108, 10)]
-    larger = [conv(1, 8, 5, 3), RELU, conv(8, 16, 3, 2), RELU, FLATTEN, linear(144, 10)]
+    small, larger = (
+        [
+            conv(1, 8, (5, 5), strides=3), relu, conv(8, n, (3, 3), strides=2), relu, flatten,
+            linear(9 * n, 10),
+        ]
+        for n in (12, 16)
+    )  # fmt: skip
     shift = {"shift": 1}
     return Task("MNIST", (28, 28, 1), dataset, [
         dense_net(784, (1024, 1024), {**DENSE, **shift, "epochs": 10}),
@@ -145,7 +145,7 @@ def cwru(path: str) -> Task:
     dataset = datasets.load(path, standardize="all", features="fft")
     m = dataset.train_x.shape[1]
     settings = {"learning_rate": 5e-3, "batch_size": 64, "weight_decay": 1e-2, "epochs": 60}
-    compact = [FLATTEN, sketch(m, 64, 4), RELU, linear(64, 10)]
+    compact = [flatten, sketch(m, 64, 4), relu, linear(64, 10)]
     dense = {"learning_rate": 1e-3, "batch_size": 64}
     return Task("CWRU", (m,), dataset, [
         dense_net(m, (1024, 1024), {**dense, "epochs": 15}),
@@ -157,29 +157,33 @@ def cwru(path: str) -> Task:
 def train(task: Task, net: Net, seed: int, scale: float, path: Path) -> float:
     """Trains a network and writes its packed file; gives the validation accuracy."""
     data = task.dataset
-    mean, std = filed_moments(data.mean, data.std)
     settings = {**net.settings, "epochs": max(1, round(net.settings["epochs"] * scale))}
-    config = TrainConfig(method="dense", hidden=(1,), seed=seed, **settings)
-    specs = [{"kind": "standardize", "mean": mean, "std": std}, *net.layers]
-    functions = make_fit(config, specs, len(data.train_y), data.std)
-    state = jax.jit(functions.init)(jax.random.key(seed))
+    config = TrainConfig(method="dense", seed=seed, **settings)
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        made = (f(rngs=rngs) if isinstance(f, functools.partial) else f for f in net.layers)
+        return nnx.Sequential(*made)
+
+    learner = make_learner(build, task.shape, data.num_classes or 0)
+    functions = make_fit(config, learner, len(data.train_x))
+    state = jax.jit(functions.init)(run_key(seed))
     epoch = jax.jit(functions.epoch)
-    arrays = Arrays(
-        *map(jnp.asarray, (data.train_x, data.train_y, data.validation_x, data.validation_y))
-    )
+    splits = data.train_x, data.train_y, data.validation_x, data.validation_y
+    rest = Arrays(*map(jnp.asarray, splits)), hyper_of(config), config_units(config, data)
     for _ in range(config.epochs):
-        state, metrics = epoch(state, arrays)
+        state, metrics = epoch(state, *rest)
         if not bool(metrics.finite):
             raise RuntimeError(f"{net.name}, seed {seed}: the loss is no longer finite")
     params, buffers = jax.device_get((state.best_params, state.best_buffers))
-    save_network(path, deploy(Trained(specs, params, buffers)), bits=net.bits)
-    return float(state.best_accuracy)
+    graph = shipped_graph(config, learner, data.train_x, params, buffers, rest[-1])
+    save(path, graph, bits=net.bits)
+    return float(state.best_score)
 
 
 def measure(task: Task, net: Net, path: Path, count: int, board: str) -> dict[str, Any]:
     """Exports a packed network, scores what the C code computes, and counts on the board."""
-    loaded = load_network(path)
-    graph = build_graph(loaded.specs, loaded.file.tensors, task.shape)
+    loaded = load(path)
+    graph = loaded.graph
     x, y = task.dataset.test_x, np.asarray(task.dataset.test_y)
     if net.dtype == "float32":
         model: Any = graph
@@ -188,7 +192,7 @@ def measure(task: Task, net: Net, path: Path, count: int, board: str) -> dict[st
             lambda a: run_batch(graph, a[None])[0], jnp.asarray(inputs), batch_size=1000
         ))  # fmt: skip
     else:
-        chosen = draw(task.dataset.validation_y, CALIBRATION, seed=0)
+        chosen = draw(np.asarray(task.dataset.validation_y), CALIBRATION, seed=0)
         model = lower(graph, task.dataset.validation_x[chosen], dtype=net.dtype)
         inputs = model.quantize_input(x)
         outputs = run_integer(model, inputs)

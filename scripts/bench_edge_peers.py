@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import datetime
+import functools
 import json
 import math
 import os
@@ -44,7 +45,6 @@ from flax import nnx
 from rosler_jax import __version__
 from rosler_jax import data as datasets
 from rosler_jax._files import replace_json, replace_text
-from rosler_jax.deploy import Trained, load_network, save_network
 from rosler_jax.export import lower
 from rosler_jax.export._calibration import draw
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
@@ -71,10 +71,10 @@ from rosler_jax.export.firmware.symbols import read_symbols
 from rosler_jax.export.firmware.toolchain import run_tool, version
 from rosler_jax.export.onnx import to_onnx
 from rosler_jax.export.tflite import to_tflite
-from rosler_jax.graph import Graph, run
+from rosler_jax.graph import Graph, run, trace
 from rosler_jax.graph.kinds import Dense, Map
-from rosler_jax.graph.layers import build_graph
-from rosler_jax.network import Network, split_state
+from rosler_jax.learner import split_state
+from rosler_jax.nn import SketchLinear
 
 CALIBRATION = 256
 FLOATS = ("float", "float")
@@ -262,7 +262,7 @@ class Net(NamedTuple):
     """A network to compare: its name, layers, one input's shape, and whether inputs are pixels."""
 
     name: str
-    layers: list[dict[str, Any]]
+    layers: list[Any]
     shape: tuple[int, ...]
     pixels: bool
 
@@ -326,25 +326,17 @@ class Tools(NamedTuple):
 Engine = Callable[[Case, Path, Tools], Build]
 
 
-def linear(m: int, n: int) -> dict[str, Any]:
-    return {"kind": "linear", "in_features": m, "out_features": n}
-
-
-def conv(m: int, n: int, size: int, stride: int) -> dict[str, Any]:
-    return {
-        "kind": "conv", "in_features": m, "out_features": n, "kernel_size": [size, size],
-        "strides": stride, "padding": "VALID",
-    }  # fmt: skip
-
-
 def networks() -> list[Net]:
     """The networks; the last one spares peers the two operations that standardise."""
-    relu = {"kind": "relu"}
-    tail = [relu, linear(300, 100), relu, linear(100, 10)]
-    factors = {"kind": "sketch_linear", "in_features": 784, "out_features": 300, "rank": 16}
+    rngs = nnx.Rngs(0)
+    linear = functools.partial(nnx.Linear, rngs=rngs)
+    conv = functools.partial(nnx.Conv, padding="VALID", rngs=rngs)
+    tail = [nnx.relu, linear(300, 100), nnx.relu, linear(100, 10)]
+    factors = SketchLinear(784, 300, rank=16, rngs=rngs)
     compact = [
-        {"kind": "standardize", "mean": 33.5, "std": 78.7},
-        conv(1, 8, 5, 3), relu, conv(8, 12, 3, 2), relu, {"kind": "flatten"}, linear(108, 10),
+        lambda x: (x - np.float32(33.5)) * np.float32(1 / 78.7),
+        conv(1, 8, (5, 5), strides=3), nnx.relu, conv(8, 12, (3, 3), strides=2), nnx.relu,
+        lambda x: x.reshape(len(x), -1), linear(108, 10),
     ]  # fmt: skip
     return [
         Net("dense 784-300-100-10", [linear(784, 300), *tail], (784,), False),
@@ -354,22 +346,19 @@ def networks() -> list[Net]:
     ]
 
 
-def make_case(net: Net, folder: Path, count: int) -> Case:
+def make_case(net: Net, count: int) -> Case:
     """Random weights and biases, real inputs: nothing that is measured depends on training."""
-    _, params, buffers = split_state(Network(net.layers, rngs=nnx.Rngs(0)))
+    graphdef, params, buffers = split_state(nnx.Sequential(*net.layers))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda a: np.asarray(rng.normal(size=a.shape) * 0.1, np.float32) if a.ndim == 1 else a,
         params,
     )
-    path = folder / "net.rosler"
-    save_network(path, Trained(net.layers, params, buffers), bits=32)
-    loaded = load_network(path)
-    graph = build_graph(loaded.specs, loaded.file.tensors, net.shape)
+    graph = trace(nnx.merge(graphdef, params, buffers), np.zeros((1, *net.shape), np.float32))
     dataset = datasets.load("mnist5k")
     scale = (0.0, 1.0) if net.pixels else (33.5, 78.7)
     step = max(1, len(dataset.test_x) // count)
-    chosen = draw(dataset.validation_y, CALIBRATION, seed=0)
+    chosen = draw(np.asarray(dataset.validation_y), CALIBRATION, seed=0)
     rows = [
         ((np.asarray(x, np.float32) - scale[0]) / np.float32(scale[1])).reshape(-1, *net.shape)
         for x in (dataset.validation_x[chosen], dataset.test_x[::step][:count])
@@ -466,7 +455,7 @@ def emlearn(case: Case, folder: Path, tools: Tools) -> Build:
     """C code of emlearn's multilayer perceptron, the way that it calls loadable."""
     if tools.emlearn is None:
         raise Skip("emlearn not found: pass --emlearn-python PYTHON")
-    if any(layer["kind"] == "conv" for layer in case.net.layers):
+    if any(isinstance(layer, nnx.Conv) for layer in case.net.layers):
         raise Skip("emlearn's networks have dense layers only, no convolutions")
     np.savez(folder / "layers.npz", **perceptron(case.graph))
     command = ["-c", EMLEARN, str(folder / "layers.npz"), str(folder / "net.h")]
@@ -843,7 +832,7 @@ def main(arguments: list[str]) -> int:
     for net in networks():
         place = (options.out / re.sub(r"\W+", "_", net.name)).resolve()
         place.mkdir(exist_ok=True)
-        case = make_case(net, place, options.count)
+        case = make_case(net, options.count)
         rows = results.setdefault(net.name, {})
         for name, engine in ENGINES.items():
             folder = place / re.sub(r"\W+", "_", name)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import platform
 import statistics
@@ -24,7 +25,14 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+import optax
+from flax import nnx
+
+from rosler_jax.graph import trace
+from rosler_jax.learner import split_state
+from rosler_jax.nn import SketchLinear, TwoFactorLinear
 
 WINDOWS = 8  # of each class to adapt on
 INPUTS = 512  # magnitudes, the Nyquist frequency left out: a power of two transforms fast
@@ -32,30 +40,25 @@ BOARD = "cortex-m4"
 FLOAT_RATES = (0.003, 0.01, 0.03, 0.1)
 SHIFTS = (3, 4, 5, 6, 7)
 PASSES = (5, 15)
+LARGEST = "dense 1024-1024"
 
 
-def seeded(m: int, n: int, in_sketch: int, rank: int) -> dict[str, Any]:
-    return {
-        "kind": "sketch_linear", "mode": "seeded", "in_features": m, "out_features": n,
-        "in_sketch": in_sketch, "rank": rank,
-    }  # fmt: skip
+def network_of(name: str, rngs: nnx.Rngs) -> list[Any]:
+    """The layers of a network."""
+    seeded = functools.partial(SketchLinear, mode="seeded", rngs=rngs)
+    linear = functools.partial(nnx.Linear, rngs=rngs)
+    if name == "seeded":
+        return [
+            seeded(512, 256, in_sketch=128, rank=16), nnx.relu,
+            seeded(256, 10, in_sketch=64, rank=8),
+        ]  # fmt: skip
+    if name == "factors":
+        return [TwoFactorLinear(512, 64, rank=4, rngs=rngs), nnx.relu, linear(64, 10)]
+    m, n = map(int, name.removeprefix("dense ").split("-"))
+    return [linear(512, m), nnx.relu, linear(m, n), nnx.relu, linear(n, 10)]
 
 
-def linear(m: int, n: int) -> dict[str, Any]:
-    return {"kind": "linear", "in_features": m, "out_features": n}
-
-
-RELU = {"kind": "relu"}
-NETWORKS: dict[str, list[dict[str, Any]]] = {
-    "seeded": [seeded(512, 256, 128, 16), RELU, seeded(256, 10, 64, 8)],
-    "factors": [
-        {"kind": "two_factor", "in_features": 512, "out_features": 64, "rank": 4},
-        RELU,
-        linear(64, 10),
-    ],
-    "dense 300-100": [linear(512, 300), RELU, linear(300, 100), RELU, linear(100, 10)],
-    "dense 1024-1024": [linear(512, 1024), RELU, linear(1024, 1024), RELU, linear(1024, 10)],
-}
+NETWORKS = ("seeded", "factors", "dense 300-100", LARGEST)
 
 
 class Variant(NamedTuple):
@@ -78,7 +81,6 @@ VARIANTS = (
     Variant("dense 512-300-100-10, float32", "dense 300-100", {}, emulated=False),
     Variant("dense 512-1024-1024-10, float32", "dense 1024-1024", {}, emulated=False),
 )
-LARGEST = "dense 1024-1024"
 
 
 class Split(NamedTuple):
@@ -124,18 +126,11 @@ def handful(split: Split) -> Split:
 
 def train_on_host(network: str, data: dict[str, Split], seed: int) -> Any:
     """The graph of a network trained at load 0."""
-    import jax
-    import optax
-    from flax import nnx
-
-    from rosler_jax.deploy import Trained, pack
-    from rosler_jax.graph.layers import build_graph
-    from rosler_jax.network import Network, split_state
-
     x, y = data["train"]
-    standard = {"kind": "standardize", "mean": float(x.mean()), "std": float(x.std())}
-    specs = [standard, *NETWORKS[network]]
-    graphdef, params, buffers = split_state(Network(specs, rngs=nnx.Rngs(seed)))
+    mean, factor = x.mean(), np.float32(1 / x.std())
+    layers = network_of(network, nnx.Rngs(seed))
+    model = nnx.Sequential(lambda x: (x - mean) * factor, *layers)
+    graphdef, params, buffers = split_state(model)
     steps, rate = (200, 1e-3) if network == LARGEST else (600, 3e-3)
     tx = optax.adamw(optax.cosine_decay_schedule(rate, steps))
 
@@ -152,7 +147,7 @@ def train_on_host(network: str, data: dict[str, Split], seed: int) -> Any:
     for _ in range(steps):
         rows = rng.choice(len(x), 64)
         params, state = step(params, state, x[rows], y[rows])
-    return build_graph(specs, pack(Trained(specs, params, buffers), 32))
+    return trace(nnx.merge(graphdef, params, buffers), x[:1])
 
 
 def accuracy(outputs: np.ndarray, y: np.ndarray) -> float:
@@ -361,8 +356,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    import jax
-
     rows: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in VARIANTS}
     single: dict[str, dict[str, Any]] = {}
     ways: dict[str, dict[str, Any]] = {}

@@ -30,7 +30,9 @@ import optax
 from flax import nnx
 
 import rosler_kernels as rk
-from rosler_jax.network import Network, mlp_specs, split_state
+from rosler_jax import Rule, sketchify
+from rosler_jax.learner import split_state
+from rosler_jax.models import mlp
 from rosler_jax.nn._thin import thin_dot
 from rosler_jax.optim import ares_bp
 
@@ -44,22 +46,23 @@ TURNS = 4  # first factors that the products alone go through in turn
 
 KINDS: dict[str, dict[str, Any] | None] = {
     "dense": None,
-    "chain": {"kind": "sketch_linear"},
-    PRODUCTS: {"kind": "sketch_linear"},
-    "aRes-BP, parallel": {"kind": "sketch_linear", "mode": "ares"},
-    "aRes-BP, successive": {"kind": "sketch_linear", "mode": "ares"},
-    "seeded, SRHT": {"kind": "sketch_linear", "mode": "seeded", "sketch": "srht"},
-    "seeded, row sampling": {"kind": "sketch_linear", "mode": "seeded", "sketch": "rows_uniform"},
+    "chain": {},
+    PRODUCTS: {},
+    "aRes-BP, parallel": {"mode": "ares"},
+    "aRes-BP, successive": {"mode": "ares"},
+    "seeded, SRHT": {"mode": "seeded", "sketch": "srht"},
+    "seeded, row sampling": {"mode": "seeded", "sketch": "rows_uniform"},
 }
 
 
 def make_steps(kind: str, width: int, rank: int, batch: int) -> tuple[Any, Callable[..., Any]]:
     """The initial state of training, and ``many(state, count)``: so many steps in one program."""
-    template = KINDS[kind]
-    sketch = None if template is None else {**template, "rank": rank}
-    specs = mlp_specs(INPUTS, (width, width), CLASSES, sketch)
-    network = Network(specs, rngs=nnx.Rngs(0))
-    graphdef, params, buffers = split_state(network)
+    sketch, rngs = KINDS[kind], nnx.Rngs(0)
+    model = mlp(input_shape=(INPUTS,), outputs=CLASSES, hidden=(width, width), rngs=rngs)
+    if sketch is not None:
+        rules = [Rule("head", skip=True), Rule("*", rank, **sketch)]
+        model, _ = sketchify(model, rules, rngs=rngs)
+    graphdef, params, buffers = split_state(model)
     tx = optax.with_extra_args_support(optax.adam(1e-3))
     if kind.startswith("aRes"):
         tx = ares_bp(optax.adam(1e-3), switch_step=10**9 if kind.endswith("parallel") else 1)
