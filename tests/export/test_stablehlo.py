@@ -19,7 +19,6 @@ from small_networks import graph_of, inputs_of, network_of
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.stablehlo import exported, load_stablehlo, to_stablehlo
 from rosler_jax.graph import run, trace
-from rosler_jax.graph.layers import build_graph
 
 pytest.importorskip("flatbuffers", reason="the extra export is not installed")
 
@@ -49,12 +48,10 @@ def test_integers_give_the_network_of_the_model_file(name: str, bits: int, tmp_p
 
 
 def test_integer_weights_take_their_bits_in_the_file() -> None:
-    kernel = np.random.default_rng(0).normal(size=(101, 99)).astype(np.float32)
-    specs = [{"kind": "linear", "in_features": 101, "out_features": 99, "use_bias": False}]
-    graph = build_graph(specs, {"0/kernel": kernel})
+    graph = trace(nnx.Linear(101, 99, use_bias=False, rngs=nnx.Rngs(0)), jnp.ones((1, 101)))
     size = {bits: len(exported(graph, bits).serialize()) for bits in (32, 16, 8, 4)}
     for bits in (16, 8, 4):  # less the scales, and what the unpacking takes in instructions
-        assert size[32] - size[bits] == pytest.approx(kernel.size * (32 - bits) / 8, abs=1600)
+        assert size[32] - size[bits] == pytest.approx(101 * 99 * (32 - bits) / 8, abs=1600)
 
 
 def test_one_file_is_for_all_platforms() -> None:
