@@ -13,8 +13,8 @@ Layout, everything little endian::
     24+H    P     payload: the tensors one after the other, in the order of the table
     24+H+P  4     CRC-32 (as in zlib) of all bytes before it, uint32
 
-The header of version 1 is ``{"spec": {...}, "meta": {...}, "tensors": [row, ...]}``; its spec lists
-the layers of a :class:`rosler_jax.network.Network`. That of version 2 is ``[graph, {...}, [row,
+The header of version 1 is ``{"spec": {...}, "meta": {...}, "tensors": [row, ...]}``; the spec of a
+model lists layers (:mod:`rosler_jax.graph.version1`). That of version 2 is ``[graph, {...}, [row,
 ...]]``, the graph as :mod:`rosler_jax.graph.file` describes it. A row is ``[name, bits, axis, d0,
 d1, ...]`` for a quantised tensor (bits 2, 3, 4, 8, 16 or 32; axis null for one scale, a list where
 several axes carry scales) and ``[name, dtype, null, d0, d1, ...]`` for a plain array (dtype as
@@ -71,7 +71,7 @@ __all__ = [
     "to_numpy",
 ]
 
-VERSION: Final = 2  # the newest; what describes layers is written as version 1, as ever
+VERSION: Final = 2  # the newest; tensors without a graph are written as version 1, as ever
 MAX_HEADER_BYTES: Final = 1 << 20
 
 _MAGIC: Final = b"ROSL"
