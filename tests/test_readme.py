@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,8 +51,27 @@ def test_python_example(number: int, tmp_path: Path) -> None:
     run([sys.executable, "-c", blocks("python")[number]], tmp_path)
 
 
+def a_users_files(folder: Path) -> None:
+    """What the examples take for given: a model, a table of houses, photos in folders."""
+    from PIL import Image
+
+    (model,) = (block for block in blocks("python") if block.startswith("# my_model.py\n"))
+    (folder / "my_model.py").write_text(model)
+    rng = np.random.default_rng(0)
+    rooms = rng.normal(size=(200, 5))
+    rows = np.column_stack([rooms, 300 + 50 * rooms[:, 0] - 20 * rooms[:, 1]])
+    head = "a,b,c,d,e,price"
+    np.savetxt(folder / "houses.csv", rows, delimiter=",", header=head, comments="")
+    for kind, bright in (("cat", 40), ("dog", 120)):
+        (folder / "photos" / kind).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.integers(0, 100, (20, 24, 3)) + bright
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / "photos" / kind / f"{i}.png")
+
+
 def test_command_line_examples(tmp_path: Path) -> None:
     # One after another in one folder: later ones read what the first wrote.
+    a_users_files(tmp_path)
     for arguments in commands():
         run([*ROSLER, *arguments], tmp_path)
 
