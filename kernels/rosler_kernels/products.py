@@ -13,6 +13,10 @@ from jax.custom_derivatives import SymbolicZero
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
+ABORTS = (2, 3)
+"""Numbers of examples at which XLA for CPUs (jaxlib 0.10.2) aborts on a thin product that is
+transposed behind a barrier, under ``vmap``. They take the usual order."""
+
 
 def accumulator(*dtypes: Any) -> jnp.dtype:
     """The dtype that numbers of these dtypes are summed in: the widest, float32 at least.
@@ -60,7 +64,7 @@ def outer(x: Float[Array, "*examples a"], y: Float[Array, "*examples b"]) -> Flo
     (4, 5)
     """
     a, b = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-    if a.shape[1] <= b.shape[1]:
+    if a.shape[1] <= b.shape[1] or a.shape[0] in ABORTS:
         return jnp.dot(a.T, b)
     return jax.lax.optimization_barrier(jnp.dot(b.T, a)).T
 
@@ -88,6 +92,6 @@ def _dot_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[A
         terms.append(jnp.dot(dx, w))
     if not isinstance(dw, SymbolicZero):
         # So written that the transpose of this is `outer`, barrier and all.
-        thin = w.shape[0] > w.shape[1]
+        thin = w.shape[0] > w.shape[1] and x.shape[0] not in ABORTS
         terms.append(jnp.dot(jax.lax.optimization_barrier(dw.T), x.T).T if thin else jnp.dot(x, dw))
     return _dot(x, w), sum(terms[1:], terms[0])
