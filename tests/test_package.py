@@ -34,6 +34,7 @@ LEVELS = {
     "rosler_jax.factors": 1,
     "rosler_jax.initializers": 1,
     "rosler_jax.optim": 2,
+    "rosler_jax.models": 2,
     "rosler_jax.nn": 2,
     "rosler_jax.linen": 2,
     "rosler_jax._layer_views": 2,

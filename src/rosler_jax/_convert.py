@@ -17,6 +17,7 @@ import rosler_kernels as rk
 from rosler_jax._factor_metadata import lay_out
 from rosler_jax._layer_views import parts_of, stack_axes
 from rosler_jax.nn import SketchConv, SketchEinsum, SketchLinear, SketchLinearGeneral, _forward
+from rosler_jax.nn._thin import linear_dot_general
 from rosler_jax.nn._variables import Mode, check_mode
 from rosler_jax.views import MatrixView
 
@@ -208,7 +209,7 @@ def unsupported(layer: Any) -> str:
 def _customised(layer: Any) -> str:
     """Which function of its own a layer computes with; empty if none."""
     custom: tuple[tuple[str, tuple[Any, ...]], ...] = (
-        ("dot_general", (jax.lax.dot_general, None)),
+        ("dot_general", (jax.lax.dot_general, linear_dot_general, None)),
         ("dot_general_cls", (None,)),
         ("einsum_op", (jnp.einsum,)),
         ("conv_general_dilated", (jax.lax.conv_general_dilated,)),
