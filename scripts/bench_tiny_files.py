@@ -45,21 +45,24 @@ class Layer(NamedTuple):
     relu: bool = False
 
 
-def layers_of(name: str, model: nnx.Sequential, shape: tuple[int, ...]) -> list[Layer]:
+def layers_of(name: str, model: Any, shape: tuple[int, ...]) -> list[Layer]:
     """The layers of a network of ``tests/tiny_models.py``, batch normalisation folded."""
+    if hasattr(model, "stem"):
+        modules = [model.stem, *model.blocks, model.head]
+    else:
+        pairs = zip(model.hidden, model.norms, strict=True)
+        modules = [m for pair in pairs for m in (*pair, nnx.relu)] + [model.head]
     out: list[Layer] = []
-    _walk(list(model.layers), out, shape, POOLS.get(name))
+    _walk(modules, out, shape, POOLS.get(name))
     return out
 
 
 def _walk(
-    modules: list[Any], out: list[Layer], shape: tuple[int, ...], pool: tuple[int, int] | None
+    modules: Sequence[Any], out: list[Layer], shape: tuple[int, ...], pool: tuple[int, int] | None
 ) -> None:
     for module in modules:
         last = out[-1].shape if out else shape
-        if isinstance(module, nnx.Sequential):
-            _walk(list(module.layers), out, shape, pool)
-        elif isinstance(module, nnx.Conv):
+        if isinstance(module, nnx.Conv):
             out.append(_conv(module, len(out), last))
         elif isinstance(module, nnx.Linear):
             if pool is not None:
@@ -74,12 +77,15 @@ def _walk(
             out[-1] = out[-1]._replace(relu=True)
         elif hasattr(module, "shortcut"):
             _residual(module, out)
-        # What is left are functions that pool and flatten: they are put before the dense layer.
+        elif hasattr(module, "depthwise"):
+            _walk([module.depthwise, module.pointwise], out, shape, None)
+        else:
+            _walk([module.conv, module.norm] + [nnx.relu] * module.relu, out, shape, None)
 
 
 def _residual(block: Any, out: list[Layer]) -> None:
     start = x = len(out)
-    _walk([block.conv1, block.norm1, nnx.relu, block.conv2, block.norm2], out, (), None)
+    _walk([block.first, block.second], out, (), None)
     y = len(out)
     if block.shortcut is not None:
         out.append(_conv(block.shortcut, start, out[start - 1].shape))

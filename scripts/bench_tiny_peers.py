@@ -103,7 +103,7 @@ class Tiny(NamedTuple):
     """
 
     name: str
-    model: nnx.Sequential
+    model: nnx.Module
     layers: Sequence[Layer]
     calibration: np.ndarray
     inputs: np.ndarray

@@ -136,7 +136,7 @@ def test_the_graph_of_every_kind(tmp_path, compiler):
 @pytest.mark.parametrize("name", [*tiny_models.INPUTS, *public_models.MODELS])
 def test_models_as_users_write_them(tmp_path, name):
     if name in tiny_models.INPUTS:
-        model = getattr(tiny_models, name)(nnx.Rngs(0))
+        model = tiny_models.BUILDERS[name](nnx.Rngs(0))
         tiny_models.randomise(model, jax.random.key(1))
         rng = np.random.default_rng(0)
         inputs = [rng.normal(size=tiny_models.INPUTS[name]).astype(np.float32)]

@@ -105,7 +105,8 @@ def image(key: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["encoder-decoder", "gemma", "lstm", "resnet8"])
 def test_any_model_at_any_batch(name: str, tmp_path: Path) -> None:
-    build, args = {**public_models.MODELS, "resnet8": (tiny_models.resnet8, image)}[name]
+    resnet8 = (tiny_models.BUILDERS["resnet8"], image)
+    build, args = {**public_models.MODELS, "resnet8": resnet8}[name]
     model, examples = build(nnx.Rngs(0)), args(jax.random.key(0))
     graph = trace(model, *examples)
     size = to_stablehlo(graph, tmp_path / "m")
