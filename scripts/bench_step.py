@@ -9,6 +9,8 @@ kinds of a width take turns in one process, after a warm-up each; the table has 
 and the ratio to dense, and the bytes that XLA's memory analysis gives for the compiled program.
 "products alone" is no training: the matrix products of the chain's step, forward and backward, and
 nothing between them; what is left of the chain's time is all that a better loop could save.
+"successive" is the program of both stages past its switch, "after its switch" the program of its
+own that runs go on with.
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ import optax
 from flax import nnx
 
 import rosler_kernels as rk
-from rosler_jax import Rule, sketchify
+from rosler_jax import Rule, finish, sketchify
 from rosler_jax.learner import split_state
 from rosler_jax.models import mlp
 from rosler_jax.nn._thin import thin_dot
-from rosler_jax.optim import ares_bp
+from rosler_jax.optim import after_switch, ares_bp
 
 INPUTS, CLASSES = 784, 10
 SMALL = (32, 64, 128, 256, 512)
@@ -42,6 +44,7 @@ LARGE = (1024, 2048, 4096, 8192, 16384)
 SECONDS = 0.5  # about how long one timed call should take
 
 PRODUCTS = "chain, products alone"
+AFTER = "aRes-BP, after its switch"
 TURNS = 4  # first factors that the products alone go through in turn
 
 KINDS: dict[str, dict[str, Any] | None] = {
@@ -50,6 +53,7 @@ KINDS: dict[str, dict[str, Any] | None] = {
     PRODUCTS: {},
     "aRes-BP, parallel": {"mode": "ares"},
     "aRes-BP, successive": {"mode": "ares"},
+    AFTER: {"mode": "ares"},
     "seeded, SRHT": {"mode": "seeded", "sketch": "srht"},
     "seeded, row sampling": {"mode": "seeded", "sketch": "rows_uniform"},
 }
@@ -63,9 +67,15 @@ def make_steps(kind: str, width: int, rank: int, batch: int) -> tuple[Any, Calla
         rules = [Rule("head", skip=True), Rule("*", rank, **sketch)]
         model, _ = sketchify(model, rules, rngs=rngs)
     graphdef, params, buffers = split_state(model)
-    tx = optax.with_extra_args_support(optax.adam(1e-3))
+    adam = tx = optax.with_extra_args_support(optax.adam(1e-3))
     if kind.startswith("aRes"):
-        tx = ares_bp(optax.adam(1e-3), switch_step=10**9 if kind.endswith("parallel") else 1)
+        tx = ares_bp(adam, switch_step=10**9 if kind.endswith("parallel") else 1)
+    state = tx.init(params)
+    if kind == AFTER:
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        model = nnx.merge(graphdef, optax.apply_updates(params, updates), buffers)
+        graphdef, params, buffers = split_state(finish(model, fold=False))
+        tx, state = adam, after_switch(state, adam, params)
     x = jax.random.normal(jax.random.key(0), (batch, INPUTS))
     y = jax.random.randint(jax.random.key(1), (batch,), 0, CLASSES)
 
@@ -82,9 +92,7 @@ def make_steps(kind: str, width: int, rank: int, batch: int) -> tuple[Any, Calla
         return jax.lax.scan(lambda c, n: step(c, n, x, y), state, None, length=count)[0]
 
     compiled = jax.jit(many, static_argnames="count", donate_argnums=0)
-    return (params, tx.init(params)), lambda state, count: compiled.lower(
-        state, x, y, count=count
-    ).compile()
+    return (params, state), lambda state, count: compiled.lower(state, x, y, count=count).compile()
 
 
 def make_products(width: int, rank: int, batch: int) -> tuple[Any, Callable[..., Any]]:

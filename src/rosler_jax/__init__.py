@@ -7,7 +7,7 @@ edge computing", Nat. Comput. Sci. 1, 221-228 (2021), doi 10.1038/s43588-021-000
 
 from __future__ import annotations
 
-from rosler_jax import factors, initializers, nn, optim, quantization
+from rosler_jax import factors, initializers, models, nn, optim, quantization
 from rosler_jax._layer_views import matrix_views
 from rosler_jax._version import __version__
 from rosler_jax.factors import SeededFactors, SketchFactors, TwoFactors
@@ -52,6 +52,7 @@ __all__ = [
     "initializers",
     "load",
     "matrix_views",
+    "models",
     "nn",
     "optim",
     "quantization",
