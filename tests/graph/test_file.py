@@ -234,6 +234,16 @@ def test_version_1_computes_what_it_computed(path: Path) -> None:
         assert int(bits) in kept
 
 
+@pytest.mark.parametrize("path", sorted(V1.glob("*_[348].rosler")), ids=lambda path: path.stem)
+def test_version_1_may_be_saved_as_version_2(path: Path, tmp_path: Path) -> None:
+    x = np.load(V1 / "examples.npz")[f"{path.stem.split('_')[0]}/inputs"]
+    model = load(path, input_shape=x.shape[1:])
+    assert save(tmp_path / "new.rosler", model) <= path.stat().st_size
+    again, before = load(tmp_path / "new.rosler")(x), np.asarray(model(x))
+    # A scale that had to become a bfloat16 number moved by at most 2^-7 of it.
+    np.testing.assert_allclose(again, before, atol=2**-5 * np.abs(before).max())
+
+
 def test_version_1_files_have_every_kind_of_layer() -> None:
     specs = [modelfile.load(path).spec["layers"] for path in V1.glob("*_8.rosler")]
     assert {spec["kind"] for layers in specs for spec in layers} == set(LAYERS)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rosler_jax._quantized import FLOAT_BITS, Axes, QuantizedTensor
+from rosler_jax._quantized import FLOAT_BITS, Axes, QuantizedTensor, to_numpy
 from rosler_jax.graph.check import weight_shape
 from rosler_jax.graph.graph import Graph, map_weights, op_vectors
 from rosler_jax.graph.kinds import Conv, Dense, Gather, MatMul, Op, Scan
@@ -56,6 +56,26 @@ def _quantized(stored: Any, width: int, axes: Axes) -> Any:
         return stored
     found = quantize(stored, width, axes)
     return QuantizedTensor(np.asarray(found.values), np.asarray(found.scale), width, found.axis)
+
+
+def storable(graph: Graph) -> Graph:
+    """The graph with scales that a file can hold; integers of others are quantised again.
+
+    Those of version 1 met constants when they were traced: a seeded core's scale, a batch norm.
+    """
+    made: dict[int, Any] = {}
+
+    def fitting(weight: Weight) -> Weight:
+        stored = weight.stored
+        if not isinstance(stored, QuantizedTensor) or stored.bits == FLOAT_BITS:
+            return weight
+        if not (np.asarray(stored.scale, np.float32).view(np.uint32) & 0xFFFF).any():
+            return weight
+        if id(stored) not in made:
+            made[id(stored)] = _quantized(to_numpy(stored), stored.bits, stored.axis)
+        return Weight(weight.name, made[id(stored)], weight.layout)
+
+    return map_weights(graph, fitting)
 
 
 class Planned(NamedTuple):

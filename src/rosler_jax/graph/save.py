@@ -20,7 +20,7 @@ from rosler_jax.graph.check import GraphError
 from rosler_jax.graph.compute import run
 from rosler_jax.graph.file import from_json, to_json
 from rosler_jax.graph.graph import Graph
-from rosler_jax.graph.quantize import quantize_graph
+from rosler_jax.graph.quantize import quantize_graph, storable
 from rosler_jax.graph.trace import trace
 from rosler_jax.graph.version1 import build_graph
 from rosler_jax.modelfile import ModelFile, ModelFileError
@@ -160,7 +160,7 @@ def encoded(
 ) -> bytes:
     """The bytes of a graph's file; the same graph gives the same bytes."""
     try:
-        content, tensors = to_json(quantize_graph(graph, bits))
+        content, tensors = to_json(quantize_graph(storable(graph), bits))
     except ValueError as error:
         raise ModelFileError(f"{name}: the model cannot be saved: {error}") from error
     return modelfile.encode(tensors, {}, metadata or {}, name=name, graph=content)
