@@ -288,17 +288,14 @@ def shipped_graph(
     config: TrainConfig, learner: Learner, x: Any, params: Any, buffers: Any, units: Units
 ) -> Graph:
     """The graph of trained parameters in the form that ships, inputs and outputs in their units."""
-    graph = trained_graph(config, learner, x, params, buffers)
+    model = shipped_model(config, learner, params, buffers)
+    graph = trace(model, example_of(x), **learner.call)
     return in_units(graph, units, task_of(config).scaled)
 
 
-def trained_graph(
-    config: TrainConfig, learner: Learner, x: Any, params: Any, buffers: Any
-) -> Graph:
-    """The same of standardised inputs and outputs."""
-    model = shipped_model(config, learner, params, buffers)
-    example = jax.ShapeDtypeStruct((1, *x.shape[1:]), np.int32 if x.dtype == np.int32 else "f4")
-    return trace(model, example, **learner.call)
+def example_of(x: Any) -> jax.ShapeDtypeStruct:
+    """One example of standardised inputs, or of tokens."""
+    return jax.ShapeDtypeStruct((1, *x.shape[1:]), np.int32 if x.dtype == np.int32 else "f4")
 
 
 def shipped_model(config: TrainConfig, learner: Learner, params: Any, buffers: Any) -> Any:
@@ -312,8 +309,10 @@ def shipped_model(config: TrainConfig, learner: Learner, params: Any, buffers: A
 
 def model_bytes(run: Prepared, state: TrainState) -> int:
     """Bytes that the model file will have: known before training, since shapes decide."""
-    zeros = jax.tree.map(np.zeros_like, jax.device_get((state.params, state.buffers)))
-    graph = shipped_graph(run.config, run.learner, run.dataset.train_x, *zeros, run.units)
+    held = jax.device_get((state.params, state.buffers))
+    params, buffers = jax.tree.map(np.zeros_like, held)
+    x = run.dataset.train_x
+    graph = shipped_graph(run.config, run.learner, x, params, buffers, run.units)
     return len(encoded(graph, run.config.bits))
 
 

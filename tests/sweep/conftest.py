@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rosler_jax.config import TrainConfig
+from rosler_jax.sweep import Built, load_examples
+
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
@@ -15,3 +18,9 @@ def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "toy.npz"
     np.savez(path, x=x, y=y)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def built(data):
+    """The same, and the models of them that any test has built."""
+    return Built(load_examples(TrainConfig(data=data)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -17,11 +18,12 @@ import numpy as np
 import pytest
 from command_line import call
 
-from rosler_jax import checkpoint
 from rosler_jax import data as datasets
+from rosler_jax import load
 from rosler_jax import run as runs
 from rosler_jax.config import TrainConfig
 from rosler_jax.fit import task_of
+from rosler_jax.graph.quantize import quantize_graph
 from rosler_jax.sweep import (
     Built,
     SweepError,
@@ -63,17 +65,6 @@ def same_rows(a, b):
     return [strip(r) for r in a] == [strip(r) for r in b]
 
 
-def checkpointed(config, arrays, folder):
-    """The last state of a run, and its history."""
-    like = jax.eval_shape(runs.prepare(config, arrays).functions.init, jax.random.key(0))
-    manager = checkpoint.open_manager(folder / "checkpoints")
-    try:
-        zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like)
-        return checkpoint.restore(manager, zeros)
-    finally:
-        manager.close()
-
-
 OWN = f"{Path(__file__).parent / 'own.py'}:build"
 CASES = {
     "chain": {"method": "chain"},
@@ -88,17 +79,18 @@ CASES = {
     "linen seeded": {"method": "seeded", "model": OWN},
     "regression": {"method": "chain", "task": "regression", "model": "mlp", "metric": "mae"},
     "reconstruction": {"method": "low-rank", "task": "reconstruction", "model": "autoencoder"},
-    "resnet": {"method": "chain", "model": "resnet8", "options": ("width=8",), "rules": ("*=2",)},
+    "resnet": {"method": "chain", "model": "resnet8", "options": ("width=4",), "rules": ("*=1",)},
     "seeded convolutions": {"method": "seeded", "model": "lenet5", "rank": 2},
 }
 """What members are: with ranks that are masks, but of restrict-rank."""
+NORMALISED = ("linen", "linen seeded", "reconstruction", "resnet")
 
 
 def members_of(case, data):
     """Two or three members that differ in rank, numbers and seed; and the arrays."""
     base = {"hidden": (16,), "epochs": 2, "batch_size": 32, "data": "arrays"} | CASES[case]
     config = TrainConfig(**base)
-    ranks = [{"rules": ("*=2",)}, {"rules": ("*=3",)}] if config.rules else [
+    ranks = [{"rules": ("*=1",)}, {"rules": ("*=2",)}] if config.rules else [
         {"rank": 2}, {"rank": 4}
     ]  # fmt: skip
     smooth = {"label_smoothing": 0.1} if config.task == "classification" else {}
@@ -109,16 +101,16 @@ def members_of(case, data):
     arrays = dict(np.load(data))
     x, y = arrays["x"], arrays["y"]
     if config.model in ("resnet8", "lenet5"):
-        x = np.pad(x, ((0, 0), (0, 5))).reshape(-1, 5, 5, 1).repeat(2, 1).repeat(2, 2)
+        x = np.pad(x, ((0, 0), (0, 5))).reshape(-1, 5, 5, 1)
     if config.task == "regression":
         y = np.stack([x[:, 0] + 5, x[:, 1] * 100], 1)
     return members, (x, y)
 
 
 def trained(members, arrays, width):
-    """The rows of members that train together, and of each its trained parameters."""
+    """The rows of members that train together, and of each the graph of its trained model."""
     built = Built(load_examples(members[0], arrays))
-    rows, params = {}, {}
+    rows, graphs = {}, {}
     for group in make_plan(members, built):
         population = trainings.population_of(group, built, width, 1)
         data = [trainings.member_of(c, group, built) for c in group.trainings]
@@ -126,12 +118,16 @@ def trained(members, arrays, width):
         jobs = [ship.Job(c, k) for k, c in enumerate(group.trainings)]
         found = runner.results(jobs, out, group, built, width)
         for (config, k), row in zip(jobs, found, strict=True):
-            like = form_of(config, built).like.best_params
-            own = trainings.own_ranks(
-                jax.tree.map(lambda a, k=k: a[[k]], out.state.best_params), like
-            )
-            rows[config], params[config] = row, jax.tree.map(lambda a: a[0], own)
-    return [rows[c] for c in members], [params[c] for c in members]
+            form = form_of(config, built)
+            best = out.state.best_params, out.state.best_buffers
+            like = form.like.best_params, form.like.best_buffers
+            own = trainings.own_ranks(jax.tree.map(lambda a, k=k: a[[k]], best), like)
+            params, buffers = jax.tree.map(lambda a: a[0], own)
+            units = built.examples.part(config).filed
+            x = built.examples.x
+            graph = runs.shipped_graph(config, form.learner, x, params, buffers, units)
+            rows[config], graphs[config] = row, quantize_graph(graph, config.bits)
+    return [rows[c] for c in members], [graphs[c] for c in members]
 
 
 @pytest.mark.parametrize(
@@ -139,10 +135,10 @@ def trained(members, arrays, width):
 )
 def test_a_member_equals_a_run_of_its_own(case, width, data, tmp_path):
     members, arrays = members_of(case, data)
-    if width == 1:  # each of them alone: the third would tell no more
-        members = members[:2]
-    rows, params = trained(members, arrays, width)
-    for k, (config, got, ours) in enumerate(zip(members, rows, params, strict=True)):
+    rows, graphs = trained(members, arrays, width)
+    # Of a width of one the first, whose rank is padded, tells enough.
+    chosen = list(zip(members, rows, graphs, strict=True))[: 1 if width == 1 else None]
+    for k, (config, got, graph) in enumerate(chosen):
         want = runs.train(config, tmp_path / str(k), data=arrays)
         assert got["file_bytes"] == want["file_bytes"]
         assert got["parameters"] == want["parameters"]
@@ -152,13 +148,18 @@ def test_a_member_equals_a_run_of_its_own(case, width, data, tmp_path):
                 a, b = (row[f"{split}_{name}"] for row in (got, want))
                 # The same sums in another order: rounding alone, over some twenty updates; one
                 # example may fall on the other side.
-                slack = {"accuracy": 1 / examples, "f1": 3 / examples}.get(name, 0)
+                slack = {"accuracy": 1 / examples, "f1": 3 / examples, "r2": 1e-3}.get(name, 0)
                 assert abs(a - b) <= slack + 1e-3 * abs(b) + 1e-9, (split, name)
-        state, history = checkpointed(config, arrays, tmp_path / str(k))
-        np.testing.assert_allclose(got["loss"], history[-1]["loss"], rtol=1e-4)
-        if got["best_epoch"] == int(state.best_epoch):
-            for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(state.best_params), strict=True):
-                np.testing.assert_allclose(a, b, atol=2e-4)
+        with (tmp_path / str(k) / "history.csv").open() as file:
+            (*_, last) = csv.DictReader(file)
+        np.testing.assert_allclose(got["loss"], float(last["loss"]), rtol=1e-4)
+        if got["best_epoch"] == want["best_epoch"]:
+            file = load(tmp_path / str(k) / "model.rosler").graph
+            for a, b in zip(graph.weights(), file.weights(), strict=True):
+                assert a.name == b.name
+                # A bias before a normalisation has no gradient but rounding, which Adam scales up.
+                slack = 1e-2 if case in NORMALISED and a.name.endswith("bias") else 5e-4
+                np.testing.assert_allclose(a.values, b.values, rtol=1e-3, atol=slack)
 
 
 def test_a_member_that_diverges_touches_no_other(data):
@@ -179,12 +180,11 @@ def test_a_member_that_diverges_touches_no_other(data):
 
 
 def test_a_sweep_writes_a_row_a_member(spec, tmp_path, monkeypatch):
-    seen, programs, whole = [], [], ship._score
-    # Members of one shape are packed and scored by one call: four pairs of rank and bits.
-    score = lambda *given: programs.append(given[:2]) or whole(*given)
-    monkeypatch.setattr(ship, "_score", score)
+    seen, programs, whole = [], [], ship.scoring
+    score = lambda *given: programs.append(given) or whole(*given)
+    monkeypatch.setattr(ship, "scoring", score)
     done = sweep(spec, out=tmp_path / "s", report=seen.append)
-    assert len(programs) == len(set(programs)) == 4
+    assert len(programs) == 2  # one for each rank; bits are data
     assert done.failed == 0
     rows = tables.read_rows(tmp_path / "s" / "table.parquet")
     assert [row["member"] for row in rows] == list(range(8))
@@ -205,7 +205,7 @@ def test_the_plan_is_told_before_anything_runs(spec, tmp_path):
 
     sweep(spec, out=tmp_path / "s", planned=planned)
     ((program, summary),) = told
-    assert "chain, rank up to 4, hidden 16, 2 epochs: 8 members, 4 trainings" in program
+    assert "mlp 16, chain, rank up to 4, 2 epochs: 8 members, 4 trainings" in program
     assert summary.startswith("8 members, ")
 
 
@@ -392,7 +392,7 @@ def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path, capsys, 
     found = json.loads(out)
     assert found["file_bytes"] == min(row["file_bytes"] for row in a)
     assert (folder / "best" / "model.rosler").exists()
-    code, _, err = call(capsys, "sweep", "best", folder, "--min-accuracy", 1.01)
+    code, _, err = call(capsys, "sweep", "best", folder, "--at-least", 1.01)
     assert code == 1
     assert "no member" in err
 
@@ -464,7 +464,6 @@ def test_examples_with_a_validation_split_of_their_own_keep_it(data):
     raw = datasets.read(data)
     x, y = raw.train
     fixed = raw._replace(train=(x[:100], y[:100]), validation=(x[100:150], y[100:150]))
-    examples = read_examples("toy", fixed)
-    train, held = examples.split(TrainConfig())
-    assert train.tolist() == list(range(100))
-    assert held.tolist() == list(range(100, 150))
+    part = read_examples("toy", fixed, TrainConfig()).part(TrainConfig())
+    assert part.train.tolist() == list(range(100))
+    assert part.validation.tolist() == list(range(100, 150))

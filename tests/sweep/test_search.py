@@ -14,7 +14,7 @@ optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 
 AXES = {
     "learning_rate": {"log_uniform": [1e-4, 1e-1]},
-    "rank": {"integer": [2, 5]},
+    "rank": {"integer": [2, 3]},
     "label_smoothing": {"uniform": [0.0, 0.2]},
     "hidden": {"grid": [[16], [8, 8]]},
 }
@@ -23,7 +23,7 @@ AXES = {
 @pytest.fixture
 def spec(data):
     base = {"data": data, "method": "chain", "epochs": 2, "batch_size": 32, "axes": AXES}
-    objectives = ["validation_accuracy", "file_bytes"]
+    objectives = ["accuracy", "file_bytes"]
     return parse({**base, "search": {"trials": 14, "batch": 5, "objectives": objectives}})
 
 
@@ -90,7 +90,7 @@ def test_a_member_that_diverges_is_a_failed_trial(data, tmp_path):
     [
         ({}, "trials is None"),
         ({"trials": 4, "batch": 0}, "batch is 0"),
-        ({"trials": 4, "objectives": ["speed"]}, "objective 'speed'"),
+        ({"trials": 4, "objectives": ["speed"]}, "objective 'speed'.*validation_f1, file_bytes"),
         ({"trials": 4, "objectives": []}, "objective 'nothing'"),
         ({"trials": 4, "sampler": "x"}, "has 'sampler'"),
     ],
@@ -98,6 +98,19 @@ def test_a_member_that_diverges_is_a_failed_trial(data, tmp_path):
 def test_impossible_searches_are_refused(given, message):
     with pytest.raises(SpecError, match=message):
         parse({"axes": AXES, "search": given})
+
+
+def test_objectives_have_the_direction_of_their_metrics():
+    base = {"task": "regression", "axes": AXES}
+    spec = parse({**base, "search": {"trials": 4}})
+    assert spec.search.objectives == ("validation_rmse",)
+    assert (spec.objectives()["validation_rmse"], spec.objectives()["validation_r2"]) == (
+        False,
+        True,
+    )
+    spec = parse({**base, "search": {"trials": 4, "objectives": ["r2", "parameters"]}})
+    assert spec.search.objectives == ("validation_r2", "parameters")
+    assert parse({**base, "metric": "mae", "search": {"trials": 4}}).followed() == ("mae", False)
 
 
 def test_rungs_and_a_search_are_refused_together():

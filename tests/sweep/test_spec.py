@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rosler_jax.config import TrainConfig
-from rosler_jax.sweep import SpecError, as_spec, load, make_plan, parse
+from rosler_jax.sweep import SpecError, SweepError, as_spec, load, make_plan, parse, runner
 
 EXAMPLE = """
 data = "mnist5k"
@@ -22,7 +22,7 @@ seed = { grid = [0, 1, 2, 3] }
 """
 
 
-def test_the_example_of_the_documentation(tmp_path):
+def test_the_example_of_the_documentation(tmp_path, built):
     path = tmp_path / "sweep.toml"
     path.write_text(EXAMPLE)
     spec = load(path)
@@ -35,8 +35,8 @@ def test_the_example_of_the_documentation(tmp_path):
     assert rates.max() <= 1e-2
     # Log-uniform: about half of 16 below the geometric middle; fewer than 2 has p < 1e-3.
     assert 2 <= len({r for r in rates if r < 1e-3}) <= 14
-    (group,) = make_plan(members)
-    assert group.config.rank == 8
+    (group,) = make_plan(members, built)
+    assert [rule.rank for rule in group.form.ranks.values()] == [8]
 
 
 def test_draws_depend_on_name_and_seed_alone():
@@ -119,7 +119,9 @@ def test_an_impossible_member_is_named(tmp_path):
         load(path)
 
 
-BASE = TrainConfig(method="chain", hidden=(32,), epochs=2)
+BASE = TrainConfig(method="chain", hidden=(32,), rank=4, epochs=2, batch_size=32)
+SMALL = {"method": "seeded", "hidden": (8,)}
+TWO = {"hidden": (32, 32)}
 
 
 @pytest.mark.parametrize(
@@ -127,24 +129,67 @@ BASE = TrainConfig(method="chain", hidden=(32,), epochs=2)
     [
         ([{"learning_rate": r} for r in (1e-3, 1e-2)], 1, 2),
         ([{"rank": r} for r in (2, 4, 8)], 1, 3),
+        ([{"rank": r} for r in (2, 0.2, 0.4)], 1, 3),
+        ([{"rank": r} for r in (4, 0.2)], 1, 2),  # the same ranks, said in two ways
+        ([{"rules": r, **TWO} for r in (("hidden.0=2", "*.1=6"), ("hidden.*=4",))], 1, 2),
+        ([{"rules": r, **TWO} for r in (("hidden.0=2",), ("hidden.*=4",))], 2, 2),
         ([{"bits": b} for b in (4, 8, 16)], 1, 1),
         ([{"bits": b, "quantization_aware": True} for b in (4, 8)], 2, 2),
         ([{"method": m} for m in ("chain", "seeded")], 2, 2),
-        ([{"method": "seeded", "rank": r} for r in (2, 4)], 2, 2),
+        ([{"method": "seeded", "rank": r} for r in (1, 2)], 1, 2),
+        ([{"method": "seeded", "rank": 2, "in_sketch": w} for w in (5, 9)], 1, 2),
+        ([{"method": "seeded", "rank": r, "sketch": "rows_uniform"} for r in (1, 2)], 1, 2),
+        ([{"method": "seeded", "rank": r, "sketch": "sparse_sign"} for r in (1, 2)], 2, 2),
+        # No program has room for the elementwise largest, 8 x 20 of 20 x 8.
+        ([{**SMALL, "rank": r, "in_sketch": w} for r, w in ((2, 20), (8, 2))], 2, 2),
+        ([{"method": "ares-bp", "rank": r, "oversampling": o} for r, o in ((2, 5), (4, 0))], 1, 2),
+        # The family of sketches depends on the rank.
+        ([{"method": "ares-bp", "rank": r} for r in (4, 6)], 2, 2),
+        ([{"method": "restrict-rank", "rank": r} for r in (2, 4)], 2, 2),
+        ([{"method": "restrict-rank", "seed": s} for s in (2, 4)], 2, 2),
         ([{"method": "dense", "rank": r} for r in (2, 4)], 1, 1),
+        ([{"method": "dense", "rules": r} for r in ((), ("*=2",))], 1, 1),
+        ([{"sketch": s, "oversampling": 2, "in_sketch": 3} for s in ("srht", "gaussian")], 1, 1),
         ([{"noise": n} for n in (0.0, 0.1, 0.2)], 2, 3),
+        ([{"class_weights": w} for w in (None, "balanced", "1,2,3")], 2, 3),
+        ([{"standardize": s} for s in ("all", "features")], 1, 2),
         ([{"hidden": h} for h in ((32,), (16, 16))], 2, 2),
+        ([{"options": (f"activation={a}",)} for a in ("relu", "tanh")], 2, 2),
         ([{"method": "seeded", "sketch": k} for k in ("srht", "rows_uniform")], 2, 2),
         ([{"method": "ares-bp", "parallel_epochs": e} for e in (0.5, 1.0)], 2, 2),
     ],
 )
-def test_members_share_what_they_can(varied, programs, trainings):
-    plan = make_plan([dataclasses.replace(BASE, **v) for v in varied])
+def test_members_share_what_they_can(varied, programs, trainings, built):
+    plan = make_plan([dataclasses.replace(BASE, **v) for v in varied], built)
     assert len(plan) == programs
     assert sum(len(group.trainings) for group in plan) == trainings
     assert sorted(sum((m for g in plan for m in g.members), ())) == list(range(len(varied)))
 
 
-def test_patience_is_refused():
-    with pytest.raises(ValueError, match="leave patience out"):
-        make_plan([dataclasses.replace(BASE, patience=3)])
+def test_a_program_has_room_for_the_largest_rank_of_every_layer(built):
+    rules = [("hidden.0=2", "*.1=6"), ("hidden.*=4",)]
+    (group,) = make_plan([dataclasses.replace(BASE, rules=r, **TWO) for r in rules], built)
+    assert {k: v.rank for k, v in group.form.ranks.items()} == {"hidden/0": 4, "hidden/1": 6}
+    (group,) = make_plan([BASE], built, [dataclasses.replace(BASE, rank=7)])
+    assert [rule.rank for rule in group.form.ranks.values()] == [7]
+
+
+@pytest.mark.parametrize(
+    ("varied", "message"),
+    [
+        ({"patience": 3}, "leave patience out"),
+        ({"task": "multi-label"}, "differ in task .classification, multi-label"),
+        ({"metric": "f1"}, "differ in metric"),
+        ({"stream": "always"}, "differ in stream"),
+    ],
+)
+def test_what_members_cannot_differ_in_is_refused(varied, message):
+    with pytest.raises(SweepError, match=message):
+        runner.check([BASE, dataclasses.replace(BASE, **varied)])
+
+
+def test_lists_of_words_may_be_one_word():
+    axes = {"rules": {"grid": ["conv*=skip,*=2", ["*=0.25"]]}}
+    members = parse({"method": "chain", "options": "activation=tanh", "axes": axes}).configs()
+    assert [c.rules for c in members] == [("conv*=skip", "*=2"), ("*=0.25",)]
+    assert members[0].options == ("activation=tanh",)

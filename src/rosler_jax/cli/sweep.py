@@ -96,9 +96,9 @@ def _run(args: argparse.Namespace) -> Outcome:
     told = None if args.quiet else _tell
     with population_progress(args.quiet) as report:
         done = sweep.sweep(spec, out=folder, resume=resume, report=report, planned=told)
-    if args.tensorboard is not None and sweep.hosts.is_first():
-        sweep.write_scalars(Path(args.tensorboard), done.rows, [a.name for a in spec.axes])
     names, followed = [axis.name for axis in spec.axes], spec.followed()
+    if args.tensorboard is not None and sweep.hosts.is_first():
+        sweep.write_scalars(Path(args.tensorboard), done.rows, names, followed[0])
     why = sweep.runner.reasons(done.rows, names)
     if done.failed == len(done.rows):
         raise RuntimeError(f"all members failed: {'; '.join(why)}")

@@ -611,6 +611,4 @@ def evaluate(eqn: Any, xs: Sequence[Held]) -> list[Any]:
 
 
 def _as_array(x: Held, aval: Any) -> Any:
-    return (
-        x.array if x.dtype == "key" else jax.numpy.asarray(x.array, aval.dtype).reshape(aval.shape)
-    )
+    return x.array if x.dtype == "key" else np.asarray(x.array, aval.dtype).reshape(aval.shape)

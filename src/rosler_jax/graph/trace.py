@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,15 +59,46 @@ def trace_stored(model: Any, stored: Mapping[str, Weight], *examples: Any) -> Gr
     return _traced(model, examples, stored, (0, 0), {})
 
 
+class Skeleton(NamedTuple):
+    """A model traced without its numbers.
+
+    Attributes:
+      closed: the program, of the numbers and then the inputs.
+      names: where the numbers are in the model, in order.
+      inputs: of each its path, its shape with a batch of one, and the batch's axis.
+      out_axes: the batch's of each output.
+      out: structure of the outputs, and their paths.
+    """
+
+    closed: Any
+    names: tuple[str, ...]
+    inputs: tuple[tuple[str, jax.ShapeDtypeStruct, int | None], ...]
+    out_axes: tuple[int | None, ...]
+    out: tuple[Any, tuple[str, ...]]
+
+
 def _traced(
     model: Any, examples: Any, stored: Mapping[str, Weight], both_axes: Any, kwargs: dict[str, Any]
 ) -> Graph:
-    batch_axes, out_axes = both_axes
     call, state = _callable(model, kwargs)
+    skeleton = _skeleton(call, state, examples, both_axes)
+    return filled(skeleton, jax.tree.leaves(state), stored)
+
+
+def skeleton_of(model: Any, *examples: Any, **kwargs: Any) -> Skeleton:
+    """What :func:`trace` finds in a model before it looks at its numbers; arguments as there."""
+    return _skeleton(*_callable(model, kwargs), examples, (0, 0))
+
+
+def _skeleton(call: Callable[..., Any], state: Any, examples: Any, both_axes: Any) -> Skeleton:
+    batch_axes, out_axes = both_axes
     named, tree = jax.tree_util.tree_flatten_with_path(state)
     leaves, in_tree = jax.tree_util.tree_flatten_with_path(examples)
     axes = _axes(batch_axes, examples)
-    avals = [_one(x, axis, path_name(path)) for (path, x), axis in zip(leaves, axes, strict=True)]
+    inputs = [
+        (path_name(path), _one(x, axis, path_name(path)), axis)
+        for (path, x), axis in zip(leaves, axes, strict=True)
+    ]
     struct: list[Any] = []
 
     def flat(*given: Any) -> list[Any]:
@@ -74,22 +106,31 @@ def _traced(
         args = jax.tree.unflatten(in_tree, given[len(named) :])
         out = call(params, *args)
         found, treedef = jax.tree_util.tree_flatten_with_path(out)
-        struct.append((treedef, [path_name(path) for path, _ in found], out))
+        struct.append((treedef, tuple(path_name(path) for path, _ in found), out))
         return [jnp.asarray(x) for _, x in found]
 
-    closed = jax.make_jaxpr(flat)(*(leaf for _, leaf in named), *avals)
+    closed = jax.make_jaxpr(flat)(*(leaf for _, leaf in named), *(aval for _, aval, _ in inputs))
+    treedef, names, out = struct[-1]
+    names_in = tuple(path_name(path) for path, _ in named)
+    return Skeleton(closed, names_in, tuple(inputs), tuple(_axes(out_axes, out)), (treedef, names))
+
+
+def filled(
+    skeleton: Skeleton, leaves: Sequence[Any], stored: Mapping[str, Weight] = MappingProxyType({})
+) -> Graph:
+    """The graph of a model of these numbers, in the order of the skeleton's names."""
     b = Builder()
-    held = [_held(path_name(path), leaf, stored) for path, leaf in named]
+    held = [_held(name, x, stored) for name, x in zip(skeleton.names, leaves, strict=True)]
     inputs, args = [], []
-    for (path, _), aval, axis in zip(leaves, avals, axes, strict=True):
+    for name, aval, axis in skeleton.inputs:
         x = b.input(tuple(aval.shape), dtype_name(aval.dtype))
         args.append(x)
-        inputs.append(Value(int(x.source), path_name(path), _without(x.shape, axis), x.dtype))
+        inputs.append(Value(int(x.source), name, _without(x.shape, axis), x.dtype))
+    closed, (treedef, names) = skeleton.closed, skeleton.out
     results = walk(b, closed.jaxpr, closed.consts, [*held, *args])
-    treedef, names, out = struct[-1]
     outputs = [
         _output(b, x, name, axis)
-        for x, name, axis in zip(results, names, _axes(out_axes, out), strict=True)
+        for x, name, axis in zip(results, names, skeleton.out_axes, strict=True)
     ]
     structure = _structure(jax.tree.unflatten(treedef, range(len(outputs))))
     return named_apart(simplified(b.graph(inputs, outputs, structure)))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rosler_jax._convert import Rule
@@ -17,9 +18,9 @@ from rosler_jax.fit import TrainState, learner_of, make_fit, method_of, run_key
 from rosler_jax.hyper import Hyper
 from rosler_jax.learner import Learner
 from rosler_jax.methods import Method, rules
+from rosler_jax.run import example_of
 from rosler_jax.sweep.examples import Examples, batches_key
 from rosler_jax.sweep.population import placed
-from rosler_jax.units import is_tokens
 
 Key = tuple[Any, ...]
 
@@ -86,9 +87,12 @@ class Built:
 
     @functools.cached_property
     def data(self) -> Any:
-        """Training and test data, whole on every device."""
+        """All inputs and targets, those of test behind the others, whole on every device."""
         known = self.examples.dataset
-        return placed(((known.train_x, known.train_y), (known.test_x, known.test_y)))
+        x = np.concatenate([np.asarray(known.train_x), np.asarray(known.test_x)])
+        if known.train_y is None or known.test_y is None:
+            return placed((x, None))
+        return placed((x, np.concatenate([known.train_y, known.test_y])))
 
 
 # What is the same to a training, and to a program.
@@ -156,9 +160,8 @@ def _form(config: TrainConfig, learner: Learner, built: Built) -> Form:
     def seen(key: Any) -> TrainState:
         state = init(key)
         model = learner.model(state.params, state.buffers)
-        x = built.examples.x
-        dtype = x.dtype if is_tokens(x) else np.float32
-        given = (jax.ShapeDtypeStruct((1, *x.shape[1:]), dtype),)
+        x = example_of(built.examples.x)
+        given = (jnp.zeros(x.shape, x.dtype),)
         linen = isinstance(model, tuple)
         args, kwargs = (given, dict(learner.call)) if linen else ((), {})
         found.append((mask_key(model, *args, **kwargs), dict(plans(model, *args, **kwargs))))

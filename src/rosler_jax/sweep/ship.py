@@ -1,8 +1,8 @@
 """From trained parameters to what model files would hold, and how good that is; without files.
 
 Of each form of model one graph is traced. Where its weights are the model's own arrays one to one,
-the members' weights are cut out, finished and quantised within the program that scores them; where
-they are not, as where batch normalisation is folded into them, each member's graph is traced.
+the members' weights are finished and quantised within the program that scores them; where they are
+not, as where batch normalisation is folded into them, each training's graph is filled and folded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,24 +20,25 @@ import numpy as np
 from flax import nnx
 
 from rosler_jax import modelfile
-from rosler_jax._paths import path_name
+from rosler_jax._paths import TRAINING_ONLY, path_names
 from rosler_jax._quantized import FLOAT_BITS, Axes, QuantizedTensor, scale_shape
 from rosler_jax.config import TrainConfig
-from rosler_jax.fit import EVALUATION_BATCH, TrainState, in_units, tally
+from rosler_jax.fit import EVALUATION_BATCH, TrainState, in_units, run_key, tally
 from rosler_jax.graph import Graph
 from rosler_jax.graph.compute import run
 from rosler_jax.graph.file import to_json
 from rosler_jax.graph.graph import map_weights
 from rosler_jax.graph.kinds import Op, Scan
 from rosler_jax.graph.quantize import Planned, quantization_plan
+from rosler_jax.graph.trace import Skeleton, filled, skeleton_of
 from rosler_jax.graph.weight import Weight
 from rosler_jax.learner import Learner
 from rosler_jax.quantization import VECTOR_BITS, fake_quantize
-from rosler_jax.run import parameters, shipped_model, trained_graph
+from rosler_jax.run import example_of, parameters, shipped_model
 from rosler_jax.sweep.examples import batches_key
 from rosler_jax.sweep.plan import Built, Group, form_of
 from rosler_jax.sweep.population import Block, Member, Population
-from rosler_jax.sweep.trainings import chosen, own_ranks
+from rosler_jax.sweep.trainings import own_ranks
 from rosler_jax.tasks import Task
 from rosler_jax.units import Units, standardized
 from rosler_jax.units import in_units as graph_in_units
@@ -138,77 +140,120 @@ def _like(planned: Planned) -> Any:
 # Numbers.
 
 
-def leaves_of(model: Any) -> dict[str, Any]:
-    """The arrays of a model by the names that its graph has for them."""
-    state = model[1] if isinstance(model, tuple) else nnx.split(model)[1]
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {path_name(path): leaf for path, leaf in leaves}
+class Source(NamedTuple):
+    """What a number of a graph is: one of its model's arrays times a factor, or always the same."""
+
+    place: int | None
+    factor: Any
+
+    def value(self, leaves: Sequence[Any]) -> Any:
+        """Of a model of these arrays."""
+        if self.place is None:
+            return self.factor
+        leaf = leaves[self.place]
+        return leaf if self.factor == 1.0 else leaf.astype(jnp.float32) * np.float32(self.factor)
 
 
-class Names(NamedTuple):
-    """Where the numbers of a graph are in a model's arrays."""
+class Sources(NamedTuple):
+    """The same of all tensors by name; and the places of the seeds of sketches."""
 
-    tensors: tuple[str, ...]
-    seeds: tuple[str, ...]
-
-
-def numbers_of(model: Any, names: Names) -> Numbers:
-    """The numbers of a model's graph, from its arrays; traceable."""
-    leaves = leaves_of(model)
-    floats = (jnp.issubdtype(leaves[name].dtype, jnp.floating) for name in names.tensors)
-    tensors = {
-        name: leaves[name].astype(jnp.float32) if is_float else leaves[name]
-        for name, is_float in zip(names.tensors, floats, strict=True)
-    }
-    return Numbers(tensors, tuple(leaves[name] for name in names.seeds))
+    tensors: dict[str, Source]
+    seeds: tuple[int, ...]
 
 
-def names_in(model: Any, numbers: Numbers) -> Names | None:
-    """Where a graph's numbers are in the model that it was traced from; None if not one to one."""
-    leaves = {
-        name: np.asarray(leaf)
-        for name, leaf in leaves_of(model).items()
-        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    }
-    for name, stored in numbers.tensors.items():
-        if name not in leaves or not np.array_equal(leaves[name].astype(stored.dtype), stored):
-            return None
-    places = []
-    for seed in numbers.seeds:
-        same = [k for k, v in leaves.items() if v.dtype == np.uint32 and np.array_equal(v, seed)]
-        if not same:
-            return None
-        places.append(same[0])
-    return Names(tuple(numbers.tensors), tuple(places))
+class Shipping(NamedTuple):
+    """How models of one form ship.
+
+    Attributes:
+      leaves: ``(params, buffers) ->`` the arrays of the model that ships, traceable.
+      skeleton: the model's.
+      sizes: of all these models, where one graph tells, and
+      sources: where its numbers come from; None where each model has to be traced.
+    """
+
+    leaves: Callable[[tuple[PyTree, PyTree]], list[Any]]
+    skeleton: Skeleton
+    sizes: Sizes | None
+    sources: Sources | None
 
 
-def _moved(tree: PyTree) -> PyTree:
-    """Other floats in the place of these: what a graph depends on shows."""
-    change = lambda a: np.asarray(a * 1.25, a.dtype)  # noqa: E731
-    floats = lambda a: np.issubdtype(np.asarray(a).dtype, np.floating)  # noqa: E731
-    return jax.tree.map(lambda a: change(a) if floats(a) else a, tree)
-
-
-def known_form(
-    config: TrainConfig, learner: Learner, best: tuple[PyTree, PyTree], x: Any
-) -> tuple[Sizes, Names] | None:
-    """The graph of all models of a form, and where their numbers are; None if one does not tell.
+def shipping_of(
+    config: TrainConfig, learner: Learner, like: tuple[PyTree, PyTree], x: Any
+) -> Shipping:
+    """How models of a form ship, found out with numbers of no meaning.
 
     Args:
       config: of a member.
       learner: its model.
-      best: its trained parameters and buffers.
+      like: shapes of its parameters and buffers.
       x: inputs, for their shape.
     """
-    found = []
-    for given in (best, _moved(best)):
-        sizes, numbers = split(trained_graph(config, learner, x, *given))
-        names = names_in(shipped_model(config, learner, *given), numbers)
-        if names is None:
-            return None
-        found.append((sizes, names))
-    (sizes, names), (other, places) = found
-    return (sizes, names) if (sizes.text, names) == (other.text, places) else None
+    static: list[Any] = []
+
+    def leaves(best: tuple[PyTree, PyTree]) -> list[Any]:
+        model = shipped_model(config, learner, *best)
+        linen = isinstance(model, tuple)
+        graph, state = model if linen else nnx.split(model)
+        found, treedef = jax.tree_util.tree_flatten_with_path(state)
+        static.append((linen, graph, treedef, [path_names(path) for path, _ in found]))
+        return [leaf for _, leaf in found]
+
+    shapes = jax.eval_shape(leaves, like)
+    linen, graph, treedef, paths = static[0]
+    some = [
+        [_numbers_like(a, path, rng) for a, path in zip(shapes, paths, strict=True)]
+        for rng in map(np.random.default_rng, (1, 2))
+    ]
+    state = jax.tree.unflatten(treedef, some[0])
+    model = (graph, state) if linen else nnx.merge(graph, state)
+    skeleton = skeleton_of(model, example_of(x), **learner.call)
+    # Twice: what of a graph depends on its numbers shows.
+    (sizes, one), (other, two) = (split(filled(skeleton, numbers)) for numbers in some)
+    sources = [
+        sources_in(numbers, skeleton.names, given)
+        for numbers, given in zip((one, two), some, strict=True)
+    ]
+    same = sizes.text == other.text and _same(*sources)
+    return Shipping(leaves, skeleton, *((sizes, sources[0]) if same else (None, None)))
+
+
+def _numbers_like(a: Any, path: tuple[str, ...], rng: np.random.Generator) -> Any:
+    """Numbers of a shape; of seeds always the same, zeros for what only training needs."""
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(run_key(0), a.shape)
+    if jnp.issubdtype(a.dtype, jnp.floating) and path[-1] not in TRAINING_ONLY:
+        return rng.uniform(0.5, 1.5, a.shape).astype(a.dtype)
+    if a.dtype == np.uint32:
+        words = np.random.default_rng(zlib.crc32("/".join(path).encode()))
+        return words.integers(0, 2**32, a.shape, np.uint32)
+    return np.zeros(a.shape, a.dtype)
+
+
+def sources_in(numbers: Numbers, names: Sequence[str], leaves: Sequence[Any]) -> Sources | None:
+    """Where a graph's numbers come from; None for seeds from nowhere."""
+    tensors = {}
+    for name, stored in numbers.tensors.items():
+        tensors[name] = Source(None, stored)
+        if name in names:
+            place = names.index(name)
+            leaf = np.asarray(leaves[place], np.float64)
+            factor = (leaf * stored).sum() / (leaf * leaf).sum() if leaf.size else 1.0
+            if leaf.shape == stored.shape and np.allclose(leaf * factor, stored, rtol=1e-6):
+                tensors[name] = Source(place, 1.0 if np.array_equal(leaf, stored) else factor)
+    seeds = []
+    for seed in numbers.seeds:
+        plain = (a.dtype == np.uint32 and np.array_equal(a, seed) for a in leaves)
+        seeds.append(next((k for k, found in enumerate(plain) if found), None))
+    return None if None in seeds else Sources(tensors, tuple(k for k in seeds if k is not None))
+
+
+def _same(a: Sources | None, b: Sources | None) -> bool:
+    if a is None or b is None or a.seeds != b.seeds:
+        return False
+    pairs = [(a.tensors[name], b.tensors[name]) for name in a.tensors]
+    return all(
+        x.place == y.place and np.allclose(x.factor, y.factor, rtol=1e-6, atol=0) for x, y in pairs
+    )
 
 
 # Scores.
@@ -223,8 +268,9 @@ def scoring(sizes: Sizes, numbers_in: Callable[[Any], Numbers], task: Task) -> B
       task: what they are for.
 
     Returns:
-      The function: ``own`` is that and the bits, ``common`` the indices of validation examples and
-      units; it gives sums of both splits, ``(members, batches, ...)``, and the seeds of sketches.
+      The function: ``own`` is that and the bits, ``common`` batches of examples by index, which of
+      them count, and units; it gives the sums, ``(members, batches, ...)``, and the sketches'
+      seeds.
     """
 
     def quantized(numbers: Numbers, bits: Array) -> Numbers:
@@ -239,31 +285,54 @@ def scoring(sizes: Sizes, numbers_in: Callable[[Any], Numbers], task: Task) -> B
         one = lambda x: run(graph, [x], numbers.tensors)[0]  # noqa: E731
         return in_units(task, jax.vmap(one)(standardized(x, units)), units)
 
-    def sums(numbers: Numbers, data: tuple[Any, Any], units: Units) -> Any:
-        x, y = data
-        n = x.shape[0]
-        batch = min(EVALUATION_BATCH, n)
-        index = jnp.arange(-(-n // batch) * batch).reshape(-1, batch)
+    def block(common: Any, own: Any, data: Any, count: Any) -> Any:
+        del count
+        (index, valid, units), (given, bits), (x, y) = common, own, data
+        numbers = jax.vmap(lambda given, bits: quantized(numbers_in(given), bits))(given, bits)
 
-        def one(i: Array) -> Any:
-            j = jnp.minimum(i, n - 1)
-            xs, ys = x[j], None if y is None else y[j]
+        def batch(at: tuple[Array, Array]) -> Any:
+            i, counted = at
+            xs, ys = x[i], None if y is None else y[i]
 
             def member(numbers: Numbers) -> Any:
-                return tally(task, lambda x: predict(numbers, x, units), xs, ys, i < n, units)
+                return tally(task, lambda x: predict(numbers, x, units), xs, ys, counted, units)
 
             return jax.vmap(member)(numbers)
 
-        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), jax.lax.map(one, index))
-
-    def block(common: Any, own: Any, data: Any, count: Any) -> Any:
-        del count
-        (held, units), (given, bits), (training, test) = common, own, data
-        numbers = jax.vmap(lambda given, bits: quantized(numbers_in(given), bits))(given, bits)
-        validation = sums(numbers, chosen(training, held), units)
-        return {"validation": validation, "test": sums(numbers, test, units)}, numbers.seeds
+        sums = jax.lax.map(batch, (index, valid))
+        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), sums), numbers.seeds
 
     return block
+
+
+class Batches(NamedTuple):
+    """Examples in batches of one size: those of validation, then those of test.
+
+    Attributes:
+      rows: ``(batches, size)``, of all examples.
+      valid: which of them count.
+      splits: of each split, its batches and how many examples it has.
+    """
+
+    rows: np.ndarray
+    valid: np.ndarray
+    splits: dict[str, tuple[slice, int]]
+
+
+def batches_of(validation: np.ndarray, built: Built) -> Batches:
+    """Both splits that models are scored on."""
+    start = len(built.examples.x)
+    test = np.arange(start, start + len(built.examples.dataset.test_x))
+    size = min(EVALUATION_BATCH, max(len(validation), len(test)))
+    index, valid, splits, start = [], [], {}, 0
+    for name, rows in (("validation", validation), ("test", test)):
+        n, count = len(rows), -(-len(rows) // size)
+        index.append(np.pad(rows.astype(np.int32), (0, count * size - n), mode="edge"))
+        valid.append(np.arange(count * size) < n)
+        splits[name] = slice(start, start + count), n
+        start += count
+    whole, counted = (np.concatenate(a).reshape(-1, size) for a in (index, valid))
+    return Batches(whole, counted, splits)
 
 
 def _in_file(value: Array, bits: int, axes: Axes, asked: Array) -> Array:
@@ -283,10 +352,9 @@ class Job(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """A model as data of a population."""
+    """A model as data: its parameters and buffers, or its numbers."""
 
     sizes: Sizes
-    names: Names | None
     given: Any
 
 
@@ -313,7 +381,7 @@ def shipped(
     rows: dict[int, dict[str, Any]] = {}
     for key, index in alike.items():
         models = _models(key, [jobs[i] for i in index], state, built)
-        programs: dict[Hashable, list[int]] = {}
+        programs: dict[tuple[Any, Hashable], list[int]] = {}
         for i, model in zip(index, models, strict=True):
             programs.setdefault((key, model.sizes.text), []).append(i)
         placed = dict(zip(index, models, strict=True))
@@ -330,49 +398,58 @@ def _models(key: Any, jobs: Sequence[Job], state: TrainState, built: Built) -> l
     best = own_ranks((state.best_params, state.best_buffers), like)
     at = [jax.tree.map(lambda a, k=job.row: a[k], best) for job in jobs]
     if key not in built.scorers:
-        built.scorers[key] = known_form(jobs[0].config, form.learner, at[0], x)
-    if (known := built.scorers[key]) is not None:
-        return [_Model(*known, given) for given in at]
-    traced = [
-        split(trained_graph(job.config, form.learner, x, *given))
-        for job, given in zip(jobs, at, strict=True)
-    ]
-    return [_Model(sizes, None, numbers) for sizes, numbers in traced]
+        built.scorers[key] = shipping_of(jobs[0].config, form.learner, like, x)
+    shipping: Shipping = built.scorers[key]
+    if shipping.sizes is not None:
+        return [_Model(shipping.sizes, given) for given in at]
+    leaves = jax.jit(shipping.leaves)
+    graphs: dict[int, _Model] = {}  # members that differ in bits alone share one
+    for job, given in zip(jobs, at, strict=True):
+        if job.row not in graphs:
+            numbers = jax.device_get(leaves(given))
+            graphs[job.row] = _Model(*split(filled(shipping.skeleton, numbers)))
+    return [graphs[job.row] for job in jobs]
 
 
 def _rows(
-    program: Hashable, models: Sequence[tuple[TrainConfig, _Model]], built: Built, at_once: int
+    program: tuple[Any, Hashable],
+    models: Sequence[tuple[TrainConfig, _Model]],
+    built: Built,
+    at_once: int,
 ) -> list[dict[str, Any]]:
-    """The rows of models of one graph."""
+    """The rows of models of one graph: ``program`` is their form's key, and what tells it apart."""
     examples, (first, model) = built.examples, models[0]
-    learner = form_of(first, built).learner
     members = []
-    for config, (_, _, given) in models:
-        part = examples.part(config)
+    for config, (_, given) in models:
+        part, key = examples.part(config), batches_key(config)
+        if ("batches", key) not in built.scorers:
+            built.scorers["batches", key] = batches_of(part.validation, built)
+        index, valid, splits = built.scorers["batches", key]
         own = given, np.int32(config.bits)
-        members.append(Member((part.validation, part.units), own, batches_key(config)))
+        members.append(Member((index, valid, part.units), own, key))
     if program not in built.scorers:
-        names = model.names
+        shipping: Shipping = built.scorers[program[0]]
 
         def numbers_in(given: Any) -> Numbers:
-            if names is None:
-                return given
-            return numbers_of(shipped_model(first, learner, *given), names)
+            if shipping.sources is None:
+                return Numbers(*given)
+            leaves, (tensors, seeds) = shipping.leaves(given), shipping.sources
+            found = {name: source.value(leaves) for name, source in tensors.items()}
+            return Numbers(found, tuple(leaves[k] for k in seeds))
 
         block = scoring(model.sizes, numbers_in, examples.task)
-        width = _width(members, at_once)
-        built.scorers[program] = Population(block, built.data, width)
+        built.scorers[program] = Population(block, built.data, _width(members, at_once))
     sums, seeds = built.scorers[program].run(members, 0)
-    sizes = len(members[0].common[0]), len(examples.dataset.test_x)
-    counts = dict(zip(("validation", "test"), sizes, strict=True))
     rows = []
     for i, (config, _) in enumerate(models):
         row: dict[str, Any] = {}
-        for name, count in counts.items():
-            found = metrics(jax.tree.map(lambda a, i=i: a[i], sums[name]), count, examples.task)
+        for name, (at, count) in splits.items():
+            found = metrics(
+                jax.tree.map(lambda a, i=i, at=at: a[i, at], sums), count, examples.task
+            )
             row |= {f"{name}_{metric}": value for metric, value in found.items()}
         size = _bytes(model.sizes, [s[i] for s in seeds], config, built)
-        dense = learner.report.before
+        dense = form_of(first, built).learner.report.before
         row |= {"file_bytes": size, "parameters": parameters(model.sizes.graph)}
         rows.append(row | {"compression": 4 * dense / size})
     return rows

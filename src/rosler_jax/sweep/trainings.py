@@ -77,7 +77,7 @@ def population_of(group: Group, built: Built, width: int, blocks: int) -> Popula
     key = group.key, group.form.shapes, width, blocks
     if key not in built.populations:
         block = training(_epoch(group, built), group.config.epochs)
-        built.populations[key] = Population(block, built.data[0], width, blocks)
+        built.populations[key] = Population(block, built.data, width, blocks)
     return built.populations[key]
 
 
