@@ -41,7 +41,7 @@ class TrainConfig:
       metric: what the best epoch is chosen by; None for the task's first.
       class_weights: of the loss: ``balanced``, or numbers, as ``1,4``; None for none.
       model: a factory of a dense model; of :data:`rosler_jax.models.MODELS`.
-      hidden: widths of the hidden layers, of a model that takes ``hidden``.
+      hidden: widths of the hidden layers, of a model that takes ``hidden``; None for its own.
       options: of the model, ``name=value`` each.
       method: how weights are held and trained; of :data:`rosler_jax.methods.METHODS`.
       rank: rank of the sketched layers, or a fraction of a layer's smaller side (ignored if dense).
@@ -90,7 +90,7 @@ class TrainConfig:
     metric: str | None = None
     class_weights: str | None = None
     model: str = "mlp"
-    hidden: tuple[int, ...] = (1024, 1024)
+    hidden: tuple[int, ...] | None = None
     options: tuple[str, ...] = ()
     method: str = "ares-bp"
     rank: int | float = 16
@@ -122,7 +122,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden", "target", "image_size", "options", "rules"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
         for name, table in (("method", METHODS), ("task", TASKS), ("model", MODELS)):
             if ":" not in getattr(self, name):  # one of the user's own is looked up when it runs
                 lookup(table, getattr(self, name), name)
@@ -146,7 +147,8 @@ class TrainConfig:
             _require(name, getattr(self, name), getattr(self, name) >= 0, "not negative")
         for name in ("label_smoothing", "momentum", "quantize_from"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
-        _require("hidden", self.hidden, all(w >= 1 for w in self.hidden), "positive widths")
+        hidden = self.hidden or ()
+        _require("hidden", hidden, all(w >= 1 for w in hidden), "positive widths")
         _require("validation", self.validation, 0 < self.validation < 1, "between 0 and 1")
         rate = self.learning_rate
         _require("learning_rate", rate, rate is None or rate > 0, "positive")
@@ -181,7 +183,7 @@ def model_options(config: TrainConfig) -> dict[str, Any]:
       >>> model_options(TrainConfig(options=("width=32", "norm=group"), hidden=(64,)))
       {'hidden': (64,), 'width': 32, 'norm': 'group'}
     """
-    found: dict[str, Any] = {"hidden": config.hidden}
+    found: dict[str, Any] = {} if config.hidden is None else {"hidden": config.hidden}
     for text in config.options:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():

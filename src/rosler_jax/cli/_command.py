@@ -123,6 +123,7 @@ PARSERS: dict[Any, Callable[[str], Any]] = {
     float: _number(float, "a number", False),
     float | None: _number(float, "a number", True),
     tuple[int, ...]: integers,
+    tuple[int, ...] | None: integers,
     tuple[str, ...]: texts,
     int | float: rank,
 }

@@ -53,7 +53,11 @@ OPTIONS: dict[str, Option] = {
     "metric": Option(_TASK, "what the best epoch is chosen by; none: the task's first", "NAME"),
     "class_weights": Option(_TASK, "of the loss: balanced, or numbers as 1,4; none: 1", "HOW"),
     "model": Option(_MODEL, f"{_names(MODELS)}, or FILE.py:FUNCTION", "MODEL"),
-    "hidden": Option(_MODEL, "widths of the hidden layers of mlp, or none", "N,N,..."),
+    "hidden": Option(
+        _MODEL,
+        "widths of the hidden layers, none for none at all; not given: the model's own",
+        "N,N,...",
+    ),
     "options": Option(_MODEL, "of the model, as width=32,dropout=0.1; none: its own", "NAME=V,..."),
     "method": Option(
         _MODEL, f"how weights are held and trained: {_names(METHODS)}, or FILE.py:METHOD", "METHOD"

@@ -78,7 +78,7 @@ class Plan(NamedTuple):
         config = group.config
         largest = max((int(rule.rank or 0) for rule in group.form.ranks.values()), default=0)
         rank = f", rank up to {largest}" if largest else ""
-        hidden = f" {','.join(map(str, config.hidden))}" if config.model == "mlp" else ""
+        hidden = f" {','.join(map(str, config.hidden))}" if config.hidden else ""
         together = cost.width * cost.blocks
         memory = cost.bytes * together / 1e6
         needs = f"{memory:.0f} MB, about {cost.seconds * len(group.trainings):.0f} s of training"
