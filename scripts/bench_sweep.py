@@ -97,6 +97,7 @@ def torch_run(configs: list[TrainConfig], examples: Examples) -> Callable[[], No
     labels = torch.tensor(np.asarray(examples.y), dtype=torch.long)
 
     def train(config: TrainConfig) -> None:
+        (width,) = config.hidden or ()
         torch.manual_seed(config.seed)
         part = examples.part(config)
         kept, held = torch.tensor(part.train), torch.tensor(part.validation)
@@ -106,9 +107,9 @@ def torch_run(configs: list[TrainConfig], examples: Examples) -> Callable[[], No
         net = torch.nn.Sequential(
             linear(x.shape[1], config.rank, bias=False),
             linear(config.rank, config.rank, bias=False),
-            linear(config.rank, config.hidden[0]),
+            linear(config.rank, width),
             torch.nn.ReLU(),
-            linear(config.hidden[0], examples.dataset.num_classes),
+            linear(width, examples.dataset.num_classes),
         )
         rate, steps = config.peak_learning_rate, len(x) // config.batch_size
         optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-4)

@@ -76,6 +76,7 @@ class Built:
       forms: of models.
       costs: of programs, by their key.
       populations: by program, width and blocks.
+      initial: the last initial state of each form, and its seed: neighbours share it.
       scorers: programs that score trained models.
     """
 
@@ -83,6 +84,7 @@ class Built:
     forms: dict[Key, Form] = dataclasses.field(default_factory=dict)
     costs: dict[Key, Any] = dataclasses.field(default_factory=dict)
     populations: dict[Key, Any] = dataclasses.field(default_factory=dict)
+    initial: dict[Any, Any] = dataclasses.field(default_factory=dict)
     scorers: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property

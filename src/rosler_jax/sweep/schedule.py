@@ -23,8 +23,8 @@ CHUNK_SECONDS = 20.0
 MAX_CHUNK = 1024
 WIDTHS = (1, 8, 64, 512)
 MEMORY_SHARE = 0.5  # of what the machine has
-REPAYS = 4.0
-"""Trying widths goes on where training takes longer than so many tries."""
+REPAYS = 20.0
+"""A width is tried where all training takes so many times as long as that."""
 
 
 class Cost(NamedTuple):
@@ -153,19 +153,29 @@ def choose_width(group: Group, built: Built, always: bool = False) -> Cost:
     first = widths[min(1, len(widths) - 1)]
     start = time.perf_counter()
     best = _tried(group, built, first, 1) or Cost(1, 1, math.inf, 0)
-    if hosts.share(best.seconds * count < REPAYS * (time.perf_counter() - start)):
-        return best
+    share = _tried_epochs(group.config) / group.config.epochs
+    once = hosts.share(time.perf_counter() - start - best.seconds * share * first * devices)
+
+    def repays(width: int, blocks: int) -> bool:
+        trial = once + best.seconds * share * width * blocks * devices
+        return math.isinf(best.seconds) or trial * REPAYS < best.seconds * count
+
     narrower, wider = ([w for w in widths if w < first], [w for w in widths if w > first])
     for choices in ([(w, 1) for w in wider], [(w, 1) for w in narrower], [(0, b) for b in WIDTHS]):
         for width, blocks in choices:
             width = width or best.width
             if (width, blocks) == best[:2] or (blocks > 1 and blocks * width * devices > count):
                 continue
-            found = _tried(group, built, width, blocks)
+            found = _tried(group, built, width, blocks) if repays(width, blocks) else None
             if found is None or found.seconds > 1.2 * best.seconds:
                 break
             best = min(best, found, key=lambda cost: cost.seconds)
     return best
+
+
+def _tried_epochs(config: TrainConfig) -> int:
+    """Stages of a method cost what they cost; of others the last epoch, which quantises, tells."""
+    return config.epochs if method_of(config).stages else 1
 
 
 def _tried(group: Group, built: Built, width: int, blocks: int) -> Cost | None:
@@ -177,8 +187,7 @@ def _tried(group: Group, built: Built, width: int, blocks: int) -> Cost | None:
     needed = population.bytes_needed
     if hosts.share(needed > MEMORY_SHARE * memory()):
         return None
-    # Stages of a method cost what they cost; of others the last epoch, which quantises.
-    epochs = config.epochs if method_of(config).stages else 1
+    epochs = _tried_epochs(config)
     last = member.common._replace(epoch=np.int32(config.epochs - epochs))
     count = _devices() * width * blocks
     members = [member._replace(common=last)] * count

@@ -120,7 +120,11 @@ def member_of(
 def initial_state(config: TrainConfig, built: Built) -> TrainState:
     """Where a training begins, at its own ranks, as NumPy."""
     form = form_of(config, built)
-    return jax.device_get(form.init(run_key(config.seed)))
+    seed, state = built.initial.get(form.init, (None, None))
+    if seed != config.seed:
+        state = jax.device_get(form.init(run_key(config.seed)))
+        built.initial[form.init] = config.seed, state
+    return state
 
 
 def own_ranks(state: PyTree, like: PyTree) -> PyTree:
