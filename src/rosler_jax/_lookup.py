@@ -86,7 +86,8 @@ def call_named(function: Callable[..., Any], **available: Any) -> Any:
       >>> call_named(lambda x, *, z=0: (x, z), x=1, y=2, z=3)
       (1, 3)
     """
-    parameters = inspect.signature(function).parameters
+    made = isinstance(function, type)  # NNX's metaclass hides the signature of its modules
+    parameters = inspect.signature(function.__init__ if made else function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return function(**available)
     return function(**{name: available[name] for name in parameters if name in available})

@@ -23,6 +23,7 @@ from rosler_jax import load
 from rosler_jax import run as runs
 from rosler_jax.config import TrainConfig
 from rosler_jax.fit import task_of
+from rosler_jax.graph import run_batch
 from rosler_jax.graph.quantize import quantize_graph
 from rosler_jax.sweep import (
     Built,
@@ -65,7 +66,7 @@ def same_rows(a, b):
     return [strip(r) for r in a] == [strip(r) for r in b]
 
 
-OWN = f"{Path(__file__).parent / 'own.py'}:build"
+OWN = str(Path(__file__).parent / "own.py")
 CASES = {
     "chain": {"method": "chain"},
     "low-rank": {"method": "low-rank"},
@@ -73,34 +74,38 @@ CASES = {
     "seeded": {"method": "seeded", "sketch": "gaussian"},
     "restrict-rank": {"method": "restrict-rank"},
     "dense": {"method": "dense", "class_weights": "balanced"},
+    "own method": {"method": f"{OWN}:method", "learning_rate": 1e-2},
     "quantised": {"method": "chain", "quantization_aware": True, "bits": 8, "quantize_from": 0.4},
     "lstm": {"method": "chain", "model": "lstm", "options": ("frame=5",)},
-    "linen": {"method": "chain", "model": OWN},
-    "linen seeded": {"method": "seeded", "model": OWN},
-    "regression": {"method": "chain", "task": "regression", "model": "mlp", "metric": "mae"},
+    "linen": {"method": "chain", "model": f"{OWN}:net"},
+    "linen seeded": {"method": "seeded", "model": f"{OWN}:net"},
+    "regression": {"method": "chain", "task": "regression", "metric": "mae"},
     "reconstruction": {"method": "low-rank", "task": "reconstruction", "model": "autoencoder"},
-    "resnet": {"method": "chain", "model": "resnet8", "options": ("width=4",), "rules": ("*=1",)},
-    "seeded convolutions": {"method": "seeded", "model": "lenet5", "rank": 2},
-}
-"""What members are: with ranks that are masks, but of restrict-rank."""
+    "resnet": {"method": "chain", "model": "resnet8", "options": ("width=4",)},
+    "seeded convolutions": {"method": "seeded", "model": f"{OWN}:Convolutions"},
+    "ares convolutions": {
+        "method": "ares-bp", "model": f"{OWN}:Convolutions", "sketch": "gaussian", "epochs": 3,
+    },
+}  # fmt: skip
+"""What members are; their ranks are masks, but those of restrict-rank and the method of one's own.
+"""
 NORMALISED = ("linen", "linen seeded", "reconstruction", "resnet")
 
 
 def members_of(case, data):
-    """Two or three members that differ in rank, numbers and seed; and the arrays."""
+    """Three members that differ in rank, numbers and seed; and the arrays."""
     base = {"hidden": (16,), "epochs": 2, "batch_size": 32, "data": "arrays"} | CASES[case]
+    images = case in ("resnet", "seeded convolutions", "ares convolutions")
+    low, high = (1, 2) if images else (2, 4)
     config = TrainConfig(**base)
-    ranks = [{"rules": ("*=1",)}, {"rules": ("*=2",)}] if config.rules else [
-        {"rank": 2}, {"rank": 4}
-    ]  # fmt: skip
     smooth = {"label_smoothing": 0.1} if config.task == "classification" else {}
     members = [
-        dataclasses.replace(config, learning_rate=lr, noise=n, seed=s, **smooth, **ranks[i])
-        for i, lr, n, s in ((0, 1e-3, 0.1, 0), (1, 1e-2, 0.2, 3), (0, 3e-3, 0.3, 3))
+        dataclasses.replace(config, rank=r, learning_rate=lr, noise=n, seed=s, **smooth)
+        for r, lr, n, s in ((low, 1e-3, 0.1, 0), (high, 1e-2, 0.2, 3), (low, 3e-3, 0.3, 3))
     ]
     arrays = dict(np.load(data))
     x, y = arrays["x"], arrays["y"]
-    if config.model in ("resnet8", "lenet5"):
+    if images:
         x = np.pad(x, ((0, 0), (0, 5))).reshape(-1, 5, 5, 1)
     if config.task == "regression":
         y = np.stack([x[:, 0] + 5, x[:, 1] * 100], 1)
@@ -155,11 +160,17 @@ def test_a_member_equals_a_run_of_its_own(case, width, data, tmp_path):
         np.testing.assert_allclose(got["loss"], float(last["loss"]), rtol=1e-4)
         if got["best_epoch"] == want["best_epoch"]:
             file = load(tmp_path / str(k) / "model.rosler").graph
+            outs = [np.asarray(run_batch(g, arrays[0][:50])) for g in (graph, file)]
+            slack = 1e-2 if case in NORMALISED else 2e-3
+            np.testing.assert_allclose(*outs, atol=slack * (1 + np.abs(outs[1]).max()))
             for a, b in zip(graph.weights(), file.weights(), strict=True):
                 assert a.name == b.name
                 # A bias before a normalisation has no gradient but rounding, which Adam scales up.
                 slack = 1e-2 if case in NORMALISED and a.name.endswith("bias") else 5e-4
-                np.testing.assert_allclose(a.values, b.values, rtol=1e-3, atol=slack)
+                same = (
+                    np.abs if case == "ares convolutions" else np.asarray
+                )  # a pair, both negative
+                np.testing.assert_allclose(same(a.values), same(b.values), rtol=1e-3, atol=slack)
 
 
 def test_a_member_that_diverges_touches_no_other(data):
@@ -227,6 +238,61 @@ def test_sketches_stages_and_architectures_are_axes(method, axes, data, tmp_path
     cells = [[json.dumps(v) if isinstance(v, list) else v for v in vs] for vs in axes.values()]
     assert found == list(itertools.product(*cells))
     assert len({row["file_bytes"] for row in done.rows}) > 1 or method == "ares-bp"
+
+
+REGRESSION = """
+data = {data!r}
+task = "regression"
+metric = "mae"
+hidden = [16]
+method = "chain"
+epochs = 3
+batch_size = 32
+halving = {{ rungs = [1], keep = 0.5 }}
+[axes]
+learning_rate = {{ grid = [1e-4, 3e-2] }}
+rank = {{ grid = [2, 4] }}
+bits = {{ grid = [4, 16] }}
+"""
+
+
+def test_a_sweep_follows_any_metric_in_its_direction(data, tmp_path, capsys):
+    x = np.load(data)["x"]
+    np.savez(tmp_path / "r.npz", x=x, y=np.stack([x[:, 0] + 5, x[:, 1] * 100], 1))
+    path, folder = tmp_path / "sweep.toml", tmp_path / "s"
+    path.write_text(REGRESSION.format(data=str(tmp_path / "r.npz")))
+    code, out, err = call(capsys, "sweep", path, "--out", folder)
+    assert code == 0, err
+    assert out.split()[4:6] == ["validation_mae", "test_mae"]
+    rows = tables.read_rows(folder / "table.parquet")
+    assert {f"{s}_{m}" for s in ("test", "validation") for m in ("mae", "rmse", "r2")} < {*rows[0]}
+    # The larger rate learns more in the first epoch, whatever the rank.
+    assert [row["status"] for row in rows] == ["stopped"] * 4 + ["done"] * 4
+    best = min(rows, key=lambda row: (row["validation_mae"], row["file_bytes"]))
+    assert out.splitlines()[1].split()[0] == str(best["member"])
+    assert all(np.diff(row["curve"]).max() < 0 for row in rows[4:])
+    bound = 1.05 * max(row["validation_mae"] for row in rows[4:])
+    code, out, err = call(capsys, "sweep", "best", folder, "--at-least", bound, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["file_bytes"] == min(row["file_bytes"] for row in rows[4:])
+    assert found["validation_mae"] <= bound
+    code, _, err = call(capsys, "sweep", "best", folder, "--at-least", 0.0)
+    assert code == 1 and "no member" in err
+
+
+def test_arrays_are_swept_and_resumed_with_themselves_alone(data, tmp_path):
+    arrays = dict(np.load(data))
+    x, y = arrays["x"], arrays["y"]
+    base = TrainConfig(method="chain", hidden=(8,), epochs=1, batch_size=32)
+    axes = {"rank": {"grid": [1, 2]}}
+    done = sweep(axes, (x, y), base, out=tmp_path / "s")
+    assert [row["status"] for row in done.rows] == ["done", "done"]
+    assert json.loads(done.rows[0]["config"])["data"] == "arrays"
+    again = sweep(axes, (x, y), base, out=tmp_path / "s", resume=True)
+    assert same_rows(again.rows, done.rows)
+    with pytest.raises(SweepError, match="arrays had the digest"):
+        sweep(axes, (x + 1, y), base, out=tmp_path / "s", resume=True)
 
 
 def test_a_failed_member_is_a_row(data, tmp_path):

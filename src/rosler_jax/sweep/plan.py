@@ -100,25 +100,28 @@ class Built:
 # What is the same to a training, and to a program.
 
 
+@functools.lru_cache(maxsize=4096)
 def training_key(config: TrainConfig) -> Key:
     """The config without what only changes the file: members of one key share a training."""
     same: dict[str, Any] = {} if config.quantization_aware else {"bits": 16}
     return _with_rules(dataclasses.replace(config, **same))
 
 
+@functools.lru_cache(maxsize=4096)
 def program_key(config: TrainConfig) -> TrainConfig:
     """The config without what is data to a program, and without ranks."""
-    neutral: dict[str, Any] = {name: _default(name) for name in Hyper._fields}
+    neutral: dict[str, Any] = {name: _DEFAULTS[name] for name in Hyper._fields}
     neutral |= {"learning_rate": 1.0, "noise": 1.0 if config.noise else 0.0, "standardize": "auto"}
     neutral["class_weights"] = None if config.class_weights is None else "balanced"
     if not config.quantization_aware:
         neutral["bits"] = 16
     if not method_of(config).seeds:
-        neutral["seed"] = _default("seed")
+        neutral["seed"] = _DEFAULTS["seed"]
     plain, *_ = _with_rules(dataclasses.replace(config, **neutral))
     return plain
 
 
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 _RANKS = ("rank", "rules", "in_sketch", "sketch", "oversampling")
 
 
@@ -127,12 +130,17 @@ def _with_rules(config: TrainConfig) -> tuple[TrainConfig, Key, Key]:
     row = method_of(config)
     if row.mode is None and row.thin is None and row._replace(rate=0.0) != Method(rate=0.0):
         return config, (), ()  # who knows what a method of the user's own takes a rank for
-    plain = dataclasses.replace(config, **{name: _default(name) for name in _RANKS})
+    plain = dataclasses.replace(config, **{name: _DEFAULTS[name] for name in _RANKS})
     return plain, rules(config, row.mode), rules(config, row.thin)
 
 
-def _default(name: str) -> Any:
-    return next(f.default for f in dataclasses.fields(TrainConfig) if f.name == name)
+@functools.lru_cache(maxsize=4096)
+def _model_key(config: TrainConfig) -> Key:
+    """The config without what a model and its initial state do not depend on, and its rules."""
+    plain = program_key(config)
+    if not method_of(config).stages:  # else the state depends on how long the run is
+        plain = dataclasses.replace(plain, epochs=1, quantize_from=0.0)
+    return plain, *_with_rules(config)[1:]
 
 
 # Models.
@@ -140,23 +148,17 @@ def _default(name: str) -> Any:
 
 def form_of(config: TrainConfig, built: Built) -> Form:
     """The form of a config's model, at its own ranks."""
-    plain, row = program_key(config), method_of(config)
-    if not row.stages:  # else the state depends on how long the run is
-        plain = dataclasses.replace(plain, epochs=1, quantize_from=0.0)
     count = len(built.examples.part(config).train)
-    key = plain, *_with_rules(config)[1:], count
+    key = *_model_key(config), count
     if key not in built.forms:
         learner = learner_of(config, built.examples.dataset)
-        built.forms[key] = _form(dataclasses.replace(plain, **_ranks_of(config)), learner, built)
+        own = {name: getattr(config, name) for name in _RANKS}
+        built.forms[key] = _form(dataclasses.replace(key[0], **own), learner, count, built)
     return built.forms[key]
 
 
-def _ranks_of(config: TrainConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in _RANKS}
-
-
-def _form(config: TrainConfig, learner: Learner, built: Built) -> Form:
-    init = make_fit(config, learner, len(built.examples.part(config).train)).init
+def _form(config: TrainConfig, learner: Learner, count: int, built: Built) -> Form:
+    init = make_fit(config, learner, count).init
     found: list[tuple[Any, Any]] = []
 
     def seen(key: Any) -> TrainState:
@@ -209,7 +211,7 @@ def widest(config: TrainConfig, forms: Sequence[Form], built: Built) -> Form | N
     key = "widest", program_key(config), tuple(largest.items())
     if key not in built.forms:
         learner = learner_of(config, built.examples.dataset, tuple(largest.values()))
-        form = _form(config, learner, built)
+        form = _form(config, learner, len(built.examples.part(config).train), built)
         built.forms[key] = form._replace(like=jax.eval_shape(with_live, form.like))
     form = built.forms[key]
     fits = form.kind == forms[0].kind and form.ranks == largest
