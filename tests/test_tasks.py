@@ -107,7 +107,7 @@ LOW_RANK = (X[:, :3] @ RNG.normal(size=(3, 16)) * np.linspace(1, 50, 16) + 7).as
         ({"task": f"{OWN}:ROBUST", "data": f"{OWN}:waves"}, None, "worst", -60.0),
         (
             {
-                "task": "next-token", "model": "transformer", 
+                "task": "next-token", "model": "transformer",
                 "options": ("width=16", "depth=1", "causal=True", "per_position=True"),
             },
             TOKENS, "accuracy", 0.4,

@@ -115,6 +115,7 @@ def score(
       task: what they are for.
       units: of the data, which a loss is taken in.
     """
-    sums, n = total(jax.jit(lambda *given: tally(task, predict, *given, units)), x, y)
+    one = jax.jit(lambda x, y, valid: tally(task, predict, x, y, valid, units))
+    sums, n = total(one, x, y)
     loss, found = jax.tree.map(lambda v: v / n, sums)
     return float(loss), {k: float(task.metrics[k].value(mean)) for k, mean in found.items()}
