@@ -180,7 +180,9 @@ def _form(config: TrainConfig, learner: Learner, count: int, built: Built) -> Fo
         *(tuple(leaf.shape) for leaf in jax.tree.leaves(like)),
     )  # fmt: skip
     ranks = {path: _exact(path.replace("/", "."), plan) for path, plan in layers.items()}
-    return Form(learner, jax.jit(init), like, ranks, kind)
+    # The same bits, compiled in less time: it runs once or so.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return Form(learner, jax.jit(init, compiler_options=options), like, ranks, kind)
 
 
 def _exact(path: str, plan: Any) -> Rule:

@@ -33,7 +33,7 @@ from rosler_jax.sweep.shipping import (
     with_seeds,
 )
 from rosler_jax.sweep.trainings import own_ranks
-from rosler_jax.tasks import Task
+from rosler_jax.tasks import Metric, Task
 from rosler_jax.units import Units, standardized
 
 if TYPE_CHECKING:
@@ -236,15 +236,15 @@ def _rows(
         block = scoring(first.scored, take, examples.task)
         built.scorers[key] = Population(block, built.data, _width(members, at_once))
     sums, seeds = built.scorers[key].run(members, 0)
+    found: dict[str, Any] = {}
+    for name, (at, count) in splits.items():
+        values = metrics(jax.tree.map(lambda a, at=at: a[:, at], sums[1]), count, examples.task)
+        found |= {f"{name}_{metric}": value for metric, value in values.items()}
     rows = []
     for i, (config, model) in enumerate(models):
-        row: dict[str, Any] = {}
-        for name, (at, count) in splits.items():
-            own = jax.tree.map(lambda a, i=i, at=at: a[i, at], sums)
-            found = metrics(own, count, examples.task)
-            row |= {f"{name}_{metric}": value for metric, value in found.items()}
         size = _bytes(model.sizes, [s[i] for s in seeds], config, built)
         dense = form_of(config, built).learner.report.before
+        row: dict[str, Any] = {name: float(values[i]) for name, values in found.items()}
         row |= {"file_bytes": size, "parameters": parameters(model.sizes.graph)}
         rows.append(row | {"compression": 4 * dense / size})
     return rows
@@ -257,11 +257,25 @@ def _width(members: Sequence[Member], at_once: int) -> int:
     return int(2 ** (max(1, fitting).bit_length() - 1))
 
 
-def metrics(sums: Any, count: int, task: Task) -> dict[str, float]:
-    """The metrics of one model, of the sums over batches; means are taken in float64."""
-    _, found = sums
-    means = {name: total.sum(0, dtype=np.float64) / count for name, total in found.items()}
-    return {name: float(task.metrics[name].value(mean)) for name, mean in means.items()}
+def metrics(sums: dict[str, Any], count: int, task: Task) -> dict[str, Any]:
+    """The metrics of models, of sums over batches of examples; means are taken in float64.
+
+    Args:
+      sums: of each metric's statistics, ``(models, batches, ...)``.
+      count: how many examples there are.
+      task: whose metrics they are.
+    """
+    means = {name: total.sum(1, dtype=np.float64) / count for name, total in sums.items()}
+    plain = Metric._field_defaults["value"]
+
+    def values(mean: np.ndarray, value: Callable[[Any], Any]) -> np.ndarray:
+        if value is plain:
+            return mean
+        n = len(mean)  # filled up: chunks of a sweep have few shapes then
+        filled = mean[np.minimum(np.arange(2 ** (n - 1).bit_length()), n - 1)]
+        return np.asarray(jax.vmap(value)(filled))[:n]
+
+    return {name: values(mean, task.metrics[name].value) for name, mean in means.items()}
 
 
 def _bytes(sizes: Sizes, seeds: Sequence[Any], config: TrainConfig, built: Built) -> int:

@@ -112,16 +112,26 @@ def covers(wide: Sizes, own: Sizes) -> bool:
 
     That is where only ranks differ which scales are of: then no scale has zeros more to look at.
     """
-
-    def same(a: tuple[str, str, tuple[int, ...]], b: tuple[str, str, tuple[int, ...]]) -> bool:
-        if a[:2] != b[:2] or len(a[2]) != len(b[2]):
-            return False
-        others = {k for k, sizes in enumerate(zip(a[2], b[2], strict=True)) if len({*sizes}) > 1}
-        return own.bits[a[0]] != _ASKED or others <= {*carrying(own.axes[a[0]])}
-
+    pairs: set[tuple[int, int]] = set()  # sizes, in the model and in the larger one
     (ops, rest, weights), (own_ops, own_rest, own_weights) = wide.text, own.text
-    alike = (ops, rest, len(weights)) == (own_ops, own_rest, len(own_weights))
-    return alike and all(map(same, weights, own_weights))
+    named = [[(name, kind, len(shape)) for name, kind, shape in w] for w in (weights, own_weights)]
+    if rest != own_rest or named[0] != named[1]:
+        return False
+    for (name, _, large), (_, _, small) in zip(weights, own_weights, strict=True):
+        others = [k for k, (a, b) in enumerate(zip(small, large, strict=True)) if a != b]
+        if own.bits[name] == _ASKED and not {*others} <= {*carrying(own.axes[name])}:
+            return False
+        pairs |= {(small[k], large[k]) for k in others}
+    return _alike(json.loads(own_ops), json.loads(ops), pairs)
+
+
+def _alike(a: Any, b: Any, pairs: set[tuple[int, int]]) -> bool:
+    """Whether JSON values are the same but for pairs of numbers."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_alike(*both, pairs) for both in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[k], b[k], pairs) for k in a)
+    return bool(a == b) or (a, b) in pairs
 
 
 # Bytes.
