@@ -24,11 +24,11 @@ def _shared(name: str, **options: Any) -> Any:
 
 
 def cifar10_part() -> Any:
-    """The first 1,000 training and 1,000 test images of CIFAR-10 (JPEG re-encoding)."""
+    """The first 400 training and 400 test images of CIFAR-10 (JPEG re-encoding)."""
     raw = _shared("cifar10_jpeg.npz")
     return raw._replace(
-        train=tuple(part[:1000] for part in raw.train),
-        test=tuple(part[:1000] for part in raw.test),
+        train=tuple(part[:400] for part in raw.train),
+        test=tuple(part[:400] for part in raw.test),
     )
 
 
