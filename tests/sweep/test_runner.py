@@ -77,26 +77,22 @@ CASES = {
     "own method": {"method": f"{OWN}:method", "learning_rate": 1e-2},
     "quantised": {"method": "chain", "quantization_aware": True, "bits": 8, "quantize_from": 0.4},
     "lstm": {"method": "chain", "model": "lstm", "options": ("frame=5",)},
-    "linen": {"method": "chain", "model": f"{OWN}:net"},
-    "linen seeded": {"method": "seeded", "model": f"{OWN}:net"},
+    "linen": {"method": "seeded", "model": f"{OWN}:net"},
     "regression": {"method": "chain", "task": "regression", "metric": "mae"},
-    "reconstruction": {"method": "low-rank", "task": "reconstruction", "model": "autoencoder"},
-    "resnet": {"method": "chain", "model": "resnet8", "options": ("width=4",)},
+    "reconstruction": {"method": "low-rank", "task": "reconstruction"},
+    "resnet": {"method": "chain", "model": "resnet8", "options": ("width=8",)},
     "seeded convolutions": {"method": "seeded", "model": f"{OWN}:Convolutions"},
-    "ares convolutions": {
-        "method": "ares-bp", "model": f"{OWN}:Convolutions", "sketch": "gaussian", "epochs": 3,
-    },
 }  # fmt: skip
 """What members are; their ranks are masks, but those of restrict-rank and the method of one's own.
 """
-NORMALISED = ("linen", "linen seeded", "reconstruction", "resnet")
+NORMALISED = ("linen", "resnet")
 
 
 def members_of(case, data):
     """Three members that differ in rank, numbers and seed; and the arrays."""
     base = {"hidden": (16,), "epochs": 2, "batch_size": 32, "data": "arrays"} | CASES[case]
-    images = case in ("resnet", "seeded convolutions", "ares convolutions")
-    low, high = (1, 2) if images else (2, 4)
+    images = case in ("resnet", "seeded convolutions")
+    low, high = {"resnet": (2, 3), "seeded convolutions": (1, 2)}.get(case, (2, 4))
     config = TrainConfig(**base)
     smooth = {"label_smoothing": 0.1} if config.task == "classification" else {}
     members = [
@@ -135,14 +131,13 @@ def trained(members, arrays, width):
     return [rows[c] for c in members], [graphs[c] for c in members]
 
 
-@pytest.mark.parametrize(
-    ("case", "width"), [*((case, 1) for case in CASES), ("chain", 4), ("ares-bp", 4)]
-)
-def test_a_member_equals_a_run_of_its_own(case, width, data, tmp_path):
+@pytest.mark.parametrize("case", CASES)
+def test_a_member_equals_a_run_of_its_own(case, data, tmp_path):
+    width = 4 if case in ("chain", "ares-bp") else 1
     members, arrays = members_of(case, data)
     rows, graphs = trained(members, arrays, width)
-    # Of a width of one the first, whose rank is padded, tells enough.
-    chosen = list(zip(members, rows, graphs, strict=True))[: 1 if width == 1 else None]
+    # The first, whose rank is padded, tells enough of most.
+    chosen = list(zip(members, rows, graphs, strict=True))[: 3 if case == "chain" else 1]
     for k, (config, got, graph) in enumerate(chosen):
         want = runs.train(config, tmp_path / str(k), data=arrays)
         assert got["file_bytes"] == want["file_bytes"]
@@ -167,10 +162,7 @@ def test_a_member_equals_a_run_of_its_own(case, width, data, tmp_path):
                 assert a.name == b.name
                 # A bias before a normalisation has no gradient but rounding, which Adam scales up.
                 slack = 1e-2 if case in NORMALISED and a.name.endswith("bias") else 5e-4
-                same = (
-                    np.abs if case == "ares convolutions" else np.asarray
-                )  # a pair, both negative
-                np.testing.assert_allclose(same(a.values), same(b.values), rtol=1e-3, atol=slack)
+                np.testing.assert_allclose(a.values, b.values, rtol=1e-3, atol=slack)
 
 
 def test_a_member_that_diverges_touches_no_other(data):
@@ -223,9 +215,9 @@ def test_the_plan_is_told_before_anything_runs(spec, tmp_path):
 @pytest.mark.parametrize(
     ("method", "axes"),
     [
-        ("seeded", {"sketch": ["srht", "gaussian"], "hidden": [[8], [8, 8]], "bits": [4, 16]}),
-        ("ares-bp", {"parallel_epochs": [0.5, 1.0], "sketch": ["rademacher", "sparse_sign"]}),
-        ("chain", {"method": ["chain", "low-rank", "dense"], "validation": [0.1, 0.2]}),
+        ("seeded", {"hidden": [[8], [8, 8]], "bits": [4, 16]}),
+        ("ares-bp", {"sketch": ["rademacher", "sparse_sign"]}),
+        ("chain", {"method": ["chain", "low-rank", "dense"]}),
     ],
 )
 def test_sketches_stages_and_architectures_are_axes(method, axes, data, tmp_path):

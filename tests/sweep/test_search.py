@@ -16,15 +16,16 @@ AXES = {
     "learning_rate": {"log_uniform": [1e-4, 1e-1]},
     "rank": {"integer": [2, 3]},
     "label_smoothing": {"uniform": [0.0, 0.2]},
-    "hidden": {"grid": [[16], [8, 8]]},
+    "bits": {"grid": [4, 16]},
 }
 
 
 @pytest.fixture
 def spec(data):
-    base = {"data": data, "method": "chain", "epochs": 2, "batch_size": 32, "axes": AXES}
+    base = {"data": data, "method": "chain", "hidden": [16], "epochs": 2, "batch_size": 32}
     objectives = ["accuracy", "file_bytes"]
-    return parse({**base, "search": {"trials": 14, "batch": 5, "objectives": objectives}})
+    search = {"trials": 14, "batch": 5, "objectives": objectives}
+    return parse({**base, "axes": AXES, "search": search})
 
 
 @pytest.fixture(autouse=True)

@@ -212,8 +212,10 @@ def widest(config: TrainConfig, forms: Sequence[Form], built: Built) -> Form | N
     largest = {path: _largest([form.ranks[path] for form in forms]) for path in forms[0].ranks}
     key = "widest", program_key(config), tuple(largest.items())
     if key not in built.forms:
-        learner = learner_of(config, built.examples.dataset, tuple(largest.values()))
-        form = _form(config, learner, len(built.examples.part(config).train), built)
+        form = next((form for form in forms if form.ranks == largest), None)
+        if form is None:
+            learner = learner_of(config, built.examples.dataset, tuple(largest.values()))
+            form = _form(config, learner, len(built.examples.part(config).train), built)
         built.forms[key] = form._replace(like=jax.eval_shape(with_live, form.like))
     form = built.forms[key]
     fits = form.kind == forms[0].kind and form.ranks == largest
