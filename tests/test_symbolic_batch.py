@@ -24,7 +24,7 @@ from rosler_jax.nn import (
 )
 from rosler_jax.nn._thin import thin_dot
 
-KINDS = ("rademacher", "srht", "sparse_sign", "block_perm", "rows_uniform")
+KINDS = ("rademacher", "srht", "sparse_sign", "block_perm", "rows_uniform", "dct", "pool")
 
 
 def ones(*shape: int) -> jax.Array:

@@ -18,7 +18,7 @@ from rosler_kernels import selection, tuning
 from rosler_kernels.chain import xla as chain
 from rosler_kernels.projection import xla
 
-KINDS = ("rademacher", "srht", "sparse_sign", "rows_norm")
+KINDS = ("rademacher", "srht", "sparse_sign", "dct", "pool", "rows_norm")
 
 
 def normal(seed, *shape):

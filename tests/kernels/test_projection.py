@@ -12,6 +12,7 @@ import rosler_kernels as rk
 from rosler_kernels.projection import xla
 
 KINDS = list(rk.FAMILIES)
+RANDOM = [kind for kind in KINDS if not rk.FAMILIES[kind].fixed]
 SIZES = [(100, 24), (1, 1), (129, 65)]
 
 
@@ -138,7 +139,7 @@ def test_transpose_is_the_adjoint(kind):
     np.testing.assert_allclose(forward, backward, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RANDOM)
 def test_vmap_over_seeds_equals_a_loop(kind):
     x, seeds = normal(0, (3, 50)), jnp.arange(4)
     sketch = jax.jit(lambda seed: new(kind, seed, 50, 20))
@@ -168,7 +169,7 @@ def test_stacked_sketches_can_be_mapped_and_scanned(kind):
     np.testing.assert_allclose(mapped, scanned, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RANDOM)
 def test_a_new_seed_does_not_retrace(kind):
     chex.clear_trace_counter()
     step = jax.jit(

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..hadamard import xla as hadamard
 from ..products import wide_dot, widen
 from ..sketches import family
 from ..sketches._base import indices
+from ..sketches._separable import image_of
+from ..sketches.pool import grid
 from ..sketches.rows import samples
 from ..sketches.srht import columns, order_bits, ranks, signs
 from . import _srht
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from ..sketches import Sketch
+    from ..sketches._separable import Separable
 
 TILE_ENTRIES = 2**18  # 1 MB of float32: stays in a core's second-level cache
 SPARSE_ROWS = 2**14
@@ -204,9 +208,61 @@ def _rows_transpose(y: Array, sketch: Sketch) -> Array:
     return out.at[:, index].add(y * scale[None, :].astype(y.dtype), mode="promise_in_bounds")
 
 
+# Products along the axes of an image; vectors that are no images are dense, or a reshape.
+
+
+def _separable_project(x: Array, sketch: Sketch) -> Array:
+    image, windows = image_of(sketch), _even_windows(sketch)
+    if windows is not None:
+        return jnp.sum(x.reshape(-1, *windows), axis=(2, 4)).reshape(-1, sketch.cols)
+    if image.width == 1:
+        return _dense_project(x, sketch)
+    of, channels = _factors(sketch, x.dtype), image.channels
+    boxes = _einsum("bijc,iu,jv->buvc", x.reshape(-1, *image), of.left, of.right)
+    kept = boxes.reshape(x.shape[0], -1, channels)[:, of.places]
+    return kept.reshape(x.shape[0], -1)[:, : sketch.cols]
+
+
+def _separable_transpose(y: Array, sketch: Sketch) -> Array:
+    image, windows = image_of(sketch), _even_windows(sketch)
+    if windows is not None:
+        a, _, b, _, c = windows
+        spread = jnp.broadcast_to(y.reshape(-1, a, 1, b, 1, c), (y.shape[0], *windows))
+        return spread.reshape(-1, sketch.rows)
+    if image.width == 1:
+        return _dense_transpose(y, sketch)
+    of, channels = _factors(sketch, y.dtype), image.channels
+    a, b = of.left.shape[1], of.right.shape[1]
+    count = of.places.size
+    inverse = np.full(a * b, count)  # of those that are no columns: zeros behind all
+    inverse[of.places] = np.arange(count)
+    y = jnp.pad(y, ((0, 0), (0, (count + 1) * channels - sketch.cols)))
+    boxes = y.reshape(y.shape[0], -1, channels)[:, inverse].reshape(-1, a, b, channels)
+    return _einsum("buvc,iu,jv->bijc", boxes, of.left, of.right).reshape(-1, sketch.rows)
+
+
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def _factors(sketch: Sketch, dtype: Any) -> Separable:
+    separable = family(sketch.kind).separable
+    assert separable is not None
+    of = separable(sketch)
+    return of._replace(left=of.left.astype(dtype), right=of.right.astype(dtype))
+
+
+def _even_windows(sketch: Sketch) -> tuple[int, int, int, int, int] | None:
+    """Windows and their size along each axis, and channels, where sums of a reshape do."""
+    if sketch.kind != "pool":
+        return None
+    (height, width, channels), (a, b) = image_of(sketch), grid(sketch)
+    return None if height % a or width % b else (a, height // a, b, width // b, channels)
+
+
 _ALGORITHMS = {
     "dense": (_dense_project, _dense_transpose),
     "sparse": (_dense_project, _sparse_transpose),
     "hadamard": (_hadamard_project, _hadamard_transpose),
     "rows": (_rows_project, _rows_transpose),
+    "separable": (_separable_project, _separable_transpose),
 }

@@ -85,7 +85,8 @@ class Family(NamedTuple):
     Attributes:
       make: constructor, (seed, rows, cols, **options), or (seed, w, cols) where ``weighted``.
       tile: (sketch, row_start, n_rows, col_start, n_cols) -> float32 tile.
-      structure: how the XLA path multiplies by it: "dense", "sparse", "hadamard" or "rows".
+      structure: how the XLA path multiplies by it: "dense", "sparse", "hadamard", "rows" or
+        "separable".
       pattern: for "sparse", (sketch, row_start, n_rows) -> the nonzeros of those rows.
       weighted: whether the constructor needs the matrix that is sampled.
       scale: sketch -> what multiplies entries of unit size; None where the columns' differ.
@@ -95,6 +96,8 @@ class Family(NamedTuple):
       c_name: of the family's functions in C, if it has any.
       nested: whether the columns of a sketch are the first of a wider one, but for a scale of
         1 / sqrt(cols): then a sketch may have fewer live columns.
+      separable: for "separable", sketch -> its factors along an image's two axes.
+      fixed: whether no seed changes it.
     """
 
     make: Callable[..., Sketch]
@@ -108,6 +111,8 @@ class Family(NamedTuple):
     tag: Tag | None = None
     c_name: str | None = None
     nested: bool = False
+    separable: Callable[[Sketch], Any] | None = None
+    fixed: bool = False
 
     @property
     def magnitude(self) -> Callable[[Sketch], float] | None:

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 
 from ._base import only_live
 from .block_perm import FAMILY as BLOCK_PERM
+from .dct import FAMILY as DCT
 from .gaussian import FAMILY as GAUSSIAN
+from .pool import FAMILY as POOL
 from .rademacher import FAMILY as RADEMACHER
 from .rows import LEVERAGE, NORM, UNIFORM
 from .sparse_sign import FAMILY as SPARSE_SIGN
@@ -32,6 +34,8 @@ FAMILIES: dict[str, Family] = {
     "rows_uniform": UNIFORM,
     "rows_norm": NORM,
     "rows_leverage": LEVERAGE,
+    "dct": DCT,
+    "pool": POOL,
 }
 
 
@@ -58,8 +62,8 @@ def make(kind: str, seed: object, rows: int, cols: int, **options: Any) -> Sketc
         the matrix is that of so many columns, with zeros behind.
       rows: dimension projected away.
       cols: embedding dimension.
-      **options: the family's own (nnz, blocks, kappa; w, of shape (rows, k), for rows_norm and
-        rows_leverage).
+      **options: the family's own (nnz, blocks, kappa; height, width for dct, pool; w, of shape
+        (rows, k), for rows_norm and rows_leverage).
 
     Returns:
       Sketch.
