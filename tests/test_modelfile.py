@@ -316,7 +316,7 @@ def check_survives(data):
         (b"", "bad magic"),
         (b"PK\x03\x04 and so on, long enough for a prefix", "bad magic b'PK"),
         (b"RO", "truncated: 2 bytes"),
-        (resign(PREFIX.pack(b"ROSL", 3, 0, 0, 0, 0) + bytes(4)), "version 3 is newer than 2"),
+        (resign(PREFIX.pack(b"ROSL", 4, 0, 0, 0, 0) + bytes(4)), "version 4 is newer than 3"),
         (resign(PREFIX.pack(b"ROSL", 1, 7, 0, 0, 0) + bytes(4)), "reserved field 7"),
         (PREFIX.pack(b"ROSL", 1, 0, 0, 0, 0) + b"\1\2\3\4", "checksum mismatch: stored 04030201"),
         (resign(PREFIX.pack(b"ROSL", 1, 0, 0, 5, 0) + bytes(4)), "does not inflate"),

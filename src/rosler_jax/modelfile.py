@@ -4,7 +4,7 @@ Layout, everything little endian::
 
     offset  size  what
     0       4     b"ROSL"
-    4       2     format version, uint16: 1 or 2
+    4       2     format version, uint16: 1 or 2; 3 is below
     6       2     reserved, zero
     8       4     H, bytes of the stored header, uint32
     12      4     bytes of the header once inflated, uint32 (at most 1 MiB)
@@ -23,6 +23,15 @@ Nothing lies between tensors. A quantised tensor is its scales (bfloat16, two by
 bits, which is float32) and then its values in C order, bit-packed as ``_bitpack`` describes and
 filled up to a whole byte. A weight is value * scale, exactly, in float32.
 
+Version 3 is version 2 for files of a few hundred bytes, written where it is asked for::
+
+    6             H, bytes of the stored header, LEB128 (seven bits a byte, the lowest first)
+    ...           P, bytes of the payload, LEB128
+    ...     H     header: as in version 2, its raw deflate with a preset dictionary (_header_words)
+    ...     P     payload: as before, without the values of coded tensors; their scales are here
+    ...     ...   the coded stream, as _coding describes: of all tensors of 2 to 16 bits
+    last    4     CRC-32 of all bytes before it, uint32
+
 The checksum finds damage, not malice: a loader checks every length, shape and value against the
 file's size before it allocates anything, and nothing in a file is ever executed.
 """
@@ -30,6 +39,7 @@ file's size before it allocates anything, and nothing in a file is ever executed
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -41,8 +51,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 
-from rosler_jax import _bitpack
+from rosler_jax import _bitpack, _coding
 from rosler_jax._files import replace_file
+from rosler_jax._header_words import WORDS
 from rosler_jax._quantized import (
     FLOAT_BITS,
     INTEGER_BITS,
@@ -71,16 +82,19 @@ __all__ = [
     "to_numpy",
 ]
 
-VERSION: Final = 2  # the newest; tensors without a graph are written as version 1, as ever
+VERSION: Final = 3  # the newest; without coding a graph is version 2, tensors alone version 1
 MAX_HEADER_BYTES: Final = 1 << 20
 
 _MAGIC: Final = b"ROSL"
 _PREFIX: Final = struct.Struct("<4sHHIIQ")
+_SHORT_PREFIX: Final = struct.Struct("<4sH")
 _CHECKSUM: Final = struct.Struct("<I")
+_SMALLEST: Final = _SHORT_PREFIX.size + 2 + _CHECKSUM.size
 _DTYPES: Final = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 _BOOL: Final = "b1"
 _MAX_DIMENSIONS: Final = 8
 _MAX_ELEMENTS: Final = 1 << 40
+_UNCODED: Final = _coding.Coded(None, 0.0)
 
 
 class ModelFileError(ValueError):
@@ -93,10 +107,12 @@ class ModelFile:
 
     Attributes:
         spec: what rebuilds the network (JSON types only): widths, kinds, seeds, ...; empty in a
-            file of version 2.
+            file that holds a graph.
         tensors: name to QuantizedTensor (NumPy arrays within) or plain array.
         metadata: anything else worth keeping (JSON types only): accuracy, versions, ...
         file_bytes: the size of the whole file.
+        stored: of each tensor the bytes in this file; of coded ones their share of the stream.
+        version: of the format.
         graph: the operations as JSON types, not checked (:func:`rosler_jax.load` does); None in a
             file of version 1.
     """
@@ -105,12 +121,9 @@ class ModelFile:
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
     file_bytes: int
+    stored: dict[str, TensorBytes]
+    version: int
     graph: list[Any] | None = None
-
-    @property
-    def version(self) -> int:
-        """Of the format: 2 for a file that holds a graph."""
-        return 1 if self.graph is None else 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +162,12 @@ class _Row:
             return TensorBytes(4 * self.count, 0)
         scales = 2 * math.prod(scale_shape(self.shape, self.axis))
         return TensorBytes(_bitpack.packed_bytes(self.count, self.kind), scales)
+
+    @property
+    def levels(self) -> int:
+        """The largest integer of a tensor that can be coded; 0 of others."""
+        integers = not isinstance(self.kind, str) and self.kind != FLOAT_BITS
+        return integer_levels(int(self.kind)) if integers else 0
 
 
 def save(
@@ -244,6 +263,7 @@ def encode(
     *,
     name: str = "model",
     graph: list[Any] | None = None,
+    coded: bool = False,
 ) -> bytes:
     """The bytes of a model file; the same input gives the same bytes.
 
@@ -251,6 +271,7 @@ def encode(
         tensors, spec, metadata: as for ``save``.
         name: what errors call the file.
         graph: in place of the spec, the operations as JSON types: makes a file of version 2.
+        coded: makes one of version 3, whose integers are entropy-coded where that is smaller.
 
     Returns:
         The whole file.
@@ -262,17 +283,24 @@ def encode(
         >>> len(encode({}, {}, {}))
         59
     """
-    version = 1 if graph is None else 2
+    if coded and graph is None:
+        _fail(name, "tensors are coded in the file of a graph alone; pass a graph")
+    version = 3 if coded else 1 if graph is None else 2
     rows = [_row_of(key, tensor, name, version) for key, tensor in tensors.items()]
     table = [[row.name, row.kind, row.axis, *row.shape] for row in rows]
     first = {"spec": spec, "meta": metadata, "tensors": table}
     header = _header_bytes(first if graph is None else [graph, metadata, table], name)
-    stored = _deflate(header)
-    payload = b"".join(
-        _tensor_bytes(row, tensor, name) for row, tensor in zip(rows, tensors.values(), strict=True)
-    )
-    prefix = _PREFIX.pack(_MAGIC, version, 0, len(stored), len(header), len(payload))
-    body = prefix + stored + payload
+    stored = _deflate(header, version)
+    parts = [_tensor_bytes(*each, name) for each in zip(rows, tensors.values(), strict=True)]
+    if coded:
+        stream = _replace_coded(rows, [*tensors.values()], parts)
+    payload = b"".join(part for both in parts for part in both)
+    if coded:
+        sizes = _leb128(len(stored)) + _leb128(len(payload))
+        body = _SHORT_PREFIX.pack(_MAGIC, version) + sizes + stored + payload + stream
+    else:
+        prefix = _PREFIX.pack(_MAGIC, version, 0, len(stored), len(header), len(payload))
+        body = prefix + stored + payload
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
@@ -293,23 +321,24 @@ def decode(data: bytes, *, name: str = "model") -> ModelFile:
         >>> decode(encode({}, {"rank": 8}, {})).spec
         {'rank': 8}
     """
-    version, stored_size, header_size = _checked_prefix(data, name)
-    start = _PREFIX.size + stored_size
-    header = _inflate(data[_PREFIX.size : start], header_size, name)
+    version = _checked_version(data, name)
+    header, payload, stream = (_split_short if version == 3 else _split)(data, name)
     what, metadata, table = _parsed_header(header, version, name)
     rows = _checked_table(table, version, name)
-    payload = memoryview(data)[start : len(data) - _CHECKSUM.size]
-    needed = sum(row.stored.total for row in rows)
+    coded = _decode_stream(rows, stream, name) if version == 3 else [_UNCODED] * len(rows)
+    stored = [_without(row, each) for row, each in zip(rows, coded, strict=True)]
+    needed = sum(size.total for size in stored)
     if needed != len(payload):
         _fail(name, f"the tensor table needs {needed} bytes of payload, there are {len(payload)}")
     tensors: dict[str, Tensor] = {}
     offset = 0
-    for row in rows:
-        tensors[row.name] = _read_tensor(row, payload[offset : offset + row.stored.total], name)
-        offset += row.stored.total
-    if version == 1:
-        return ModelFile(what, tensors, metadata, len(data))
-    return ModelFile({}, tensors, metadata, len(data), what)
+    for row, size, each in zip(rows, stored, coded, strict=True):
+        part = payload[offset : offset + size.total]
+        tensors[row.name] = _read_tensor(row, part, each.values, name)
+        offset += size.total
+    sizes = dict(zip(tensors, _with_shares(stored, coded, len(stream)), strict=True))
+    spec, graph = (what, None) if version == 1 else ({}, what)
+    return ModelFile(spec, tensors, metadata, len(data), sizes, version, graph)
 
 
 def _fail(name: str, reason: str) -> NoReturn:
@@ -361,15 +390,15 @@ def _as_array(key: Any, tensor: Any, name: str, known: tuple[str, ...]) -> np.nd
     return array
 
 
-def _tensor_bytes(row: _Row, tensor: Any, name: str) -> bytes:
-    """The payload of one tensor."""
+def _tensor_bytes(row: _Row, tensor: Any, name: str) -> tuple[bytes, bytes]:
+    """The payload of one tensor: its scales, its values."""
     if row.kind == _BOOL:
-        return np.packbits(np.asarray(tensor).ravel(), bitorder="little").tobytes()
+        return b"", np.packbits(np.asarray(tensor).ravel(), bitorder="little").tobytes()
     if isinstance(row.kind, str):
-        return _plain_bytes(row, np.asarray(tensor), row.kind, name)
+        return b"", _plain_bytes(row, np.asarray(tensor), row.kind, name)
     values = np.asarray(tensor.values)
     if row.kind == FLOAT_BITS:
-        return _plain_bytes(row, values, "f4", name)
+        return b"", _plain_bytes(row, values, "f4", name)
     levels = integer_levels(row.kind)
     if values.dtype.kind != "i" or (values.size and np.abs(values.astype(np.int64)).max() > levels):
         _fail(name, f"tensor {row.name!r} holds values that are not integers within +-{levels}")
@@ -377,7 +406,17 @@ def _tensor_bytes(row: _Row, tensor: Any, name: str) -> bytes:
         scales = _bitpack.scales_to_bytes(np.asarray(tensor.scale))
     except ValueError as error:
         _fail(name, f"tensor {row.name!r}: {error}")
-    return scales + _bitpack.pack(values, row.kind)
+    return scales, _bitpack.pack(values, row.kind)
+
+
+def _replace_coded(rows: list[_Row], tensors: list[Any], parts: list[tuple[bytes, bytes]]) -> bytes:
+    """The stream; takes the values that are in it out of the payload's parts."""
+    places = [k for k, row in enumerate(rows) if row.levels]
+    packed = [(np.asarray(tensors[k].values), rows[k].levels, 8 * len(parts[k][1])) for k in places]
+    stream, coded = _coding.encode(packed)
+    for k, is_coded in zip(places, coded, strict=True):
+        parts[k] = (parts[k][0], b"" if is_coded else parts[k][1])
+    return stream
 
 
 def _plain_bytes(row: _Row, array: np.ndarray, dtype: str, name: str) -> bytes:
@@ -409,25 +448,39 @@ def _header_bytes(header: Any, name: str) -> bytes:
     return text
 
 
-def _deflate(header: bytes) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+def _deflate(header: bytes, version: int) -> bytes:
+    words = WORDS if version == 3 else b""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=words)
     return packer.compress(header) + packer.flush()
+
+
+def _leb128(size: int) -> bytes:
+    low, rest = size & 127, size >> 7
+    return bytes([low | 128]) + _leb128(rest) if rest else bytes([low])
 
 
 # Reading.
 
 
-def _checked_prefix(data: bytes, name: str) -> tuple[int, int, int]:
-    """Check magic, version, lengths, checksum; give version, header's stored and inflated sizes."""
+def _checked_version(data: bytes, name: str) -> int:
+    """Checks magic and version."""
     # The magic first: a text file shorter than the prefix is "no model file", not "truncated".
     if data[: len(_MAGIC)] != _MAGIC[: len(data)] or not data:
         _fail(name, f"bad magic {data[:4]!r}, expected {_MAGIC!r}: not a rosler model file")
+    if len(data) < _SHORT_PREFIX.size:
+        _fail(name, f"truncated: {len(data)} bytes, a model file has at least {_SMALLEST}")
+    version = int(_SHORT_PREFIX.unpack_from(data)[1])
+    if version > VERSION:
+        _fail(name, f"version {version} is newer than {VERSION}; update rosler-jax to read it")
+    return version
+
+
+def _split(data: bytes, name: str) -> tuple[bytes, memoryview, memoryview]:
+    """Header, payload and an empty stream of a file of version 1 or 2."""
     smallest = _PREFIX.size + _CHECKSUM.size
     if len(data) < smallest:
         _fail(name, f"truncated: {len(data)} bytes, a model file has at least {smallest}")
     _, version, reserved, stored_size, header_size, payload_size = _PREFIX.unpack_from(data)
-    if version > VERSION:
-        _fail(name, f"version {version} is newer than {VERSION}; update rosler-jax to read it")
     if version == 0 or reserved != 0:
         _fail(name, f"damaged prefix: version {version}, reserved field {reserved}")
     expected = smallest + stored_size + payload_size
@@ -435,24 +488,57 @@ def _checked_prefix(data: bytes, name: str) -> tuple[int, int, int]:
         _fail(name, f"truncated: {len(data)} bytes of {expected}")
     if len(data) > expected:
         _fail(name, f"{len(data) - expected} bytes too many after the {expected} of the model")
+    _check_sum(data, name)
+    if header_size > MAX_HEADER_BYTES:
+        _fail(name, f"header of {header_size} bytes, at most {MAX_HEADER_BYTES} are allowed")
+    start = _PREFIX.size + stored_size
+    header = _inflate(data[_PREFIX.size : start], b"", header_size, name)
+    if len(header) != header_size:
+        _fail(name, f"the header does not inflate to the announced {header_size} bytes")
+    return header, memoryview(data)[start : -_CHECKSUM.size], memoryview(b"")
+
+
+def _split_short(data: bytes, name: str) -> tuple[bytes, memoryview, memoryview]:
+    """Header, payload and stream of a file of version 3."""
+    if len(data) < _SMALLEST:
+        _fail(name, f"truncated: {len(data)} bytes, a model file has at least {_SMALLEST}")
+    _check_sum(data, name)
+    body = memoryview(data)[: -_CHECKSUM.size]
+    stored_size, start = _read_leb128(body, _SHORT_PREFIX.size, name)
+    payload_size, start = _read_leb128(body, start, name)
+    middle = start + stored_size
+    if middle + payload_size > len(body):
+        _fail(name, f"header and payload of {stored_size} + {payload_size} bytes are not all there")
+    header = _inflate(bytes(body[start:middle]), WORDS, MAX_HEADER_BYTES, name)
+    return header, body[middle : middle + payload_size], body[middle + payload_size :]
+
+
+def _check_sum(data: bytes, name: str) -> None:
     (checksum,) = _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)
     actual = zlib.crc32(memoryview(data)[: -_CHECKSUM.size])
     if checksum != actual:
         _fail(name, f"checksum mismatch: stored {checksum:08x}, computed {actual:08x}; damaged")
-    if header_size > MAX_HEADER_BYTES:
-        _fail(name, f"header of {header_size} bytes, at most {MAX_HEADER_BYTES} are allowed")
-    return version, stored_size, header_size
 
 
-def _inflate(stored: bytes, size: int, name: str) -> bytes:
-    unpacker = zlib.decompressobj(-15)
+def _read_leb128(data: memoryview, start: int, name: str) -> tuple[int, int]:
+    """A size, and where it ends."""
+    encoded = bytes(data[start : start + 8])
+    length = next((k + 1 for k, byte in enumerate(encoded) if byte < 128), 0)
+    size = sum((byte & 127) << 7 * k for k, byte in enumerate(encoded[:length]))
+    if not length or encoded[:length] != _leb128(size):
+        _fail(name, f"no size at byte {start}: {encoded!r}")
+    return size, start + length
+
+
+def _inflate(stored: bytes, words: bytes, most: int, name: str) -> bytes:
+    unpacker = zlib.decompressobj(-15, zdict=words)
     try:
-        # One byte more than announced shows a longer stream and still bounds the memory.
-        header = unpacker.decompress(stored, size + 1)
+        # One byte more than allowed shows a longer stream and still bounds the memory.
+        header = unpacker.decompress(stored, most + 1)
     except zlib.error as error:
         _fail(name, f"the header does not inflate: {error}")
-    if len(header) != size or not unpacker.eof or unpacker.unused_data:
-        _fail(name, f"the header does not inflate to the announced {size} bytes")
+    if len(header) > most or not unpacker.eof or unpacker.unused_data:
+        _fail(name, f"the header does not inflate to the announced {most} bytes")
     return header
 
 
@@ -466,7 +552,7 @@ def _parsed_header(header: bytes, version: int, name: str) -> tuple[Any, dict[st
         _fail(name, f"the header is not JSON: {error}")
     first, container = ("spec", dict) if version == 1 else ("graph", list)
     wanted = {first: container, "meta": dict, "tensors": list}
-    if version == 2:
+    if version > 1:
         complete = isinstance(parsed, list) and len(parsed) == len(wanted)
         parsed = dict(zip(wanted, parsed, strict=True)) if complete else None
     if not isinstance(parsed, dict) or parsed.keys() != wanted.keys():
@@ -529,7 +615,34 @@ def _listed(values: Iterable[object]) -> str:
     return "one of " + ", ".join(str(value) for value in values)
 
 
-def _read_tensor(row: _Row, data: memoryview, name: str) -> Tensor:
+def _decode_stream(rows: list[_Row], stream: memoryview, name: str) -> list[_coding.Coded]:
+    """What the stream says of each tensor."""
+    try:
+        found = iter(_coding.decode(stream, [(r.shape, r.levels) for r in rows if r.levels]))
+    except ValueError as error:
+        _fail(name, f"the coded stream: {error}")
+    return [next(found) if row.levels else _UNCODED for row in rows]
+
+
+def _without(row: _Row, coded: _coding.Coded) -> TensorBytes:
+    """What a tensor takes of the payload."""
+    return row.stored if coded.values is None else TensorBytes(0, row.stored.scales)
+
+
+def _with_shares(
+    stored: list[TensorBytes], coded: list[_coding.Coded], size: int
+) -> list[TensorBytes]:
+    """With the stream dealt out, to the byte, by what was read for each tensor."""
+    bits = np.cumsum([0.0, *(each.bits for each in coded)])
+    edges = np.rint(bits * (size / (bits[-1] or 1.0))).astype(int).tolist()
+    shares = itertools.pairwise(edges)
+    return [
+        TensorBytes(each.values + end - start, each.scales)
+        for each, (start, end) in zip(stored, shares, strict=True)
+    ]
+
+
+def _read_tensor(row: _Row, data: memoryview, coded: np.ndarray | None, name: str) -> Tensor:
     if row.kind == _BOOL:
         bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         if bits[row.count :].any():
@@ -543,7 +656,8 @@ def _read_tensor(row: _Row, data: memoryview, name: str) -> Tensor:
     stored = row.stored
     try:
         scale = _bitpack.scales_from_bytes(data[: stored.scales])
-        integers = _bitpack.unpack(data[stored.scales :], row.count, row.kind)
+        rest = data[stored.scales :]
+        integers = _bitpack.unpack(rest, row.count, row.kind) if coded is None else coded
     except ValueError as error:
         _fail(name, f"tensor {row.name!r}: {error}")
     shaped = scale.reshape(scale_shape(row.shape, row.axis))

@@ -26,7 +26,7 @@ from rosler_jax.graph.graph import Graph, op_weights
 from rosler_jax.graph.quantize import quantization_plan
 from rosler_jax.graph.save import graph_of_file, model_path
 from rosler_jax.graph.trace import trace
-from rosler_jax.modelfile import ModelFile, QuantizedTensor
+from rosler_jax.modelfile import ModelFile, QuantizedTensor, TensorBytes
 from rosler_jax.quantization import leaf_bits, scale_axes
 
 _FLOAT32_BYTES = 4
@@ -45,7 +45,8 @@ class LayerSize:
       scales: scales of its quantised tensors.
       seeds: 32-bit words of seeds.
       other: all other stored numbers (normalisation, statistics).
-      bytes: of all these in the model file; a seed's are eight, also where it is in the header.
+      bytes: of all these in the model file, coded ones by their share of its stream; a seed's are
+        eight, also where it is in the header.
       multiplications, additions: of products, projections and bias, for one example.
       dense_parameters, dense_bytes, dense_multiplications, dense_additions: of the dense float32
         layer with the same sizes.
@@ -137,11 +138,13 @@ class _Source(NamedTuple):
       tensors: what is stored, by name.
       graph: what is computed; None where the shapes of the inputs are not known.
       file_bytes: of the file, if it is one.
+      stored: bytes of the tensors in the file.
     """
 
     tensors: Mapping[str, Any]
     graph: Graph | None
     file_bytes: int | None = None
+    stored: Mapping[str, TensorBytes] | None = None
 
 
 def size_report(
@@ -227,7 +230,8 @@ def _from_file(file: ModelFile, name: str, bits: Any, inputs: Any) -> _Source:
     if bits is not None:
         raise ValueError(f"{name} has its bits already; pass bits only for a model that is no file")
     shape = None if inputs is None else inputs[0].shape[1:]
-    return _Source(file.tensors, graph_of_file(file, name, shape), file.file_bytes)
+    graph = graph_of_file(file, name, shape)
+    return _Source(file.tensors, graph, file.file_bytes, file.stored)
 
 
 def _from_graph(graph: Graph, bits: Any) -> _Source:
@@ -314,12 +318,13 @@ def _rows(found: _Source) -> list[LayerSize]:
     done = None if found.graph is None else parts(found.graph)
     layer_of = {name: part.layer for part in done or () for name in part.held}
     readers = {} if found.graph is None else _readers(found.graph)
+    sizes = found.stored or modelfile.bytes_of(found.tensors)
     groups: dict[str, dict[str, Any]] = {part.layer: {} for part in done or ()}
     for name, tensor in found.tensors.items():
         groups.setdefault(layer_of.get(name, name.rpartition("/")[0]), {})[name] = tensor
     return [
         _row(name, groups[name], None if done is None else [p for p in done if p.layer == name],
-             readers)
+             readers, sizes)
         for name in sorted(groups, key=_natural)
     ]  # fmt: skip
 
@@ -341,8 +346,9 @@ def _readers(graph: Graph) -> dict[str, str]:
 
 
 def _row(
-    name: str, tensors: Mapping[str, Any], done: Sequence[Part] | None, readers: Mapping[str, str]
-) -> LayerSize:
+    name: str, tensors: Mapping[str, Any], done: Sequence[Part] | None, readers: Mapping[str, str],
+    sizes: Mapping[str, TensorBytes],
+) -> LayerSize:  # fmt: skip
     """The row of a layer: what it stores, and the parts of the graph that it computes."""
     count = {"weights": 0, "biases": 0, "scales": 0, "seeds": 0, "other": 0}
     bits: set[int] = set()
@@ -357,7 +363,7 @@ def _row(
         if group == "weights":
             bits |= {getattr(tensor, "bits", 32)}
             alone += 0 if path.rstrip("*") in multiplied else size
-    stored = sum(size.total for size in modelfile.bytes_of(tensors).values())
+    stored = sum(sizes[path].total for path in tensors)
     if not count["seeds"]:  # in the graph itself, not in tensors as files of version 1 have them
         count["seeds"] = 2 * sum(part.sketches for part in once.values())
         stored += 4 * count["seeds"]

@@ -119,6 +119,7 @@ def save(
     *examples: Any,
     bits: Bits = 32,
     metadata: Mapping[str, Any] | None = None,
+    coded: bool = False,
     **options: Any,
 ) -> int:
     """Writes a model's file: its operations and its weights, so that no code of it is needed again.
@@ -130,6 +131,7 @@ def save(
       bits: of the weights: 32, 16, 8, 4, 3 or 2, or a function from a tensor's path to one of
         these; see :func:`rosler_jax.graph.quantize_graph`.
       metadata: JSON types, kept in the file and counted in its size.
+      coded: entropy-codes the integers: the smallest file, of version 3.
       **options: of ``trace``.
 
     Returns:
@@ -150,20 +152,25 @@ def save(
       (3, 2)
     """
     graph = graph_of(model, *examples, **options)
-    data = encoded(graph, bits, metadata, name=str(path))
+    data = encoded(graph, bits, metadata, name=str(path), coded=coded)
     modelfile.write_encoded(path, data)
     return len(data)
 
 
 def encoded(
-    graph: Graph, bits: Bits = 32, metadata: Mapping[str, Any] | None = None, *, name: str = "model"
+    graph: Graph,
+    bits: Bits = 32,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    name: str = "model",
+    coded: bool = False,
 ) -> bytes:
     """The bytes of a graph's file; the same graph gives the same bytes."""
     try:
         content, tensors = to_json(quantize_graph(storable(graph), bits))
     except ValueError as error:
         raise ModelFileError(f"{name}: the model cannot be saved: {error}") from error
-    return modelfile.encode(tensors, {}, metadata or {}, name=name, graph=content)
+    return modelfile.encode(tensors, {}, metadata or {}, name=name, graph=content, coded=coded)
 
 
 def graph_of(model: Any, *examples: Any, **options: Any) -> Graph:
@@ -182,7 +189,7 @@ def load(path: str | os.PathLike[str], *, input_shape: Sequence[int] | None = No
     """Reads a model's file.
 
     Args:
-      path: a file of version 1 or 2, or the folder of a run.
+      path: a file, or the folder of a run.
       input_shape: of one example; needed for convolutions in a file of version 1.
 
     Returns:
