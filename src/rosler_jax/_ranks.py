@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import rosler_kernels as rk
 from rosler_jax._paths import path_names
 from rosler_jax.linen.finish import layers_of
 from rosler_jax.nn._module import SketchModule
@@ -48,7 +47,7 @@ def mask_key(model: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         common = (name, plan.mode, plan.m, plan.n)
         if not plan.sketched:
             return common
-        nested = rk.family(plan.sketch).nested
+        nested = all(kind.nested for kind in plan.kinds)
         return (*common, plan.sketch, *(() if nested else (plan.rank, plan.inner)))
 
     return tuple(sorted(row(name, plan) for name, plan in plans(model, *args, **kwargs)))

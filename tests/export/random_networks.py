@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from rosler_jax.graph import Graph
 from rosler_jax.graph.version1 import network
 
-SIGNED = ("rademacher", "sparse_sign", "block_perm", "srht", "rows_uniform")
-"""Sketches that have an integer form."""
+SIGNED = ("rademacher", "sparse_sign", "block_perm", "srht", "rows_uniform", "pool")
+"""Sketches that have an integer form everywhere."""
 LARGEST_SIDE = {1: 14, 2: 8, 3: 5}
 
 
@@ -46,7 +46,7 @@ def vector_layers(draw: Any, m: int) -> dict[str, Any]:
         return linear(m, n, use_bias=bias)
     if kind == "factors":
         return factors(m, n, rank, use_bias=bias)
-    family, inner = draw(st.sampled_from(SIGNED)), draw(st.integers(rank, m))
+    family, inner = draw(st.sampled_from((*SIGNED, "dct"))), draw(st.integers(rank, m))
     return sketched(m, n, rank, mode="seeded", sketch=family, in_sketch=inner, use_bias=bias)
 
 

@@ -20,7 +20,9 @@ from exported_models import (
 
 from rosler_jax.graph import Graph
 
-FAMILIES = ("gaussian", "rademacher", "sparse_sign", "block_perm", "srht", "rows_uniform")
+FAMILIES = (
+    "gaussian", "rademacher", "sparse_sign", "block_perm", "srht", "rows_uniform", "dct", "pool",
+)  # fmt: skip
 STANDARDIZE = of("standardize", mean=33.0, std=70.0)
 SEEDED = {"mode": "seeded"}
 
@@ -74,6 +76,15 @@ CASES: dict[str, tuple[Specs, tuple[int, ...]]] = {
             (11, 7, 1),
         )
         for family in FAMILIES
+    },
+    **{
+        f"seeded_{family}_images": (
+            [STANDARDIZE, of("flatten"),
+             sketched(144, 60, 6, sketch=f"{family}:8x6/{family}:6x10", in_sketch=36, **SEEDED),
+             of("relu"), linear(60, 3)],
+            (8, 6, 3),
+        )
+        for family in ("dct", "pool")
     },
     **{
         f"seeded_conv_{family}": (

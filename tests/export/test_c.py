@@ -24,6 +24,7 @@ from exported_models import (
 from hypothesis import HealthCheck, event, given, reject, settings
 from hypothesis import strategies as st
 from random_networks import networks, random_graph
+from small_networks import CASES as SMALL
 
 from rosler_jax.export import ExportError, lower, run_integer
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
@@ -32,8 +33,11 @@ from rosler_jax.export.firmware import run_firmware, run_host
 from rosler_jax.graph import run_batch
 from rosler_jax.graph.version1 import build_graph
 
-SKETCHES = ("srht", "rademacher", "sparse_sign", "block_perm", "rows_uniform")
+SKETCHES = ("srht", "rademacher", "sparse_sign", "block_perm", "rows_uniform", "pool")
+IMAGES = ("seeded_dct_images", "seeded_pool_images")
 NETS = {
+    **{name: (*SMALL[name], pixels) for name in IMAGES},
+    "mlp, dct": (mlp("dct"), (70,), pixels),
     **{f"mlp, {sketch}": (mlp(sketch), (70,), pixels) for sketch in SKETCHES},
     "mlp, tanh": (mlp("srht", "tanh"), (70,), reals),
     "images": (convnet(), CONV_SHAPE, pixels),

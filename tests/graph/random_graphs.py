@@ -40,7 +40,7 @@ SMOOTH = (
 POSITIVE = ("log", "log1p", "sqrt", "rsqrt")
 STEPS = ("floor", "ceil", "round", "sign")
 """Functions that jump: for inputs of the graph only, which all targets have to the last bit."""
-SKETCHES = ("srht", "rademacher", "sparse_sign", "block_perm", "rows_uniform")
+SKETCHES = ("srht", "rademacher", "sparse_sign", "block_perm", "rows_uniform", "pool")
 
 
 class Random:
@@ -123,7 +123,7 @@ def _project(r: Random) -> int:
     vectors, m = r.view(x := r.value(), 2)
     transpose = bool(r.number(0, 1))
     n = r.number(m, m + 6) if transpose else r.number(1, m)
-    sketch = rk.make(r.of(SKETCHES), r.number(0, 999), *((n, m) if transpose else (m, n)))
+    sketch = rk.make(r.of((*SKETCHES, "dct")), r.number(0, 999), *((n, m) if transpose else (m, n)))
     bias = r.weight(n) if transpose and r.number(0, 1) else None
     return r.m.add(
         Project, x, shapes=[(vectors, m)], sketch=sketch, transpose=transpose, scale=0.7, bias=bias

@@ -98,6 +98,16 @@ WIDE = window(3, 2, padding=((1, 1), (0, 1)), strides=(2, 1), groups=2)
         # As many nonzeros as this sketch has, not as its family has by default.
         (one(Project, (3, 60), sketch=rk.sparse_sign(0, 60, 8, nnz=2), scale=1.0, transpose=False),
          (0, 3 * (60 * 2 - 8))),
+        (one(Project, (3, 60), sketch=rk.dct(0, 60, 8), scale=1.0, transpose=False),
+         (3 * 480, 3 * 472)),
+        # 4 frequencies of 10 pixels in 6 lines, then 6 pixels for each of 8.
+        (one(Project, (3, 60), sketch=rk.dct(0, 60, 8, height=6, width=10), scale=1.0,
+             transpose=False), (3 * (240 + 48), 3 * (216 + 40))),
+        (one(Project, (3, 8), sketch=rk.dct(0, 60, 8, height=6, width=10), scale=1.0,
+             transpose=True), (3 * (240 + 48), 3 * (180 + 24))),
+        (one(Project, (3, 60), sketch=rk.pool(0, 60, 20), scale=1.0, transpose=False),
+         (0, 3 * 40)),
+        (one(Project, (3, 20), sketch=rk.pool(0, 60, 20), scale=1.0, transpose=True), (0, 0)),
         (one(Map, (3, 8), function="tanh"), (0, 0)),
     ],
 )  # fmt: skip

@@ -146,7 +146,9 @@ def sketch(kind: str, rows: int, cols: int) -> rk.Sketch:
     return rk.make(kind, 5, rows, cols, **more)
 
 
-FAMILIES = ("gaussian", "rademacher", "sparse_sign", "block_perm", "srht", "rows_uniform")
+FAMILIES = (
+    "gaussian", "rademacher", "sparse_sign", "block_perm", "srht", "rows_uniform", "dct", "pool",
+)  # fmt: skip
 
 
 def projected(m: Maker, kind: str, first: bool) -> int:

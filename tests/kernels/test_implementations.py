@@ -95,8 +95,8 @@ def _jitted(implementation, transpose):
     transpose=st.booleans(),
 )
 def test_any_shape_and_seed(implementation, kind, rows, cols, lead, dtype, seed, transpose):
-    if kind == "srht":
-        cols = min(cols, 1 << (rows - 1).bit_length())
+    limits = {"srht": 1 << (rows - 1).bit_length(), "pool": rows}
+    cols = min(cols, limits.get(kind, cols))
     spec = Spec(kind, 1, rows, cols, dtype, transpose)
     sketch = spec.sketch(seed)
     x = jax.random.normal(jax.random.key(0), (*lead, cols if transpose else rows)).astype(dtype)
@@ -114,7 +114,7 @@ def test_any_shape_and_seed(implementation, kind, rows, cols, lead, dtype, seed,
 def test_vectors_compile(kind, size, seeds):
     """XLA fuses a product of vectors with what makes them; the hash may then grow exponentially."""
     rows, cols = size
-    cols = min(cols, rows) if kind == "srht" else cols
+    cols = min(cols, rows) if kind in ("srht", "pool") else cols
 
     def both(seed, x, y):
         sketch = rk.make(kind, seed, rows, cols)

@@ -84,8 +84,6 @@ def of_sketch(sketch: Sketch) -> Int[np.ndarray, "n 2"]:
 
 def cosines(n: int, i: UInt32[Array, "..."], u: UInt32[Array, "..."]) -> Float[Array, "..."]:
     """q_u(i) sqrt(n / 2), float32: cosines, of u = 0 sqrt(1 / 2)."""
-    if n == 1:
-        return jnp.ones(jnp.broadcast_shapes(i.shape, u.shape), jnp.float32)
     turn = ((jnp.uint32(2) * i + jnp.uint32(1)) * u) % jnp.uint32(4 * n)
     _, cosine = sin_cos_turns(turn.astype(jnp.int32).astype(jnp.float32) / np.float32(4 * n))
     return jnp.where(u == jnp.uint32(0), np.float32(np.sqrt(0.5)), cosine)
@@ -94,12 +92,12 @@ def cosines(n: int, i: UInt32[Array, "..."], u: UInt32[Array, "..."]) -> Float[A
 def scale(sketch: Sketch) -> np.float32:
     """What the products of ``cosines`` along the axes are multiplied by."""
     image = image_of(sketch)
-    axes = sum(n > 1 for n in image[:2])
-    return np.float32(np.sqrt(2.0**axes * image.channels / sketch.cols))
+    both = 4.0 if image.width > 1 else 2.0
+    return np.float32(np.sqrt(both * image.channels / sketch.cols))
 
 
 def separable(sketch: Sketch) -> Separable:
-    """As a product along each axis."""
+    """As a product along each axis; the width is more than 1."""
     image, found = image_of(sketch), of_sketch(sketch)
     a, b = (found.max(axis=0) + 1).tolist()
     left, right = (
@@ -120,7 +118,8 @@ def tile(
     u, v = jnp.asarray(of_sketch(sketch), jnp.uint32)[column // jnp.uint32(channels)].T
     u, v = u.reshape(1, -1), v.reshape(1, -1)
     i, j = row // jnp.uint32(width * channels), row // jnp.uint32(channels) % jnp.uint32(width)
-    entries = cosines(height, i, u) * cosines(width, j, v) * scale(sketch)
+    entries = cosines(height, i, u) * scale(sketch)
+    entries = entries * cosines(width, j, v) if width > 1 else entries
     same = row % jnp.uint32(channels) == column % jnp.uint32(channels)
     return jnp.where(same, entries, np.float32(0.0))
 

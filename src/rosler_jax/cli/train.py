@@ -71,11 +71,12 @@ def _folder(args: argparse.Namespace, given: dict[str, Any]) -> Path:
 def _check_sketch(sketch: str | None) -> None:
     if sketch is None:
         return
-    from rosler_kernels import FAMILIES
+    from rosler_jax.nn._families import kinds
 
-    known = [name for name, family in FAMILIES.items() if not family.weighted]
-    if sketch not in known:
-        raise UsageError(f"sketch {sketch!r} is unknown; pass one of {', '.join(known)}")
+    try:
+        kinds(sketch, 1)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _table(result: dict[str, Any]) -> str:

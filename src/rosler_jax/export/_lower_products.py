@@ -12,8 +12,9 @@ import numpy as np
 import rosler_kernels as rk
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export._lower_state import End, State, as_int16, checked32, end_of, finish
+from rosler_jax.export.cosines import stages
 from rosler_jax.export.integer import sign_matrix
-from rosler_jax.export.intops import PatchSigns, Product, Products, Shifted, Signs
+from rosler_jax.export.intops import Cosines, PatchSigns, Product, Products, Shifted, Signs
 from rosler_jax.graph import Weight
 from rosler_jax.graph.kinds import Affine, Conv, Dense, MatMul, Op, PatchProject, Project
 from rosler_jax.quantization import quantize
@@ -106,23 +107,34 @@ def entry(op: Project | PatchProject) -> float:
 
 
 def _signs(op: Project, state: State) -> None:
-    magnitude = entry(op)
     value, x = as_int16(state, op.inputs[0], op.name)
     end, gain = _end(op, state, small=False)
-    unit = x.scale * magnitude
+    more: dict[str, Any] = {}
+    if op.sketch.kind == "dct":
+        more["stages"], reach = stages(op.sketch, op.transpose, x.bound)
+        of, scale = more["stages"], rk.family("dct").scale
+        assert scale is not None
+        unit = x.scale * op.scale * float(scale(op.sketch)) * 2.0 ** (of.shift - sum(of.bits))
+    else:
+        unit = x.scale * entry(op)
+        reach = _reach(op) * x.bound
     channels = op.out_shape[-1] if op.bias is None else op.bias.values.size
     channels = max(channels, 1 if gain is None else gain.size)
     bias = _bias(op, np.asarray(unit), channels)
-    matrix = np.abs(sign_matrix(op.sketch).astype(np.int64))
-    # Within a Walsh-Hadamard transform every partial sum is one of some of the inputs' magnitudes.
-    all_in = op.sketch.cols if op.transpose else op.sketch.rows
-    reach = all_in if op.sketch.kind == "srht" else int(matrix.sum(int(op.transpose)).max())
-    bound = checked32(op, reach * x.bound + int(np.abs(bias).max(initial=0)))
+    bound = checked32(op, reach + int(np.abs(bias).max(initial=0)))
     form, number = finish(unit, bound, op, state, gain, end, small=False)
     state.emit(
-        Signs, op, [value], number, end.value, sketch=op.sketch, transpose=op.transpose, bias=bias,
-        requant=form,
+        Cosines if more else Signs, op, [value], number, end.value, sketch=op.sketch,
+        transpose=op.transpose, bias=bias, requant=form, **more,
     )  # fmt: skip
+
+
+def _reach(op: Project) -> int:
+    """How many inputs a sum of signs takes at most."""
+    if op.sketch.kind == "srht":
+        # Within the transform every partial sum is one of some of the inputs' magnitudes.
+        return op.sketch.cols if op.transpose else op.sketch.rows
+    return int(np.abs(sign_matrix(op.sketch).astype(np.int64)).sum(int(op.transpose)).max())
 
 
 def _patch_signs(op: PatchProject, state: State) -> None:

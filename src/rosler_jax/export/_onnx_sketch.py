@@ -14,6 +14,8 @@ import numpy as np
 import rosler_kernels as rk
 from rosler_jax.export._onnx_builder import Builder, indices, reshape, signs
 from rosler_jax.export._stored import (
+    Axes,
+    axes_of,
     entries,
     hadamard_of,
     rows_of,
@@ -43,6 +45,9 @@ def project(
         index, scales = rows_of(sketch)
         kept = b.add("Gather", x, indices(b, index), axis=1)
         return b.add("Mul", kept, _column(b, scales * np.float32(scale), trailing))
+    axes = axes_of(sketch) if family == "separable" and trailing == 1 else None
+    if axes is not None:
+        return (_from_axes if transpose else _along_axes)(b, x, axes, scale)
     omega_t = matrix(b, sketch, scale)
     if trailing == 1:
         return b.add("Gemm", x, omega_t, transB=int(not transpose))
@@ -59,6 +64,24 @@ def _dense(b: Builder, sketch: rk.Sketch, scale: float) -> str:
     if rk.family(sketch.kind).magnitude:
         return signs(b, omega_t, float(abs(omega_t.flat[0])))
     return b.constant(omega_t)
+
+
+def _separable(b: Builder, sketch: rk.Sketch, scale: float) -> str:
+    return (_sparse if rk.family(sketch.kind).pattern else _dense)(b, sketch, scale)
+
+
+def _along_axes(b: Builder, x: str, axes: Axes, scale: float) -> str:
+    (height, high), (wide, lines) = axes.left.shape, axes.right.shape
+    x = b.add("MatMul", reshape(b, x, height, wide), b.constant(axes.right))
+    x = b.add("MatMul", b.constant(axes.left.T * np.float32(scale)), x)
+    return b.add("Gather", reshape(b, x, high * lines), indices(b, axes.places), axis=1)
+
+
+def _from_axes(b: Builder, x: str, axes: Axes, scale: float) -> str:
+    (height, high), (wide, lines) = axes.left.shape, axes.right.shape
+    x = b.add("Gather", _padded(b, x, 1, 1), indices(b, axes.inverse), axis=1)
+    x = b.add("MatMul", b.constant(axes.left * np.float32(scale)), reshape(b, x, high, lines))
+    return reshape(b, b.add("MatMul", x, b.constant(axes.right.T)), height * wide)
 
 
 def _sparse(b: Builder, sketch: rk.Sketch, scale: float) -> str:
@@ -95,6 +118,7 @@ MATRICES: dict[str, Callable[[Builder, rk.Sketch, float], str]] = {
     "sparse": _sparse,
     "rows": _rows,
     "hadamard": _walsh_rows,
+    "separable": _separable,
 }
 """How a sketch's matrix is made, by the structure of its family."""
 

@@ -17,6 +17,7 @@ from rosler_jax._files import replace_file
 from rosler_jax.graph import Weight
 from rosler_jax.graph.weight import simplified
 from rosler_jax.quantization import channel_axis, quantize
+from rosler_kernels.sketches._separable import image_of
 from rosler_kernels.sketches.rows import samples as row_samples
 from rosler_kernels.sketches.srht import columns, order_bits, signs
 
@@ -170,6 +171,45 @@ def rows_of(
     with jax.ensure_compile_time_eval():
         index, scale = row_samples(sketch)
         return np.asarray(index, np.int64), np.asarray(scale, np.float32)
+
+
+class Axes(NamedTuple):
+    """A sketch of images as a product along each axis of ``(height, width channels)``.
+
+    Attributes:
+      left: ``(height, a)``.
+      right: ``(width channels, b)``.
+      places: which of the ``a b`` products are columns, in their order.
+    """
+
+    left: Float32[np.ndarray, "height a"]
+    right: Float32[np.ndarray, "wide b"]
+    places: Integer[np.ndarray, "cols"]
+
+    @property
+    def inverse(self) -> Integer[np.ndarray, "ab"]:
+        """The column that each product is; one more than there are for the others."""
+        inverse = np.full(self.left.shape[1] * self.right.shape[1], self.places.size)
+        inverse[self.places] = np.arange(self.places.size)
+        return inverse
+
+
+def axes_of(sketch: rk.Sketch) -> Axes | None:
+    """The axes of a sketch of images; None for any other.
+
+    Example:
+      >>> axes = axes_of(rk.dct(0, 784, 144, height=28, width=28))
+      >>> axes.left.shape, axes.right.shape
+      ((28, 12), (28, 12))
+    """
+    separable, channels = rk.family(sketch.kind).separable, image_of(sketch).channels
+    if separable is None or image_of(sketch).width == 1:
+        return None
+    with jax.ensure_compile_time_eval():
+        left, right, places = separable(sketch)
+        wide = np.kron(np.asarray(right), np.eye(channels, dtype=np.float32))
+        each = (places[:, None] * channels + np.arange(channels)).ravel()
+        return Axes(np.asarray(left), wide, each[: sketch.cols])
 
 
 def replace_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -8,7 +8,9 @@ import numpy as np
 
 import rosler_kernels as rk
 from rosler_jax.export._stored import (
+    Axes,
     Integers,
+    axes_of,
     entries,
     hadamard_of,
     rows_of,
@@ -54,7 +56,10 @@ def project(
       bias: one number per output.
     """
     x, structure = quantized(b, x), rk.family(sketch.kind).structure
-    if structure == "hadamard":
+    axes = axes_of(sketch) if structure == "separable" else None
+    if axes is not None:
+        y = (_from_axes if transpose else _along_axes)(b, x, axes, scale)
+    elif structure == "hadamard":
         y = (_spread if transpose else _kept)(b, x, sketch, scale)
     elif structure == "rows" and not transpose:
         index, scales = rows_of(sketch)
@@ -95,6 +100,35 @@ def dense(
     return product(b, x, weight, bias, (x.shape[0], n), how, act)
 
 
+def _along_axes(b: Builder, x: Value, axes: Axes, scale: float) -> Value:
+    """Along the width, then, the axes exchanged, along the height: the products as (b, a)."""
+    (height, high), (wide, lines) = axes.left.shape, axes.right.shape
+    x = dense(b, reshape(b, x, wide), matrix(b, axes.right.T), None)
+    x = _exchanged(b, x, height, lines)
+    x = dense(b, x, matrix(b, axes.left.T * np.float32(scale)), None)
+    u, v = np.divmod(axes.places, lines)
+    return gather(b, reshape(b, x, lines * high), v * high + u, 1)
+
+
+def _from_axes(b: Builder, x: Value, axes: Axes, scale: float) -> Value:
+    (height, high), (wide, lines) = axes.left.shape, axes.right.shape
+    inverse = axes.inverse.reshape(high, lines).T.ravel()
+    x = reshape(b, gather(b, pad(b, x, [(0, 1)]), inverse, 1), high)
+    x = dense(b, x, matrix(b, axes.left * np.float32(scale)), None)
+    x = dense(b, _exchanged(b, x, lines, height), matrix(b, axes.right), None)
+    return reshape(b, x, height * wide)
+
+
+def _exchanged(b: Builder, x: Value, m: int, n: int) -> Value:
+    """The axes of ``(m, n)`` the other way round, their rows one by one."""
+    x = reshape(b, x, m, n)
+    x = moved(
+        b, "TRANSPOSE", x, (x.shape[0], n, m), lambda s: s.transpose(0, 2, 1),
+        [np.array([0, 2, 1])], ("TransposeOptions", {}),
+    )  # fmt: skip
+    return reshape(b, x, m)
+
+
 def _kept(b: Builder, x: Value, sketch: rk.Sketch, scale: float) -> Value:
     parts = hadamard_of(sketch)
     x = _signed(b, x, parts.signs, parts.entry * scale)
@@ -130,11 +164,5 @@ def _walsh(b: Builder, x: Value, bits: int) -> Value:
         small, rest = 2**step, order // 2**step
         x = reshape(b, x, small)
         x = dense(b, x, Integers(walsh_matrix(step), np.ones(1, np.float32), None), None)
-        if rest > 1:
-            x = reshape(b, x, rest, small)
-            x = moved(
-                b, "TRANSPOSE", x, (x.shape[0], small, rest), lambda s: s.transpose(0, 2, 1),
-                [np.array([0, 2, 1])], ("TransposeOptions", {}),
-            )  # fmt: skip
-        x = reshape(b, x, order)
+        x = reshape(b, _exchanged(b, x, rest, small) if rest > 1 else x, order)
     return x

@@ -42,7 +42,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rosler_kernels as rk
-from rosler_jax.export import softmax
+from rosler_jax.export import cosines, softmax
 from rosler_jax.export.inputs import examples
 from rosler_jax.export.intops import (
     HIGH,
@@ -54,6 +54,7 @@ from rosler_jax.export.intops import (
     Accumulated,
     Chosen,
     Combined,
+    Cosines,
     Gathered,
     IntOp,
     IntValue,
@@ -134,8 +135,11 @@ def _product(op: Product, x: Array) -> Array:
 
 
 def _signs(op: Signs, x: Array) -> Array:
-    s = sign_matrix(op.sketch).astype(np.int64)
-    acc = x @ (s.T if op.transpose else s)
+    if isinstance(op, Cosines):
+        acc = cosines.project(op.sketch, op.stages, op.transpose, x)
+    else:
+        s = sign_matrix(op.sketch).astype(np.int64)
+        acc = x @ (s.T if op.transpose else s)
     acc = acc.reshape(-1, op.bias.size) + op.bias
     each = op.requant.multiplier.size
     return _requant(acc.reshape(-1, each) if each > 1 else acc, op.requant)
@@ -248,6 +252,7 @@ def _looped(op: Looped, *given: Array) -> list[Array]:
 COMPUTE: dict[type[IntOp], Callable[..., Any]] = {
     Product: _product,
     Signs: _signs,
+    Cosines: _signs,
     PatchSigns: _patch_signs,
     Products: _products,
     Shifted: lambda op, x: _requant((x << op.left) + op.bias, op.requant),

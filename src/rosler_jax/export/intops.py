@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
 import numpy as np
 
 import rosler_kernels as rk
+from rosler_jax.export.cosines import Stages
 from rosler_jax.graph.kinds import Op, Run, Window
 
 if TYPE_CHECKING:
@@ -104,6 +105,13 @@ class Signs(IntOp):
     def vectors(self) -> int:
         """How many vectors are projected."""
         return self.in_shape[0]
+
+
+@_kind
+class Cosines(Signs):
+    """The same of cosines, see :mod:`rosler_jax.export.cosines`; their scale is in ``requant``."""
+
+    stages: Stages
 
 
 @_kind

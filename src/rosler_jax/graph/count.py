@@ -29,6 +29,8 @@ from rosler_jax.graph.kinds import (
     Transpose,
 )
 from rosler_jax.graph.weight import Weight
+from rosler_kernels.sketches._separable import image_of
+from rosler_kernels.sketches.dct import of_sketch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,8 @@ def projection(
 ) -> Operations:
     r"""``x Omega`` (or ``y Omega^T``) for one vector, by the algorithm of the sketch's family.
 
-    An SRHT takes one fast Walsh-Hadamard transform of order ``2^k >= rows``: ``k 2^k`` additions.
+    An SRHT takes one fast Walsh-Hadamard transform of order ``2^k >= rows``: ``k 2^k`` additions;
+    cosines of an image a product along its rows, then one along its columns.
 
     Args:
       kind: a key of ``rosler_kernels.FAMILIES``.
@@ -97,8 +100,25 @@ def projection(
         held = dict(rk.make(kind, 0, rows, cols).params if params is None else params)
         entries = rows * held["nnz"] * held.get("kappa", 1)
         return Operations(0, max(0, entries - (rows if transpose else cols)))
+    if structure == "separable":
+        return _along_axes(rk.make(kind, 0, rows, cols, **dict(params or ())), transpose)
     whole = product(cols, rows) if transpose else product(rows, cols)
     return Operations(0, whole.additions) if family.magnitude else whole
+
+
+def _along_axes(sketch: rk.Sketch, transpose: bool) -> Operations:
+    """Sums of windows, or cosines along one axis of an image after the other."""
+    rows, cols = sketch.rows, sketch.cols
+    if rk.family(sketch.kind).magnitude:
+        return Operations(0, 0 if transpose else rows - cols)
+    height, width, channels = image_of(sketch)
+    if width == 1:
+        return product(cols, rows) if transpose else product(rows, cols)
+    lines = channels * int(of_sketch(sketch)[:, 1].max() + 1)  # frequencies along the width
+    if transpose:
+        across = Operations(height * cols, height * (cols - lines))
+        return across + (height * channels) * product(lines // channels, width)
+    return (height * channels) * product(width, lines // channels) + cols * product(height, 1)
 
 
 class Matrices(NamedTuple):
@@ -196,7 +216,7 @@ class Part(NamedTuple):
       kind: in words.
       weights: the stored arrays that it multiplies with, as laid out.
       held: names of these and of its biases.
-      sketches: how many it has.
+      sketches: how many seeds it has.
       operations: for one example.
       dense: of the dense layer in its place.
       dense_weights: numbers in that layer's matrix.
@@ -229,8 +249,8 @@ def parts(graph: Graph, known: Mapping[int, Weight] | None = None, times: int = 
         each = [_oriented(op, known) for op in chain]
         work = times * sum(map(operations, chain), Operations())
         weights = tuple(w for op in chain for w in _matrices(op, known))
-        sketches = sum(hasattr(op, "sketch") for op in chain)
-        if not weights and not sketches:
+        kinds = [op.sketch.kind for op in chain if isinstance(op, Project | PatchProject)]
+        if not weights and not kinds:
             found.append(Part(ELSEWHERE, "products of the model", (), (), 0, work, work, 0))
             continue
         whole = each[0]._replace(n=math.prod(chain[-1].out_shape) // math.prod(each[0][:2]))
@@ -240,7 +260,8 @@ def parts(graph: Graph, known: Mapping[int, Weight] | None = None, times: int = 
         words = f"{stack} layers of {words}" if stack > 1 else words
         held = tuple(w.name for op in chain for w in (*_matrices(op, known), *op_vectors(op)))
         layer = _layer_of(chain, known)
-        found.append(Part(layer, words, weights, held, sketches, work, dense, size))
+        seeds = sum(not rk.family(kind).fixed for kind in kinds)
+        found.append(Part(layer, words, weights, held, seeds, work, dense, size))
     for op in graph.ops:
         if isinstance(op, Map) and op.function == "add" and (added := _matrices(op, known)):
             bias = Operations(0, times * math.prod(op.out_shape))

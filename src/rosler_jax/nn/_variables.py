@@ -21,6 +21,7 @@ from rosler_jax.factors import (
     fold,
     reconstruct,
 )
+from rosler_jax.nn._families import Kind, kinds
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key
@@ -86,7 +87,7 @@ class WeightPlan:
       rank: ``s``.
       inner: ``l``, or the width of the input sketch of a seeded layer.
       mode: ``"chain"``, ``"ares"``, ``"seeded"`` or ``"two-factor"``.
-      sketch: family of the sketches.
+      sketch: names the families of the sketches, see :func:`rosler_jax.nn._families.kinds`.
       init: variance of the virtual matrix.
       gain: scale of the range-finder initialisation.
     """
@@ -105,14 +106,20 @@ class WeightPlan:
         """Whether the layer has sketches, known by their seeds."""
         return self.mode in ("ares", "seeded")
 
+    @property
+    def kinds(self) -> tuple[Kind, Kind]:
+        """The families of ``Psi`` and ``Omega``."""
+        return kinds(self.sketch, self.m)
+
     def sketches(
         self, psi_seed: Array | None, omega_seed: Array | None
     ) -> tuple[rk.Sketch | None, rk.Sketch | None]:
         """The pair ``Psi (m -> inner)``, ``Omega (n -> rank)``; ``(None, None)`` without seeds."""
         if not self.sketched:
             return None, None
-        psi = rk.make(self.sketch, psi_seed, self.m, self.inner)
-        return psi, rk.make(self.sketch, omega_seed, self.n, self.rank)
+        first, second = self.kinds
+        psi = first.make(psi_seed, self.m, self.inner)  # type: ignore[arg-type]
+        return psi, second.make(omega_seed, self.n, self.rank)  # type: ignore[arg-type]
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Shapes of the factors of one matrix, by parameter name, in the order of the chain."""

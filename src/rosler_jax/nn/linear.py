@@ -41,7 +41,9 @@ class SketchLinear(SketchModule):
       oversampling: ``l - s`` of an ares layer; default ``s``.
       sketch: family of the sketches (see :data:`rosler_kernels.FAMILIES`); default ``"srht"`` for a
         seeded layer, else ``"rademacher"`` (``"gaussian"`` where the rank is more than a quarter of
-        the smaller side, since small sign matrices are often singular).
+        the smaller side, since small sign matrices are often singular). Two, as ``"dct/srht"``, are
+        those of inputs and outputs; of images, channels last, with their size, as
+        ``"dct:28x28/srht"``: a layer whose inputs are none takes the family of the outputs.
       init: variance of the virtual matrix, ``"glorot"`` or ``"he"``; default ``"he"`` if seeded.
       gain: scale of the range-finder initialisation.
       use_bias: whether to add ``b``.

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import rosler_kernels as rk
 from rosler_jax import modelfile
 from rosler_jax._paths import TRAINING_ONLY, path_names
 from rosler_jax._quantized import FLOAT_BITS, Axes, QuantizedTensor, carrying, scale_shape
@@ -85,21 +86,25 @@ def split(graph: Graph) -> tuple[Sizes, Numbers]:
 
 
 def _sketching(graph: Graph) -> Iterator[Any]:
-    """Operations with sketches, those of bodies among them."""
+    """Operations whose sketches have seeds, those of bodies among them."""
     for op in graph.ops:
-        if hasattr(op, "sketch"):
+        if _seeded(op):
             yield op
         if isinstance(op, Scan):
             yield from _sketching(op.body)
 
 
+def _seeded(op: Any) -> bool:
+    return hasattr(op, "sketch") and not rk.family(op.sketch.kind).fixed
+
+
 def with_seeds(graph: Graph, seeds: Iterator[Any]) -> Graph:
     """A graph whose sketches have other seeds, in their order; they may be traced."""
 
-    def change(op: Op) -> Op:
-        if hasattr(op, "sketch"):
+    def change(op: Any) -> Op:
+        if _seeded(op):
             sketch = dataclasses.replace(op.sketch, seed=next(seeds))
-            op = dataclasses.replace(op, sketch=sketch)  # type: ignore[call-arg]
+            op = dataclasses.replace(op, sketch=sketch)
         if isinstance(op, Scan):
             op = dataclasses.replace(op, body=with_seeds(op.body, seeds))
         return op

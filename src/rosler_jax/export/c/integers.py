@@ -21,6 +21,7 @@ from rosler_jax.export.c.sketches import FILL, Call, filled_bytes, project_step
 from rosler_jax.export.c.unit import BYTES, CTYPES, INTEGER, Numbers, Step, Unit
 from rosler_jax.export.c.windows import is_disjoint, pool_step, window_step
 from rosler_jax.export.c.wiring import Wiring, settled
+from rosler_jax.export.cosines import Stages
 from rosler_jax.export.intops import (
     HIGH,
     LIMITS,
@@ -28,6 +29,7 @@ from rosler_jax.export.intops import (
     Accumulated,
     Chosen,
     Combined,
+    Cosines,
     Gathered,
     IntOp,
     Joined,
@@ -263,7 +265,9 @@ def _signs(op: Signs, unit: Unit, label: str) -> Step:
     # Several vectors one behind the other, as the groups of a convolution, have their own biases.
     groups = op.bias.size // (op.sketch.rows if op.transpose else op.sketch.cols)
     finish = _finish(unit, label, op.requant, op.bias, groups=groups)
-    call = Call(unit, INTEGER, label, op.sketch, finish.replace("+ g", f"+ v % {groups}"))
+    stages = op.stages if isinstance(op, Cosines) else Stages()
+    finish = finish.replace("+ g", f"+ v % {groups}")
+    call = Call(unit, INTEGER, label, op.sketch, finish, stages)
     return project_step(call, op.transpose, op.vectors)
 
 
@@ -369,6 +373,7 @@ def _joined(op: Joined, unit: Unit, label: str) -> Step:
 EMIT: dict[type[IntOp], Callable[[Any, Unit, str], Step]] = {
     Product: _product,
     Signs: _signs,
+    Cosines: _signs,
     PatchSigns: _patch_signs,
     Products: each.products_step,
     Shifted: _shifted,

@@ -9,7 +9,10 @@ from typing import NamedTuple
 import rosler_kernels as rk
 from rosler_jax.export.c.loops import over, row
 from rosler_jax.export.c.unit import CTYPES, Numbers, Step, Unit
+from rosler_jax.export.cosines import Stages, counts
 from rosler_kernels.hashing import Tag, domain_key
+from rosler_kernels.sketches._separable import image_of
+from rosler_kernels.sketches.pool import grid
 
 
 class Call(NamedTuple):
@@ -21,6 +24,7 @@ class Call(NamedTuple):
       label: a prefix for names, unique in the file.
       sketch: what projects.
       finish: expression for a pointer to the finish.
+      stages: of cosines as integers.
     """
 
     unit: Unit
@@ -28,6 +32,7 @@ class Call(NamedTuple):
     label: str
     sketch: rk.Sketch
     finish: str
+    stages: Stages = Stages()
 
 
 def _key(call: Call, tag: Tag, name: str) -> str:
@@ -124,12 +129,38 @@ def _braced(begin: str, text: str) -> str:
     return f"{{{{ {begin}{text} }}}}" if begin else text
 
 
+def _dct(call: Call, transpose: bool) -> tuple[str, int]:
+    s, n, image = call.sketch, call.numbers, image_of(call.sketch)
+    high, wide = counts(s)
+    kernel = "dct_transpose" if transpose else "dct"
+    call.unit.use(kernel, n.names())
+    stages = ", ".join(map(str, (*call.stages.bits, call.stages.shift)))
+    sizes = ", ".join(map(str, (*image, high, wide, s.cols, stages)))
+    scratch = f"({n.accumulator} *)({{scratch}})"
+    text = f"rosler_{kernel}_{n.suffix}({{x}}, {sizes}, {scratch}, {call.finish}, {{y}});"
+    lines = wide * image.channels
+    if transpose:  # sums and numbers of one line; quarters of both axes; frequencies of a pixel
+        numbers = lines + (image.height + 2) + (image.width + 2) + max(high, wide)
+        return text, _accumulators(lines, n) + n.size * numbers
+    longest = max(image.height, image.width)
+    return text, n.size * (2 * longest + 2 + (image.height * lines if image.width > 1 else 0))
+
+
+def _pooled(call: Call, transpose: bool) -> tuple[str, int]:
+    kernel = "pooled_transpose" if transpose else "pooled"
+    call.unit.use(kernel, call.numbers.names())
+    sizes = ", ".join(map(str, (*image_of(call.sketch), *grid(call.sketch))))
+    return f"rosler_{kernel}_{call.numbers.suffix}({{x}}, {sizes}, {call.finish}, {{y}});", 0
+
+
 PROJECT: dict[str, Callable[[Call, bool], tuple[str, int]]] = {
     "srht": _srht,
     "rademacher": _rademacher,
     "sparse_sign": _sparse,
     "block_perm": _sparse,
     "rows_uniform": _rows,
+    "dct": _dct,
+    "pool": _pooled,
 }
 """By the family's name: a call with {x}, {y} and {scratch} in it, and the bytes of scratch."""
 
@@ -175,12 +206,20 @@ def _fill_sparse(call: Call) -> str:
     return _braced(begin, f"{name}({pattern}, {entries}, {s.rows}, {s.cols}, {{w}});")
 
 
+def _fill_pooled(call: Call) -> str:
+    s, n = call.sketch, call.numbers
+    call.unit.use("fill_pooled", n.names())
+    sizes = ", ".join(map(str, (*image_of(s), *grid(s))))
+    return f"rosler_fill_pooled_{n.suffix}({sizes}, {s.rows}, {s.cols}, {{w}});"
+
+
 FILL: dict[str, Callable[[Call], str]] = {
     "srht": _fill_srht,
     "rademacher": _fill_keyed("fill_rademacher", Tag.RADEMACHER),
     "sparse_sign": _fill_sparse,
     "block_perm": _fill_sparse,
     "rows_uniform": _fill_keyed("fill_rows", Tag.ROWS_UNIFORM),
+    "pool": _fill_pooled,
 }
 """Calls that write a sketch's signs as weights to {w}, by the family's name."""
 
@@ -192,7 +231,7 @@ def filled_bytes(sketch: rk.Sketch, numbers: Numbers) -> int:
 
 
 def entry_scale(sketch: rk.Sketch) -> float:
-    """The magnitude of the entries of a sketch of signs."""
-    magnitude = rk.family(sketch.kind).magnitude
-    assert magnitude is not None  # of every family that has a kernel
-    return magnitude(sketch)
+    """What multiplies the entries that a kernel makes: signs, or cosines."""
+    scale = rk.family(sketch.kind).scale
+    assert scale is not None  # of every family that has a kernel
+    return float(scale(sketch))
