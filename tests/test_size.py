@@ -38,7 +38,7 @@ SKETCHES: dict[str, Any] = {
     "seeded": lambda m, n, **more: SketchLinear(m, n, 3, mode="seeded", in_sketch=8, **more),
     "dense": nnx.Linear,
 }
-V1 = Path(__file__).parent / "data_v1"
+V1, V3 = (Path(__file__).parent / f"data_v{k}" for k in (1, 3))
 X = jnp.ones((1, 20))
 
 
@@ -91,6 +91,16 @@ def test_rows_add_up_to_the_file(name: str, bits: int, tmp_path: Path) -> None:
     else:  # a bfloat16 scale a column and one for the bias, which has 16 bits
         assert head.scales == 5 + 1
         assert head.bytes == math.ceil(65 * bits / 8) + 5 * 2 + 6 * 2
+
+
+@pytest.mark.parametrize("path", sorted(V3.glob("*.rosler")), ids=lambda path: path.stem)
+def test_rows_add_up_to_a_coded_file_with_little_around_them(path: Path) -> None:
+    report = size_report(path)
+    assert report.file_bytes == os.path.getsize(path)
+    assert [row.bits for row in report.layers] == [(4,)] * 3
+    packed = [math.ceil(row.weights / 2) + row.biases + 2 * row.scales for row in report.layers]
+    assert all(row.bytes < most for row, most in zip(report.layers, packed, strict=True))
+    assert report.header_bytes + 2 * report.total("scales") < 65
 
 
 @pytest.mark.parametrize("path", sorted(V1.glob("*.rosler")), ids=lambda path: path.stem)

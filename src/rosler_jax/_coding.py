@@ -30,6 +30,9 @@ small numbers before the value in its row (0 before the row), D is the stride, a
     trend = 4 x1 + x2 + 2 x[D] + 2 x[D-1]
 
 without the terms of D where it is 0. With D the width of an image they see what lies above.
+
+A stream of n bytes holds at most 1024 n + 2^20 values, where a row counts as 16 more; a row has at
+most 65536 values. A reader refuses more before it begins: time and memory are bounded.
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ _STARTS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # of the levels after 0
 _LEVEL: Final = np.searchsorted(_STARTS, np.arange(_MOST_ACTIVITY // 8 + 1), side="right")
 _NEAR: Final = ((1, 4, 4), (2, 1, 1), (3, 1, 0))
 _PER_BYTE, _AT_ONCE, _PER_ROW = 1 << 10, 1 << 20, 16  # values that a stream may hold
+_LONGEST: Final = 1 << 16  # of rows
 
 
 class Coding(NamedTuple):
@@ -102,7 +106,8 @@ def encode(tensors: Sequence[tuple[Tensor, int, int]]) -> tuple[bytes, list[bool
                 best, chosen = (bits, *decisions), coding
         if chosen is not None:
             length, weight = length + best[0], weight + _weight(_matrix(values, chosen).shape)
-            before = _sizes_of_rows(values, chosen, before)
+            if values.ndim > 1:
+                before = _small_sizes(_matrix(values, chosen)).sum(axis=1)
         parts.append((best[1].tolist(), best[2].tolist()))
         coded.append(chosen is not None)
     return _range_coder.write(parts, CONTEXTS), coded
@@ -133,15 +138,16 @@ def _strides(matrix: Matrix) -> list[int]:
 
 
 def _length(contexts: Int[np.ndarray, " n"], bits: Int[np.ndarray, " n"]) -> float:
-    """About how many bits decisions take: those of the rule of succession."""
+    """About how many bits decisions take: those of Krichevsky and Trofimov, as counters begin."""
     counts = np.bincount(2 * contexts + bits, minlength=2 * CONTEXTS).reshape(-1, 2).tolist()
-    nats = (math.lgamma(a + b + 2) - math.lgamma(a + 1) - math.lgamma(b + 1) for a, b in counts)
+    log = math.lgamma
+    nats = (log(a + b + 1) - log(a + 0.5) - log(b + 0.5) + math.log(math.pi) for a, b in counts)
     return sum(nats) / math.log(2)
 
 
 def _weight(sides: tuple[int, ...]) -> int:
-    """How many values a matrix counts as: a row takes time, too."""
-    return sides[0] * (sides[1] + _PER_ROW)
+    """How many values a matrix counts as: a row takes time, too. A long row takes memory."""
+    return sides[0] * (sides[1] + _PER_ROW) if sides[1] <= _LONGEST else 1 << 60
 
 
 def _is_bounded(weight: int, size: int) -> bool:
@@ -166,11 +172,6 @@ def _small_sizes(values: Tensor) -> Int[np.ndarray, "..."]:
     return np.minimum(np.abs(values.astype(np.int64)), _SMALL)
 
 
-def _sizes_of_rows(values: Tensor, coding: Coding, before: Tensor) -> Int[np.ndarray, " rows"]:
-    """Of a matrix the sums of small sizes in its rows; a vector leaves those before."""
-    return _small_sizes(_matrix(values, coding)).sum(axis=1) if values.ndim > 1 else before
-
-
 def _activity(before: Int[np.ndarray, " k"], columns: int) -> Int[np.ndarray, " columns"]:
     """Of the columns at first."""
     if not len(before) or columns % len(before):
@@ -183,8 +184,10 @@ def _base(activity: Int[np.ndarray, " columns"], coding: Coding) -> Int[np.ndarr
     return activity >> (6 if coding.smooth else 3)
 
 
-def _after(activity: Int[np.ndarray, " columns"], row: Tensor) -> Int[np.ndarray, " columns"]:
-    return activity - (activity >> 5) + 16 * _small_sizes(row)
+def _after(
+    activity: Int[np.ndarray, " columns"], sizes: Int[np.ndarray, " columns"]
+) -> Int[np.ndarray, " columns"]:
+    return activity - (activity >> 5) + 16 * sizes
 
 
 def _neighbours(coding: Coding) -> tuple[tuple[int, int, int], ...]:
@@ -234,7 +237,7 @@ def _sums(
     sizes = _small_sizes(matrix)
     small = sizes * np.sign(matrix)
     sums, trends = np.empty_like(sizes), np.zeros_like(sizes)
-    for into, row in zip(sums, matrix, strict=True):
+    for into, row in zip(sums, sizes, strict=True):
         into[:] = _base(activity, coding)
         activity = _after(activity, row)
     for far, count, trend in _neighbours(coding):
@@ -295,8 +298,8 @@ def decode(
             if not all(sides) or not _is_bounded(weight, len(stream)):
                 raise ValueError(f"a tensor of shape {shape} in {len(stream)} coded bytes")
             values = np.zeros(shape, np.int8 if levels < 128 else np.int16)
-            _read_matrix(reader.bit, _matrix(values, coding), levels, coding, before)
-            before = _sizes_of_rows(values, coding, before)
+            sizes = _read_matrix(reader.bit, _matrix(values, coding), levels, coding, before)
+            before = sizes if len(shape) > 1 else before
         found.append(Coded(values, reader.bits() - start))
     reader.finish()
     return found
@@ -311,19 +314,22 @@ def _read_coding(bit: Callable[[int], bool]) -> Coding:
 
 def _read_matrix(
     bit: Callable[[int], bool], matrix: Matrix, levels: int, coding: Coding, before: Tensor
-) -> None:
-    """Fills a matrix."""
+) -> Int[np.ndarray, " rows"]:
+    """Fills a matrix, and gives the sums of small sizes in its rows."""
     columns = matrix.shape[1]
     if coding.stride == 1 or 2 * coding.stride > columns:
         raise ValueError(f"neighbours {coding.stride} apart in rows of {columns}")
     neighbours, activity, live = _neighbours(coding), _activity(before, columns), False
-    beyond = [0] * (coding.stride + 3)
-    for row in matrix:
+    beyond, totals = [0] * (coding.stride + 3), np.zeros(len(matrix), np.int64)
+    for k, row in enumerate(matrix):
         live = bit(ROW + live)
         if live:
             sums = _base(activity, coding).tolist() + beyond
             row[:] = _read_row(bit, sums, columns, neighbours, levels)
-        activity = _after(activity, row)
+        sizes = _small_sizes(row)
+        totals[k] = sizes.sum()
+        activity = _after(activity, sizes)
+    return totals
 
 
 def _read_row(

@@ -493,8 +493,6 @@ def _split(data: bytes, name: str) -> tuple[bytes, memoryview, memoryview]:
         _fail(name, f"header of {header_size} bytes, at most {MAX_HEADER_BYTES} are allowed")
     start = _PREFIX.size + stored_size
     header = _inflate(data[_PREFIX.size : start], b"", header_size, name)
-    if len(header) != header_size:
-        _fail(name, f"the header does not inflate to the announced {header_size} bytes")
     return header, memoryview(data)[start : -_CHECKSUM.size], memoryview(b"")
 
 
@@ -537,8 +535,10 @@ def _inflate(stored: bytes, words: bytes, most: int, name: str) -> bytes:
         header = unpacker.decompress(stored, most + 1)
     except zlib.error as error:
         _fail(name, f"the header does not inflate: {error}")
-    if len(header) > most or not unpacker.eof or unpacker.unused_data:
-        _fail(name, f"the header does not inflate to the announced {most} bytes")
+    fits = len(header) <= most if words else len(header) == most
+    if not fits or not unpacker.eof or unpacker.unused_data:
+        expected = "at most" if words else "the announced"
+        _fail(name, f"the header does not inflate to {expected} {most} bytes")
     return header
 
 

@@ -63,6 +63,16 @@ def test_every_kind_comes_back(bits: int) -> None:
         assert (a.name, a.layout, a.bits) == (b.name, b.layout, b.bits)
 
 
+def test_coded_integers_compute_the_same(tmp_path: Path) -> None:
+    graph, inputs = every_kind()
+    graph = quantize_graph(graph, 4)
+    size = save(tmp_path / "m.rosler", graph, coded=True)
+    model = load(tmp_path / "m.rosler")
+    assert model.file.version == 3 and size < len(encoded(graph)) - 100
+    assert_same(graph, model.graph, inputs)
+    assert encoded(model.graph, coded=True) == (tmp_path / "m.rosler").read_bytes()
+
+
 def test_a_loaded_model_is_called_as_the_one_that_was_saved(tmp_path: Path) -> None:
     graph, inputs = every_kind()
     size = save(tmp_path / "m.rosler", graph, bits=8, metadata={"note": "ü"})
