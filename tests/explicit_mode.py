@@ -32,7 +32,7 @@ LAYERS = {
             ),
             (8, 20),
         )
-        for kind in ("srht", "sparse_sign", "rows_uniform")
+        for kind in ("srht", "sparse_sign", "rows_uniform", "dct:4x5/dct", "pool:4x5/pool")
     },
     "two factors": (lambda rngs: TwoFactorLinear(20, 30, rank=4, rngs=rngs), (8, 20)),
     "conv": (lambda rngs: SketchConv(6, 8, (3, 3), rank=4, rngs=rngs), IMAGES),

@@ -307,6 +307,7 @@ def test_none_is_a_value(name: str, expected: object) -> None:
         (["train", "--out", "x", "--bits", "5"], "5"),
         (["train", "--out", "x", "--hidden", "8,,8"], "8,,8"),
         (["train", "--out", "x", "--sketch", "rows_norm"], "rows_norm"),
+        (["train", "--out", "x", "--sketch", "dct:28/srht"], "dct/pool:HEIGHTxWIDTH"),
         (["train", "--out", "x", "--epochs", "1"], "parallel_epochs"),
         (["train", "--rank", "4"], "--out"),
         (["train", "--resume", "x", "--rank", "4"], "--rank"),

@@ -53,6 +53,11 @@ NETWORKS = {
         sketched(32, 21, sketch="sparse_sign", **SEEDED), of("tanh"),
         sketched(21, 5, sketch="rows_uniform", **SEEDED),
     ],
+    "cosines and sums": [
+        sketched(20, 24, sketch="dct:4x5/pool:4x6", **SEEDED), of("relu"),
+        sketched(24, 30, sketch="pool:4x3/dct:5x6", **SEEDED), of("tanh"),
+        sketched(30, 5, sketch="dct", **SEEDED),
+    ],
     "stored entries": [
         sketched(20, 16, sketch="block_perm", **SEEDED), of("relu"),
         sketched(16, 5, sketch="gaussian", **SEEDED),
@@ -71,6 +76,10 @@ INTEGER_NETWORKS = {
         sketched(20, 30, sketch="sparse_sign", **SEEDED), of("relu"),
         sketched(30, 18, sketch="rows_uniform", **SEEDED), of("relu"),
         sketched(18, 5, sketch="block_perm", **SEEDED),
+    ],
+    "sums": [
+        sketched(20, 30, sketch="pool:4x5/pool", **SEEDED), of("relu"),
+        sketched(30, 5, sketch="pool", **SEEDED),
     ],
 }  # fmt: skip
 

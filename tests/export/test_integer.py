@@ -30,6 +30,7 @@ NETS = {
     "mlp, rademacher, tanh": (mlp("rademacher", "tanh"), (70,), pixels),
     "mlp, sparse, gelu": (mlp("sparse_sign", "gelu"), (70,), reals),
     "mlp, block_perm": (mlp("block_perm"), (70,), pixels),
+    "mlp, dct": (mlp("dct:10x7/dct"), (70,), pixels),
     "images": (convnet(), CONV_SHAPE, pixels),
     "signals, rows": (signal_net("rows_uniform"), SIGNAL_SHAPE, reals),
 }

@@ -42,7 +42,7 @@ import rosler_kernels as rk
 mesh = Mesh(np.array(jax.devices()), ("data",))
 assert len(jax.devices()) == 4
 x = jax.random.normal(jax.random.key(0), (8, 100))
-for kind in ("rademacher", "gaussian", "sparse_sign", "block_perm", "srht", "rows_uniform"):
+for kind in ("rademacher", "gaussian", "sparse_sign", "block_perm", "srht", "rows_uniform", "dct"):
     sketch = rk.make(kind, 3, 100, 24)
     want = rk.project(x, sketch, implementation="reference")
     loss = lambda x: jnp.sum(jnp.sin(rk.project(x, sketch)))

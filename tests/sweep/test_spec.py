@@ -139,6 +139,7 @@ TWO = {"hidden": (32, 32)}
         ([{"method": "seeded", "rank": r} for r in (1, 2)], 1, 2),
         ([{"method": "seeded", "rank": 2, "in_sketch": w} for w in (5, 9)], 1, 2),
         ([{"method": "seeded", "rank": r, "sketch": "rows_uniform"} for r in (1, 2)], 1, 2),
+        ([{"method": "seeded", "rank": r, "sketch": "dct/rademacher"} for r in (1, 2)], 1, 2),
         ([{"method": "seeded", "rank": r, "sketch": "sparse_sign"} for r in (1, 2)], 2, 2),
         # No program has room for the elementwise largest, 8 x 20 of 20 x 8.
         ([{**SMALL, "rank": r, "in_sketch": w} for r, w in ((2, 20), (8, 2))], 2, 2),

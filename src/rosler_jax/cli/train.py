@@ -71,10 +71,11 @@ def _folder(args: argparse.Namespace, given: dict[str, Any]) -> Path:
 def _check_sketch(sketch: str | None) -> None:
     if sketch is None:
         return
-    from rosler_jax.nn._families import kinds
+    from rosler_jax.nn._families import kind_of
 
     try:
-        kinds(sketch, 1)
+        for word in sketch.split("/", 1):
+            kind_of(word)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

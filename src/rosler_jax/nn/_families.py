@@ -45,7 +45,8 @@ def kinds(sketch: str, m: int) -> tuple[Kind, Kind]:
       m: inputs of the layer.
 
     Raises:
-      ValueError: for an unknown family or size, or a family that a layer cannot have.
+      ValueError: for an unknown family or size, a family that a layer cannot have, or inputs that
+        the one family does not fit.
 
     Example:
       >>> kinds("dct:28x28", 784)
@@ -55,11 +56,16 @@ def kinds(sketch: str, m: int) -> tuple[Kind, Kind]:
     """
     first, slash, second = sketch.partition("/")
     inputs = kind_of(first)
-    if not slash:
-        return inputs, Kind(inputs.name)
-    outputs = kind_of(second)
     fits = inputs.size is None or m % (inputs.size[0] * inputs.size[1]) == 0
-    return (inputs if fits else Kind(outputs.name)), outputs
+    if slash:
+        outputs = kind_of(second)
+        return (inputs if fits else Kind(outputs.name)), outputs
+    if not fits:
+        raise ValueError(
+            f"sketch {sketch!r} of a layer with {m} inputs, which are no such images; pass a "
+            f"second family, for outputs and for such layers, as {first}/srht"
+        )
+    return inputs, Kind(inputs.name)
 
 
 def kind_of(word: str) -> Kind:

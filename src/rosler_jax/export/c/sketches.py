@@ -142,8 +142,9 @@ def _dct(call: Call, transpose: bool) -> tuple[str, int]:
     if transpose:  # sums and numbers of one line; quarters of both axes; frequencies of a pixel
         numbers = lines + (image.height + 2) + (image.width + 2) + max(high, wide)
         return text, _accumulators(lines, n) + n.size * numbers
-    longest = max(image.height, image.width)
-    return text, n.size * (2 * longest + 2 + (image.height * lines if image.width > 1 else 0))
+    longest = max(image.height, image.width)  # a quarter of its wave, half of a frequency, lines
+    quarters = (longest + 2) + (longest + 1) // 2
+    return text, n.size * (quarters + (image.height * lines if image.width > 1 else 0))
 
 
 def _pooled(call: Call, transpose: bool) -> tuple[str, int]:

@@ -13,8 +13,8 @@ static inline void rosler_waves_@S@(const @X@ *q, int n, int start, int step, in
     }
 }
 
-/* Frequency u of an axis of n numbers. */
+/* The first half of frequency u of an axis of n numbers. */
 static inline void rosler_frequency_@S@(const @X@ *q, int n, int u, @X@ *y)
 {
-    rosler_waves_@S@(u ? q : q + n + 1, n, u, u ? 2 * u : 0, n, y);
+    rosler_waves_@S@(u ? q : q + n + 1, n, u, u ? 2 * u : 0, (n + 1) / 2, y);
 }
