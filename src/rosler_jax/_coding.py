@@ -2,8 +2,8 @@
 
 Of every tensor in turn, all counters of :mod:`rosler_jax._range_coder` starting anew:
 
-1. Is it coded? If not, nothing follows. Then ``transposed``, ``smooth``, and if it is smooth the
-   12 bits of ``stride``, the highest first. All these have the context ``CHOICE``.
+1. Is it coded? If not, nothing follows. Then ``transposed``, ``smooth``, if it is smooth the 12
+   bits of ``stride``, the highest first, else ``running``. All these have the context ``CHOICE``.
 2. The tensor is a matrix: its last axis the columns, all others the rows; the other way round where
    it is transposed. Each row begins with: is it not all zeros? The context is ``ROW`` + 1 after a
    row that is not, else ``ROW``. Nothing follows of a row of zeros.
@@ -17,14 +17,15 @@ Of every tensor in turn, all counters of :mod:`rosler_jax._range_coder` starting
 
 The levels 0 to 10 begin at 0, 1, 2, 3, 4, 6, 8, 12, 16, 24 and 32.
 
-Neighbours count as small numbers: cut off at +-3. A column has an activity ``a``: after each row
-a <- a - (a >> 5) + 16 times the size of its small number. It begins with what the matrix coded
-before (of two axes or more) says, whose k-th row feeds the columns k, k + its rows, ...: min(16 t,
-4095), t the sum of the small sizes in that row; or with 0 where its rows do not divide the columns.
-So the weights that read a unit which is almost dead cost almost nothing.
-
-Where the tensor is not smooth, the sum is a >> 3 and the trend 0. Where it is, x1, x2, ... are the
-small numbers before the value in its row (0 before the row), D is the stride, and::
+All that sums are made of are small numbers: values cut off at +-3. A column has an activity a,
+after each row a <- a - (a >> 5) + 16 times the size of its small number. It begins with what the
+matrix coded before (of two axes or more) says, whose k-th row feeds the columns k, k + its rows,
+...: min(16 t, 4095), t the sum of the small sizes in that row; or with 0 where its rows do not
+divide the columns. So the weights that read a unit which is almost dead cost almost nothing. There
+is one activity of all values, too, which begins with 0 and goes on after each value in rows that
+are not all zeros: the sum is a >> 3 of this one if the tensor is running, else of the column's, and
+the trend 0. If it is smooth, x1, x2, ... are the small numbers before the value in its row (0
+before the row), D is the stride, a the column's, and::
 
     sum   = (a >> 6) + 4 |x1| + |x2| + |x3| + 2 |x[D]| + 2 |x[D-1]| + |x[D+1]|
     trend = 4 x1 + x2 + 2 x[D] + 2 x[D-1]
@@ -64,10 +65,18 @@ _LONGEST: Final = 1 << 16  # of rows
 
 
 class Coding(NamedTuple):
-    """How a matrix is coded: transposed, with neighbours, and of these the stride (0: none)."""
+    """How a matrix is coded: by neighbours, by all values so far, or else by what its columns held.
+
+    Attributes:
+        transposed: its rows are the tensor's last axis.
+        smooth: neighbours count.
+        running: all values so far do.
+        stride: of smooth ones, to neighbours above; 0 for none.
+    """
 
     transposed: bool
     smooth: bool
+    running: bool = False
     stride: int = 0
 
 
@@ -122,8 +131,9 @@ def _codings(values: Tensor) -> Iterator[Coding]:
         return
     for transposed in (False, True) if values.ndim > 1 else (False,):
         yield Coding(transposed, smooth=False)
+        yield Coding(transposed, smooth=False, running=True)
         for stride in (0, *_strides(_matrix(values, Coding(transposed, smooth=True)))):
-            yield Coding(transposed, True, stride)
+            yield Coding(transposed, smooth=True, stride=stride)
 
 
 def _strides(matrix: Matrix) -> list[int]:
@@ -225,18 +235,22 @@ def _decisions(
     )
     order = np.argsort(where, kind="stable")
     chosen = [1, int(coding.transposed), int(coding.smooth)]
-    if coding.smooth:
-        chosen += [coding.stride >> k & 1 for k in reversed(range(_STRIDE_BITS))]
+    stride = [coding.stride >> k & 1 for k in reversed(range(_STRIDE_BITS))]
+    chosen += stride if coding.smooth else [int(coding.running)]
     return np.append([CHOICE] * len(chosen), contexts[order]), np.append(chosen, bits[order])
 
 
 def _sums(
     matrix: Matrix, coding: Coding, activity: Int[np.ndarray, " columns"]
 ) -> tuple[Int[np.ndarray, "rows columns"], Int[np.ndarray, "rows columns"]]:
-    """Sums and trends of all values."""
+    """Sums and trends of all values; those of rows of zeros are of no use."""
     sizes = _small_sizes(matrix)
     small = sizes * np.sign(matrix)
-    sums, trends = np.empty_like(sizes), np.zeros_like(sizes)
+    sums, trends = np.zeros_like(sizes), np.zeros_like(sizes)
+    if coding.running:
+        live = matrix.any(axis=1)
+        sums[live] = _running(sizes[live])
+        return sums, trends
     for into, row in zip(sums, sizes, strict=True):
         into[:] = _base(activity, coding)
         activity = _after(activity, row)
@@ -244,6 +258,15 @@ def _sums(
         sums[:, far:] += count * sizes[:, :-far]
         trends[:, far:] += trend * small[:, :-far]
     return sums, trends
+
+
+def _running(sizes: Int[np.ndarray, "rows columns"]) -> Int[np.ndarray, "rows columns"]:
+    """Sums by all values before."""
+    activity, sums = 0, []
+    for size in sizes.ravel().tolist():
+        sums.append(activity >> 3)
+        activity += 16 * size - (activity >> 5)
+    return np.reshape(sums, sizes.shape)
 
 
 def _about_sizes(at: Any, x: Any, sums: Any, trends: Any, levels: int) -> Iterator[tuple[Any, ...]]:
@@ -306,10 +329,12 @@ def decode(
 
 
 def _read_coding(bit: Callable[[int], bool]) -> Coding:
-    transposed, smooth, stride = bool(bit(CHOICE)), bool(bit(CHOICE)), 0
-    for _ in range(_STRIDE_BITS if smooth else 0):
+    transposed, smooth, stride = bit(CHOICE), bit(CHOICE), 0
+    if not smooth:
+        return Coding(transposed, smooth, running=bit(CHOICE))
+    for _ in range(_STRIDE_BITS):
         stride = 2 * stride + bit(CHOICE)
-    return Coding(transposed, smooth, stride)
+    return Coding(transposed, smooth, stride=stride)
 
 
 def _read_matrix(
@@ -321,9 +346,12 @@ def _read_matrix(
         raise ValueError(f"neighbours {coding.stride} apart in rows of {columns}")
     neighbours, activity, live = _neighbours(coding), _activity(before, columns), False
     beyond, totals = [0] * (coding.stride + 3), np.zeros(len(matrix), np.int64)
+    running = 0
     for k, row in enumerate(matrix):
         live = bit(ROW + live)
-        if live:
+        if live and coding.running:
+            row[:], running = _read_running(bit, columns, running, levels)
+        elif live:
             sums = _base(activity, coding).tolist() + beyond
             row[:] = _read_row(bit, sums, columns, neighbours, levels)
         sizes = _small_sizes(row)
@@ -338,14 +366,33 @@ def _read_row(
     row, trends, level = [0] * columns, [0] * len(sums), _LEVEL.tolist()
     for k in range(columns):
         if bit(ZERO + level[sums[k]]):
-            negative = bit(SIGN + min(level[abs(trends[k])], 5)) ^ (trends[k] < 0)
-            size = _read_size(bit, SIZE + _UNARY * min(sums[k] >> 3, 3) - 1, levels)
-            row[k] = -size if negative else size
-            small = min(size, _SMALL)
+            row[k] = value = _read_value(bit, sums[k], trends[k], levels)
+            small = max(-_SMALL, min(value, _SMALL))
             for far, count, trend in neighbours:
-                sums[k + far] += count * small
-                trends[k + far] += -trend * small if negative else trend * small
+                sums[k + far] += count * abs(small)
+                trends[k + far] += trend * small
     return row
+
+
+def _read_running(
+    bit: Callable[[int], bool], columns: int, activity: int, levels: int
+) -> tuple[list[int], int]:
+    row, level = [0] * columns, _LEVEL.tolist()
+    for k in range(columns):
+        total = activity >> 3
+        activity -= activity >> 5
+        if bit(ZERO + level[total]):
+            row[k] = value = _read_value(bit, total, 0, levels)
+            activity += 16 * min(abs(value), _SMALL)
+    return row, activity
+
+
+def _read_value(bit: Callable[[int], bool], total: int, trend: int, levels: int) -> int:
+    """One that is not zero."""
+    level = int(_LEVEL[abs(trend)])
+    negative = bit(SIGN + min(level, 5)) ^ (trend < 0)
+    size = _read_size(bit, SIZE + _UNARY * min(total >> 3, 3) - 1, levels)
+    return -size if negative else size
 
 
 def _read_size(bit: Callable[[int], bool], base: int, levels: int) -> int:
