@@ -112,7 +112,7 @@ def test_a_large_dct_of_images_costs_its_axes_alone() -> None:
 def test_low_frequencies_and_pools_hold_more_of_a_digit_than_a_random_sketch(
     real_data: Path,
 ) -> None:
-    # Measured on these 2,000 digits, of their energy: 144 cosines 90 %, 196 cosines 93 %, 196 pools
+    # Measured on these 2,000 digits, of their energy: 144 cosines 88 %, 196 cosines 92 %, 196 pools
     # 84 %; of any 144 random directions 144 / 784 = 18 %.
     with gzip.open(real_data / "mnist/t10k-images-idx3-ubyte.gz") as file:
         raw = np.frombuffer(file.read(), np.uint8, offset=16)
@@ -125,4 +125,4 @@ def test_low_frequencies_and_pools_hold_more_of_a_digit_than_a_random_sketch(
         return float(((x @ basis) ** 2).sum() / (x.astype(np.float64) ** 2).sum())
 
     found = [held("dct", 144), held("dct", 196), held("pool", 196), held("gaussian", 144)]
-    np.testing.assert_allclose(found, [0.90, 0.93, 0.84, 0.18], atol=0.02)
+    np.testing.assert_allclose(found, [0.884, 0.924, 0.842, 0.18], atol=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
@@ -62,11 +63,9 @@ def _grid(image: Image, cols: int) -> tuple[int, int]:
     if width == channels == 1:
         return cols, 1
     windows, rest = divmod(cols, channels)
-    fitting = [
-        (a, windows // a)
-        for a in range(1, height + 1)
-        if not rest and windows % a == 0 and windows // a <= width
-    ]
+    small = [a for a in range(1, math.isqrt(windows) + 1) if not rest and windows % a == 0]
+    divisors = sorted({*small, *(windows // a for a in small)})
+    fitting = [(a, windows // a) for a in divisors if a <= height and windows // a <= width]
     if not fitting:
         raise ValueError(
             f"pool: cols={cols}; expected a * b * {channels} channels with a up to {height} and b "
