@@ -87,11 +87,14 @@ class Coded(NamedTuple):
     bits: float
 
 
-def encode(tensors: Sequence[tuple[Tensor, int, int]]) -> tuple[bytes, list[bool]]:
+def encode(
+    tensors: Sequence[tuple[Tensor, int, int]], *, transposed: bool | None = None
+) -> tuple[bytes, list[bool]]:
     """Codes tensors, each if that makes it smaller.
 
     Args:
         tensors: of each its values, within +-levels; the levels; the bits that it takes uncoded.
+        transposed: what all matrices are, for a reader that must know; None for what is smaller.
 
     Returns:
         The stream, and which of them are coded.
@@ -106,7 +109,7 @@ def encode(tensors: Sequence[tuple[Tensor, int, int]]) -> tuple[bytes, list[bool
     length, weight = 0.0, 0
     for values, levels, uncoded in tensors:
         best, chosen = (float(uncoded), *_no_decisions()), None
-        for coding in _codings(values):
+        for coding in _codings(values, transposed):
             decisions = _decisions(values, levels, coding, before)
             bits = _length(*decisions)
             more = weight + _weight(_matrix(values, coding).shape)
@@ -125,11 +128,12 @@ def encode(tensors: Sequence[tuple[Tensor, int, int]]) -> tuple[bytes, list[bool
 # Choosing.
 
 
-def _codings(values: Tensor) -> Iterator[Coding]:
+def _codings(values: Tensor, only: bool | None) -> Iterator[Coding]:
     """The ways worth trying."""
     if not values.size:
         return
-    for transposed in (False, True) if values.ndim > 1 else (False,):
+    ways = (False, True) if only is None else (only,)
+    for transposed in ways if values.ndim > 1 else (False,):
         yield Coding(transposed, smooth=False)
         yield Coding(transposed, smooth=False, running=True)
         for stride in (0, *_strides(_matrix(values, Coding(transposed, smooth=True)))):
