@@ -46,6 +46,7 @@ LEVELS = {
     "rosler_jax.data": 2,
     "rosler_jax._bitpack": 3,
     "rosler_jax._coding": 3,
+    "rosler_jax._frame": 3,
     "rosler_jax._header_words": 3,
     "rosler_jax._range_coder": 3,
     "rosler_jax._quantized": 3,

@@ -43,17 +43,15 @@ import itertools
 import json
 import math
 import os
-import struct
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 
-from rosler_jax import _bitpack, _coding
+from rosler_jax import _bitpack, _coding, _frame
 from rosler_jax._files import replace_file
-from rosler_jax._header_words import WORDS
+from rosler_jax._frame import MAX_HEADER_BYTES, VERSION, Parts
 from rosler_jax._quantized import (
     FLOAT_BITS,
     INTEGER_BITS,
@@ -82,14 +80,6 @@ __all__ = [
     "to_numpy",
 ]
 
-VERSION: Final = 3  # the newest; without coding a graph is version 2, tensors alone version 1
-MAX_HEADER_BYTES: Final = 1 << 20
-
-_MAGIC: Final = b"ROSL"
-_PREFIX: Final = struct.Struct("<4sHHIIQ")
-_SHORT_PREFIX: Final = struct.Struct("<4sH")
-_CHECKSUM: Final = struct.Struct("<I")
-_SMALLEST: Final = _SHORT_PREFIX.size + 2 + _CHECKSUM.size
 _DTYPES: Final = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 _BOOL: Final = "b1"
 _MAX_DIMENSIONS: Final = 8
@@ -290,18 +280,10 @@ def encode(
     table = [[row.name, row.kind, row.axis, *row.shape] for row in rows]
     first = {"spec": spec, "meta": metadata, "tensors": table}
     header = _header_bytes(first if graph is None else [graph, metadata, table], name)
-    stored = _deflate(header, version)
     parts = [_tensor_bytes(*each, name) for each in zip(rows, tensors.values(), strict=True)]
-    if coded:
-        stream = _replace_coded(rows, [*tensors.values()], parts)
+    stream = _replace_coded(rows, [*tensors.values()], parts) if coded else b""
     payload = b"".join(part for both in parts for part in both)
-    if coded:
-        sizes = _leb128(len(stored)) + _leb128(len(payload))
-        body = _SHORT_PREFIX.pack(_MAGIC, version) + sizes + stored + payload + stream
-    else:
-        prefix = _PREFIX.pack(_MAGIC, version, 0, len(stored), len(header), len(payload))
-        body = prefix + stored + payload
-    return body + _CHECKSUM.pack(zlib.crc32(body))
+    return _frame.join(Parts(version, header, payload, stream))
 
 
 def decode(data: bytes, *, name: str = "model") -> ModelFile:
@@ -321,8 +303,10 @@ def decode(data: bytes, *, name: str = "model") -> ModelFile:
         >>> decode(encode({}, {"rank": 8}, {})).spec
         {'rank': 8}
     """
-    version = _checked_version(data, name)
-    header, payload, stream = (_split_short if version == 3 else _split)(data, name)
+    try:
+        version, header, payload, stream = _frame.split(data)
+    except ValueError as error:
+        _fail(name, str(error))
     what, metadata, table = _parsed_header(header, version, name)
     rows = _checked_table(table, version, name)
     coded = _decode_stream(rows, stream, name) if version == 3 else [_UNCODED] * len(rows)
@@ -448,98 +432,7 @@ def _header_bytes(header: Any, name: str) -> bytes:
     return text
 
 
-def _deflate(header: bytes, version: int) -> bytes:
-    words = WORDS if version == 3 else b""
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=words)
-    return packer.compress(header) + packer.flush()
-
-
-def _leb128(size: int) -> bytes:
-    low, rest = size & 127, size >> 7
-    return bytes([low | 128]) + _leb128(rest) if rest else bytes([low])
-
-
 # Reading.
-
-
-def _checked_version(data: bytes, name: str) -> int:
-    """Checks magic and version."""
-    # The magic first: a text file shorter than the prefix is "no model file", not "truncated".
-    if data[: len(_MAGIC)] != _MAGIC[: len(data)] or not data:
-        _fail(name, f"bad magic {data[:4]!r}, expected {_MAGIC!r}: not a rosler model file")
-    if len(data) < _SHORT_PREFIX.size:
-        _fail(name, f"truncated: {len(data)} bytes, a model file has at least {_SMALLEST}")
-    version = int(_SHORT_PREFIX.unpack_from(data)[1])
-    if version > VERSION:
-        _fail(name, f"version {version} is newer than {VERSION}; update rosler-jax to read it")
-    return version
-
-
-def _split(data: bytes, name: str) -> tuple[bytes, memoryview, memoryview]:
-    """Header, payload and an empty stream of a file of version 1 or 2."""
-    smallest = _PREFIX.size + _CHECKSUM.size
-    if len(data) < smallest:
-        _fail(name, f"truncated: {len(data)} bytes, a model file has at least {smallest}")
-    _, version, reserved, stored_size, header_size, payload_size = _PREFIX.unpack_from(data)
-    if version == 0 or reserved != 0:
-        _fail(name, f"damaged prefix: version {version}, reserved field {reserved}")
-    expected = smallest + stored_size + payload_size
-    if len(data) < expected:
-        _fail(name, f"truncated: {len(data)} bytes of {expected}")
-    if len(data) > expected:
-        _fail(name, f"{len(data) - expected} bytes too many after the {expected} of the model")
-    _check_sum(data, name)
-    if header_size > MAX_HEADER_BYTES:
-        _fail(name, f"header of {header_size} bytes, at most {MAX_HEADER_BYTES} are allowed")
-    start = _PREFIX.size + stored_size
-    header = _inflate(data[_PREFIX.size : start], b"", header_size, name)
-    return header, memoryview(data)[start : -_CHECKSUM.size], memoryview(b"")
-
-
-def _split_short(data: bytes, name: str) -> tuple[bytes, memoryview, memoryview]:
-    """Header, payload and stream of a file of version 3."""
-    if len(data) < _SMALLEST:
-        _fail(name, f"truncated: {len(data)} bytes, a model file has at least {_SMALLEST}")
-    _check_sum(data, name)
-    body = memoryview(data)[: -_CHECKSUM.size]
-    stored_size, start = _read_leb128(body, _SHORT_PREFIX.size, name)
-    payload_size, start = _read_leb128(body, start, name)
-    middle = start + stored_size
-    if middle + payload_size > len(body):
-        _fail(name, f"header and payload of {stored_size} + {payload_size} bytes are not all there")
-    header = _inflate(bytes(body[start:middle]), WORDS, MAX_HEADER_BYTES, name)
-    return header, body[middle : middle + payload_size], body[middle + payload_size :]
-
-
-def _check_sum(data: bytes, name: str) -> None:
-    (checksum,) = _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)
-    actual = zlib.crc32(memoryview(data)[: -_CHECKSUM.size])
-    if checksum != actual:
-        _fail(name, f"checksum mismatch: stored {checksum:08x}, computed {actual:08x}; damaged")
-
-
-def _read_leb128(data: memoryview, start: int, name: str) -> tuple[int, int]:
-    """A size, and where it ends."""
-    encoded = bytes(data[start : start + 8])
-    length = next((k + 1 for k, byte in enumerate(encoded) if byte < 128), 0)
-    size = sum((byte & 127) << 7 * k for k, byte in enumerate(encoded[:length]))
-    if not length or encoded[:length] != _leb128(size):
-        _fail(name, f"no size at byte {start}: {encoded!r}")
-    return size, start + length
-
-
-def _inflate(stored: bytes, words: bytes, most: int, name: str) -> bytes:
-    unpacker = zlib.decompressobj(-15, zdict=words)
-    try:
-        # One byte more than allowed shows a longer stream and still bounds the memory.
-        header = unpacker.decompress(stored, most + 1)
-    except zlib.error as error:
-        _fail(name, f"the header does not inflate: {error}")
-    fits = len(header) <= most if words else len(header) == most
-    if not fits or not unpacker.eof or unpacker.unused_data:
-        expected = "at most" if words else "the announced"
-        _fail(name, f"the header does not inflate to {expected} {most} bytes")
-    return header
 
 
 def _parsed_header(header: bytes, version: int, name: str) -> tuple[Any, dict[str, Any], list[Any]]:
@@ -615,7 +508,7 @@ def _listed(values: Iterable[object]) -> str:
     return "one of " + ", ".join(str(value) for value in values)
 
 
-def _decode_stream(rows: list[_Row], stream: memoryview, name: str) -> list[_coding.Coded]:
+def _decode_stream(rows: list[_Row], stream: bytes | memoryview, name: str) -> list[_coding.Coded]:
     """What the stream says of each tensor."""
     try:
         found = iter(_coding.decode(stream, [(r.shape, r.levels) for r in rows if r.levels]))
@@ -642,7 +535,9 @@ def _with_shares(
     ]
 
 
-def _read_tensor(row: _Row, data: memoryview, coded: np.ndarray | None, name: str) -> Tensor:
+def _read_tensor(
+    row: _Row, data: bytes | memoryview, coded: np.ndarray | None, name: str
+) -> Tensor:
     if row.kind == _BOOL:
         bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         if bits[row.count :].any():
@@ -664,7 +559,7 @@ def _read_tensor(row: _Row, data: memoryview, coded: np.ndarray | None, name: st
     return QuantizedTensor(integers.reshape(row.shape), shaped, row.kind, row.axis)
 
 
-def _read_plain(row: _Row, data: memoryview, dtype: str, name: str) -> np.ndarray:
+def _read_plain(row: _Row, data: bytes | memoryview, dtype: str, name: str) -> np.ndarray:
     array = np.frombuffer(data, "<" + dtype).reshape(row.shape).astype(dtype)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         _fail(name, f"tensor {row.name!r} holds NaN or infinity")
