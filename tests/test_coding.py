@@ -272,6 +272,15 @@ def test_more_values_than_the_bytes_can_hold_are_refused_at_once(shape: tuple[in
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("byte", [0, 0x55, 0xFE])
+def test_no_bytes_take_long(byte: int) -> None:
+    # Values that take as many decisions as may be, each almost certain.
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="coded bytes"):
+        decode(bytes([byte] * 50), [((20, 50_000), 32767)])
+    assert time.perf_counter() - start < 2
+
+
 def test_a_tensor_beyond_the_bounds_is_not_coded() -> None:
     # Rows of zeros would take a few bytes, from which no reader would be allowed to make so many.
     values = np.zeros((1 << 10, 1 << 11), np.int8)

@@ -20,7 +20,7 @@ The writer ends with the fewest bytes (0 to 4) that lead into its last interval 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 _HALF: Final = 1 << 15
@@ -92,11 +92,18 @@ def _put(out: bytearray, low: int) -> int:
     return low & _WORD
 
 
+def _after_first_four(data: bytes | memoryview) -> Iterator[int]:
+    """The stream goes on as zeros, at most four of all that are read: time is bounded, too."""
+    yield from data[4:]
+    yield from bytes(min(len(data), 4))
+    raise ValueError(f"{len(data)} coded bytes end before their decisions do")
+
+
 class Reader(NamedTuple):
     """Reads a stream.
 
     Attributes:
-        bit: of a context, what was decided.
+        bit: of a context, what was decided. Raises ValueError beyond the end.
         restart: begins a part.
         bits: that have been read, as a measure of information.
         finish: raises ValueError for any stream but the one that is written of these decisions.
@@ -109,7 +116,7 @@ class Reader(NamedTuple):
 
 
 def read(data: bytes | memoryview, contexts: int) -> Reader:
-    """A reader of what :func:`write` wrote; past the end of the stream it reads zeros.
+    """A reader of what :func:`write` wrote.
 
     Args:
         data: the stream.
@@ -128,7 +135,7 @@ def read(data: bytes | memoryview, contexts: int) -> Reader:
     """
     p, n = [_HALF] * contexts, [_FIRST] * contexts
     code, width, shifts = int.from_bytes(bytes(data[:4]).ljust(4, b"\0"), "big"), _WORD, 0
-    rest = iter(data[4:])
+    rest = _after_first_four(data)
     if code == _WORD:  # not below the width, and never would be
         raise ValueError("the coded bytes begin as no stream does")
 
@@ -147,7 +154,7 @@ def read(data: bytes | memoryview, contexts: int) -> Reader:
         if count < _LAST:
             n[k] = count + 1
         while width < _SMALLEST:
-            code = code << 8 | next(rest, 0)
+            code = code << 8 | next(rest)
             width <<= 8
             shifts += 1
         return yes
