@@ -56,6 +56,18 @@ def dct(
     return sketch
 
 
+def box(height: int, width: int, count: int) -> tuple[int, int]:
+    """The box a x b that the first frequencies lie in.
+
+    >>> box(28, 28, 144), box(28, 28, 145)
+    ((12, 12), (13, 12))
+    """
+    a, b = (count, 1) if width == 1 else (1, 1)
+    while a * b < count:
+        a, b = (a + 1, b) if a * width <= b * height else (a, b + 1)
+    return a, b
+
+
 @functools.lru_cache(maxsize=64)
 def frequencies(height: int, width: int, count: int) -> Int[np.ndarray, "count 2"]:
     """The first (u, v), in the order of ``dct``.
@@ -65,21 +77,25 @@ def frequencies(height: int, width: int, count: int) -> Int[np.ndarray, "count 2
     """
     if width == 1:
         return np.stack([np.arange(count), np.zeros(count, np.int64)], axis=1)
-    found, a, b = [(0, 0)], 1, 1
-    while len(found) < count:
-        if a * width <= b * height:
-            found += [(a, v) for v in range(b)]
-            a += 1
-        else:
-            found += [(u, b) for u in range(a)]
-            b += 1
-    return np.array(found[:count])
+    found, a, b = [np.zeros((1, 2), np.int64)], 1, 1
+    while a * b < count:
+        row = a * width <= b * height
+        along = np.arange(b if row else a)
+        found.append(np.stack([along * 0 + a, along] if row else [along, along * 0 + b], axis=1))
+        a, b = (a + 1, b) if row else (a, b + 1)
+    return np.concatenate(found)[:count]
 
 
 def of_sketch(sketch: Sketch) -> Int[np.ndarray, "n 2"]:
     """The frequencies of its columns, a channel."""
     height, width, channels = image_of(sketch)
     return frequencies(height, width, -(-sketch.cols // channels))
+
+
+def box_of(sketch: Sketch) -> tuple[int, int]:
+    """The box that its frequencies lie in."""
+    height, width, channels = image_of(sketch)
+    return box(height, width, -(-sketch.cols // channels))
 
 
 def cosines(n: int, i: UInt32[Array, "..."], u: UInt32[Array, "..."]) -> Float[Array, "..."]:
@@ -98,8 +114,7 @@ def scale(sketch: Sketch) -> np.float32:
 
 def separable(sketch: Sketch) -> Separable:
     """As a product along each axis; the width is more than 1."""
-    image, found = image_of(sketch), of_sketch(sketch)
-    a, b = (found.max(axis=0) + 1).tolist()
+    image, found, (a, b) = image_of(sketch), of_sketch(sketch), box_of(sketch)
     left, right = (
         cosines(n, indices(0, n)[:, None], indices(0, size)[None, :])
         for n, size in ((image.height, a), (image.width, b))

@@ -114,7 +114,7 @@ def _signs(op: Project, state: State) -> None:
         more["stages"], reach = stages(op.sketch, op.transpose, x.bound)
         of, scale = more["stages"], rk.family("dct").scale
         assert scale is not None
-        unit = x.scale * op.scale * float(scale(op.sketch)) * 2.0 ** (of.shift - sum(of.bits))
+        unit = x.scale * op.scale * float(scale(op.sketch)) * 2.0**-of.bits
     else:
         unit = x.scale * entry(op)
         reach = _reach(op) * x.bound

@@ -30,7 +30,7 @@ from rosler_jax.graph.kinds import (
 )
 from rosler_jax.graph.weight import Weight
 from rosler_kernels.sketches._separable import image_of
-from rosler_kernels.sketches.dct import of_sketch
+from rosler_kernels.sketches.dct import box_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _along_axes(sketch: rk.Sketch, transpose: bool) -> Operations:
     height, width, channels = image_of(sketch)
     if width == 1:
         return product(cols, rows) if transpose else product(rows, cols)
-    lines = channels * int(of_sketch(sketch)[:, 1].max() + 1)  # frequencies along the width
+    lines = channels * box_of(sketch)[1]  # frequencies along the width
     if transpose:
         across = Operations(height * cols, height * (cols - lines))
         return across + (height * channels) * product(lines // channels, width)

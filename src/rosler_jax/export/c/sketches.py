@@ -9,9 +9,10 @@ from typing import NamedTuple
 import rosler_kernels as rk
 from rosler_jax.export.c.loops import over, row
 from rosler_jax.export.c.unit import CTYPES, Numbers, Step, Unit
-from rosler_jax.export.cosines import Stages, counts
+from rosler_jax.export.cosines import Stages
 from rosler_kernels.hashing import Tag, domain_key
 from rosler_kernels.sketches._separable import image_of
+from rosler_kernels.sketches.dct import box_of
 from rosler_kernels.sketches.pool import grid
 
 
@@ -131,17 +132,15 @@ def _braced(begin: str, text: str) -> str:
 
 def _dct(call: Call, transpose: bool) -> tuple[str, int]:
     s, n, image = call.sketch, call.numbers, image_of(call.sketch)
-    high, wide = counts(s)
+    high, wide = box_of(s)
     kernel = "dct_transpose" if transpose else "dct"
     call.unit.use(kernel, n.names())
-    stages = ", ".join(map(str, (*call.stages.bits, call.stages.shift)))
-    sizes = ", ".join(map(str, (*image, high, wide, s.cols, stages)))
-    scratch = f"({n.accumulator} *)({{scratch}})"
-    text = f"rosler_{kernel}_{n.suffix}({{x}}, {sizes}, {scratch}, {call.finish}, {{y}});"
+    sizes = ", ".join(map(str, (*image, high, wide, s.cols, *call.stages)))
+    text = f"rosler_{kernel}_{n.suffix}({{x}}, {sizes}, {{scratch}}, {call.finish}, {{y}});"
     lines = wide * image.channels
     if transpose:  # sums and numbers of one line; quarters of both axes; frequencies of a pixel
         numbers = lines + (image.height + 2) + (image.width + 2) + max(high, wide)
-        return text, _accumulators(lines, n) + n.size * numbers
+        return text, (8 if n.suffix == "i16" else 4) * lines + n.size * numbers
     longest = max(image.height, image.width)  # a quarter of its wave, half of a frequency, lines
     quarters = (longest + 2) + (longest + 1) // 2
     return text, n.size * (quarters + (image.height * lines if image.width > 1 else 0))
