@@ -134,6 +134,7 @@ def test_floats_agree(tmp_path, name):
     "name, dtype",
     [
         ("mlp, srht", "int4"),
+        ("seeded_dct_images", "int8"),
         ("images", "int16"),
         ("volumes", "int8"),
         ("signals, rademacher", "int8"),

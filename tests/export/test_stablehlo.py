@@ -22,7 +22,10 @@ from rosler_jax.graph import run, trace
 
 pytest.importorskip("flatbuffers", reason="the extra export is not installed")
 
-SOME = ("images", "factors", "seeded_srht", "seeded_groups", "gaps", "wrap", "norms")
+SOME = (
+    "images", "factors", "seeded_srht", "seeded_dct_images", "seeded_pool_images", "seeded_groups",
+    "gaps", "wrap", "norms",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SOME)
