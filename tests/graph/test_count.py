@@ -151,6 +151,10 @@ def test_sketches_belong_to_the_core_beside_them() -> None:
         ("one", 2, 1600), ("two", 2, 1600),
     ]  # fmt: skip
     assert found[0].kind == "seeded core 16x4, srht, 40->40"
+    m = Maker()
+    x = m.add(Project, m.input(1, 40), sketch=rk.dct(0, 40, 16), scale=1.0, transpose=False)
+    (part,) = parts(m.graph(m.add(Dense, x, weight=weight("one/u", 16, 4), name="one/u")))
+    assert (part.kind, part.sketches) == ("core 16x4, dct, 40->4", 0)
 
 
 def test_scans_count_their_length_and_products_of_values_have_a_part() -> None:

@@ -365,7 +365,8 @@ def _words(chain: list[Op], each: list[Matrices]) -> str:
         grouped = f" in {count} groups" if count > 1 else ""
         ends = f"{first.in_shape[-1]}->{outputs}{grouped}"
     if sketches:
-        core = f"seeded core {cores[0].m}x{cores[0].n}" if cores else "sketch"
+        seeded = "" if all(rk.family(kind).fixed for kind in sketches) else "seeded "
+        core = f"{seeded}core {cores[0].m}x{cores[0].n}" if cores else "sketch"
         words = f"{core}, {sketches[0]}, {ends}"
     elif window:
         words = f"dense, {ends}" if len(chain) == 1 else f"factors of rank {each[0].n}, {ends}"
