@@ -25,6 +25,7 @@ from rosler_jax.nn import (
     TwoFactorLinear,
 )
 from rosler_jax.optim import ares_bp, extract_factors, restrict_rank
+from rosler_jax.rate import rate_coded
 from rosler_jax.size import size_report
 from rosler_jax.sketchify import Rule, sketchify
 from rosler_jax.views import MatrixView
@@ -56,6 +57,7 @@ __all__ = [
     "nn",
     "optim",
     "quantization",
+    "rate_coded",
     "restrict_rank",
     "save",
     "size_report",

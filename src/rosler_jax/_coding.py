@@ -33,7 +33,7 @@ before the row), D is the stride, a the column's, and::
 without the terms of D where it is 0. With D the width of an image they see what lies above.
 
 A stream of n bytes holds at most 1024 n + 2^20 values, where a row counts as 16 more; a row has at
-most 65536 values. A reader refuses more before it begins, and whatever goes on beyond the stream's end.
+most 65536 values. A reader refuses more before it begins, and what goes on beyond the stream's end.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("one-cycle", "cosine", "constant")
 STANDARDIZE = ("auto", "features", "all")
 STREAM = ("auto", "always", "never")
+_NOT_NEGATIVE = (
+    "weight_decay", "noise", "shift", "rotate", "elastic", "parallel_learning_rate", "rate_lambda",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,13 @@ class TrainConfig:
       bits: bits of the weights in the model file.
       quantization_aware: train through the quantiser, from ``quantize_from`` of the run on.
       quantize_from: fraction of the epochs after which it begins.
+      rate_lambda: what a kilobit of the coded file costs, in nats of loss: parameters are then
+        trained rate-coded, see :func:`rosler_jax.rate_coded`; 0 for not.
+      budget_bytes: the file's bytes at most: what a bit costs follows; None for no budget.
+      min_metric: the least metric on validation that the smallest file is wanted of; None for none.
+      teacher: a run's folder or a model file whose outputs the model is to imitate as well.
+      teacher_weight: of that in the loss, in [0, 1]; the labels have the rest.
+      temperature: that the outputs of classes are divided by to be compared.
       epochs: passes over the training split.
       batch_size: examples an update; the last, smaller batch of an epoch is dropped.
       learning_rate: peak of the schedule; None for what worked for the method.
@@ -66,6 +76,9 @@ class TrainConfig:
       label_smoothing: in [0, 1).
       shift: augmentation, random shifts of images by up to so many pixels.
       flip: augmentation, random left-right flips.
+      rotate: augmentation, random rotations of images by up to so many degrees.
+      zoom: augmentation, random relative changes of width and height by up to so much.
+      elastic: augmentation, random smooth bending, its deviation in pixels.
       noise: augmentation, standard deviation of Gaussian noise in units of the data's own.
       precision: dtype of the computation; parameters stay float32.
       validation: fraction of the training data held out.
@@ -101,6 +114,12 @@ class TrainConfig:
     bits: int = 16
     quantization_aware: bool = False
     quantize_from: float = 0.5
+    rate_lambda: float = 0.0
+    budget_bytes: int | None = None
+    min_metric: float | None = None
+    teacher: str | None = None
+    teacher_weight: float = 0.5
+    temperature: float = 2.0
     epochs: int = 10
     batch_size: int = 128
     learning_rate: float | None = None
@@ -114,6 +133,9 @@ class TrainConfig:
     label_smoothing: float = 0.0
     shift: int = 0
     flip: bool = False
+    rotate: float = 0.0
+    zoom: float = 0.0
+    elastic: float = 0.0
     noise: float = 0.0
     precision: str = "float32"
     validation: float = 0.1
@@ -140,25 +162,55 @@ class TrainConfig:
                 _require(name, value, math.isfinite(value), "a finite number")
         for name in ("epochs", "batch_size", "restrict_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("in_sketch", "patience"):
+        for name in ("in_sketch", "patience", "budget_bytes"):
             value = getattr(self, name)
             _require(name, value, value is None or value >= 1, "at least 1, or none")
-        for name in ("weight_decay", "noise", "shift", "parallel_learning_rate"):
+        for name in _NOT_NEGATIVE:
             _require(name, getattr(self, name), getattr(self, name) >= 0, "not negative")
-        for name in ("label_smoothing", "momentum", "quantize_from"):
+        for name in ("label_smoothing", "momentum", "quantize_from", "zoom"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         hidden = self.hidden or ()
         _require("hidden", hidden, all(w >= 1 for w in hidden), "positive widths")
         _require("validation", self.validation, 0 < self.validation < 1, "between 0 and 1")
         rate = self.learning_rate
         _require("learning_rate", rate, rate is None or rate > 0, "positive")
+        weight = self.teacher_weight
+        _require("teacher_weight", weight, 0 <= weight <= 1, "in [0, 1]")
+        _require("temperature", self.temperature, self.temperature > 0, "positive")
         _require("clip_norm", self.clip_norm, self.clip_norm > 0, "positive")
+        self._check_rate()
         if self.staged:
             inside = 0 < self.parallel_epochs < self.epochs
             _require(
                 "parallel_epochs", self.parallel_epochs, inside,
                 f"above 0 and below epochs={self.epochs} (or use method 'chain')",
             )  # fmt: skip
+
+    def _check_rate(self) -> None:
+        both = self.budget_bytes is not None and self.min_metric is not None
+        _require("min_metric", self.min_metric, not both, "none beside budget_bytes; pass one")
+        if self.rate_coded:
+            aware, thin = self.quantization_aware, getattr(METHODS.get(self.method), "thin", None)
+            _require("quantization_aware", aware, not aware, "False: rate coding quantises itself")
+            _require(
+                "method", self.method, thin is None,
+                "one whose weights are stored as they are trained, to be rate-coded",
+            )  # fmt: skip
+
+    @property
+    def warps(self) -> bool:
+        """Whether images are rotated, scaled or bent."""
+        return bool(self.rotate or self.zoom or self.elastic)
+
+    @property
+    def rate_coded(self) -> bool:
+        """Whether parameters are trained with the bits that they take."""
+        return self.rate_lambda > 0 or self.budget_bytes is not None or self.min_metric is not None
+
+    @property
+    def rate_bits(self) -> int:
+        """Of a rate-coded integer at most."""
+        return min(self.bits, 8)
 
     @property
     def staged(self) -> bool:

@@ -20,19 +20,27 @@ from rosler_jax import augment
 from rosler_jax._convert import Rule
 from rosler_jax._lookup import lookup
 from rosler_jax.config import TrainConfig, model_options
+from rosler_jax.graph.compute import run_batch
+from rosler_jax.graph.save import load, model_path
 from rosler_jax.hyper import Hyper, hyper_of
-from rosler_jax.learner import KEYS, Learner, make_learner
+from rosler_jax.learner import KEYS, Learner, make_learner, rate_coded_learner
 from rosler_jax.methods import METHODS, Method, Setting, rules
 from rosler_jax.models import MODELS
 from rosler_jax.optim.after_switch import after_switch
 from rosler_jax.quantization import fake_quantize_params
-from rosler_jax.tasks import TASKS, Task, losses, metric_of
+from rosler_jax.rate import decaying, lifted
+from rosler_jax.tasks import TASKS, Task, imitated, losses, metric_of
 from rosler_jax.units import PLAIN, Units, is_tokens, standardized
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key, PyTree
 
 EVALUATION_BATCH = 1000
+RAMP = 0.3  # of the epochs, in which the price of a bit grows
+AHEAD = 5  # epochs
+GAIN = 2.0  # of the controller: logarithms of the price an epoch
+ROOM = 0.005  # beyond the least metric, for the price to rise as fast as it may
+SHORT = 1e6  # what the score of a model that misses it lies below all others
 
 
 class Arrays(NamedTuple):
@@ -52,6 +60,7 @@ class Metrics(NamedTuple):
     validation_loss: Float[Array, ""]
     validation: dict[str, Any]
     finite: Array  # whether loss and parameters stayed finite; if not, the epoch was undone
+    bits: Array  # of rate-coded parameters, by their entropy models; else 0
 
 
 class TrainState(NamedTuple):
@@ -66,6 +75,8 @@ class TrainState(NamedTuple):
     best_buffers: Any
     best_score: Array  # the followed metric of best_params, on validation; larger is better
     best_epoch: Array  # 0 where no epoch ended with a model that can ship
+    price: Array  # logarithm of what a target has made of the price of a bit; 0 without one
+    bits: Array  # of rate-coded parameters after the epoch; 0 before the first
 
 
 class Epoch(NamedTuple):
@@ -84,7 +95,7 @@ class Parts(NamedTuple):
         buffers and optimiser; ``take`` gives a batch's ``(x, y)`` for a row of the order.
       project: ``(state, carry, hyper) -> (carry, params)``: the end of the last update, and the
         parameters that validation sees.
-      close: ``(state, carry, seen, (loss, metrics)) -> (state, Metrics)``.
+      close: ``(state, carry, seen, (loss, metrics), hyper) -> (state, Metrics)``.
     """
 
     begin: Callable[[TrainState], Epoch]
@@ -128,7 +139,7 @@ def learner_of(config: TrainConfig, dataset: Any, given: Sequence[Rule] | None =
       ValueError: for a model that there is not, or one that these data do not fit.
     """
     method, x = method_of(config), dataset.train_x
-    return make_learner(
+    learner = make_learner(
         lookup(MODELS, config.model, "model"),
         x.shape[1:],
         task_of(config).outputs(dataset),
@@ -138,6 +149,20 @@ def learner_of(config: TrainConfig, dataset: Any, given: Sequence[Rule] | None =
         input_dtype=jnp.int32 if is_tokens(x) else jnp.float32,
         options={"vocabulary": getattr(dataset, "vocabulary", None), **model_options(config)},
     )
+    coded = config.rate_coded and not method.stages  # else from the switch on
+    return rate_coded_learner(learner, config.rate_bits) if coded else learner
+
+
+def teacher_of(config: TrainConfig) -> Callable[[Any], Array] | None:
+    """The outputs of a run's teacher, of a batch in the data's own units.
+
+    Raises:
+      ModelFileError, OSError: if it cannot be read.
+    """
+    if config.teacher is None:
+        return None
+    graph = load(model_path(config.teacher)).graph
+    return lambda x: jax.lax.stop_gradient(run_batch(graph, x))
 
 
 def make_schedule(config: TrainConfig, peak: Any, steps: int) -> optax.Schedule:
@@ -212,6 +237,7 @@ def make_fit(
     followed, metric = metric_of(task, config.metric)
     steps = steps_of(config, num_examples)
     switch = parallel_steps(config, steps)
+    teacher = teacher_of(config)
 
     def setting(hyper: Hyper) -> Setting:
         return Setting(config, hyper, learner, switch)
@@ -238,6 +264,8 @@ def make_fit(
             best_buffers=buffers,
             best_score=jnp.full((), -jnp.inf, jnp.float32),
             best_epoch=jnp.zeros((), jnp.int32),
+            price=jnp.zeros((), jnp.float32),
+            bits=jnp.zeros((), jnp.float32),
         )
 
     def begin(state: TrainState) -> Epoch:
@@ -247,9 +275,10 @@ def make_fit(
         return Epoch(order.reshape(steps, config.batch_size), jax.random.split(key_steps, steps))
 
     def loss_fn(
-        params: PyTree, buffers: PyTree, x: Any, y: Any, epoch: Array, hyper: Hyper, units: Units
-    ) -> Any:
-        params = quantized(config, learner, params, epoch)
+        params: PyTree, buffers: PyTree, x: Any, y: Any, key: Any, state: TrainState,
+        hyper: Hyper, units: Units,
+    ) -> Any:  # fmt: skip
+        params = quantized(config, learner, params, state.epoch)
         out, buffers = learner.apply(params, buffers, standardized(x, units), True)
         options = {
             "label_smoothing": hyper.label_smoothing,
@@ -257,16 +286,25 @@ def make_fit(
             "unit": units.target_std,
         }
         out = in_units(task, out, units)
-        return losses(task, out, y, options).mean(), (out, buffers)
+        loss = losses(task, out, y, options).mean()
+        if teacher is not None:
+            options = {"temperature": hyper.temperature, "unit": units.target_std}
+            apart = imitated(task, out, teacher(x), options).mean()
+            loss += hyper.teacher_weight * (apart - loss)
+        paid = loss
+        if learner.rate is not None:
+            bits = learner.rate(params, jax.random.fold_in(key, 3))
+            paid = loss + price_of_a_bit(config, state, hyper, num_examples) * bits
+        return paid, (loss, out, buffers)
 
     def step(
-        carry: Any, x: Array, y: Any, key: Any, epoch: Array, hyper: Hyper, units: Units
+        carry: Any, x: Array, y: Any, key: Any, state: TrainState, hyper: Hyper, units: Units
     ) -> tuple[Any, Any]:
         params, buffers, opt_state = carry
         x, y = augmented(config, task, key, x, y, hyper, units)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (out, buffers)), grads = grad_fn(params, buffers, x, y, epoch, hyper, units)
-        updates, opt_state = optimizer(hyper).update(grads, opt_state, params)
+        (_, (loss, out, buffers)), grads = grad_fn(params, buffers, x, y, key, state, hyper, units)
+        updates, opt_state = optimizer(hyper).update(grads, opt_state, decaying(params))
         params = optax.apply_updates(params, updates)
         return (params, buffers, opt_state), (loss, statistics(task, out, y))
 
@@ -276,7 +314,7 @@ def make_fit(
     ) -> tuple[Any, Any]:  # fmt: skip
         def one(carry: Any, batch: Epoch) -> tuple[Any, Any]:
             x, y = take(batch.order)
-            return step(carry, x, y, batch.keys, state.epoch, hyper, units)
+            return step(carry, x, y, batch.keys, state, hyper, units)
 
         return jax.lax.scan(one, carry, batches)
 
@@ -286,8 +324,9 @@ def make_fit(
         return (params, *rest), quantized(config, learner, params, state.epoch)
 
     def close(
-        state: TrainState, carry: Any, seen: Any, validation: tuple[Any, dict[str, Any]]
-    ) -> tuple[TrainState, Metrics]:
+        state: TrainState, carry: Any, seen: Any, validation: tuple[Any, dict[str, Any]],
+        hyper: Hyper,
+    ) -> tuple[TrainState, Metrics]:  # fmt: skip
         (params, buffers, opt_state), (step_losses, stats), (loss, found) = carry, seen, validation
         finite = jnp.isfinite(step_losses).all() & jnp.isfinite(loss) & all_finite(params)
         new = state._replace(
@@ -298,10 +337,15 @@ def make_fit(
             opt_state=opt_state,
         )
         score = found[followed] if metric.larger_is_better else -found[followed]
-        new = keep_best(new, score, may_end_here(config, state.epoch, steps))
+        bits = jnp.zeros(()) if learner.rate is None else learner.rate(params, None)
+        eligible = may_end_here(config, state.epoch, steps)
+        if learner.rate is not None:
+            new, score, fits = controlled(config, new, score, bits, hyper)
+            eligible &= fits
+        new = keep_best(new, score, eligible)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         means = jax.tree.map(lambda a: a.mean(0), stats)
-        return new, Metrics(step_losses.mean(), values(task, means), loss, found, finite)
+        return new, Metrics(step_losses.mean(), values(task, means), loss, found, finite, bits)
 
     def epoch(
         state: TrainState, arrays: Arrays, hyper: Hyper, units: Units
@@ -315,7 +359,7 @@ def make_fit(
         carry, deployed = project(state, carry, hyper)
         predict = lambda x: outputs(deployed, carry[1], x, units)  # noqa: E731
         x, y = arrays.validation_x, arrays.validation_y
-        return close(state, carry, seen, evaluate(predict, x, y, task, units=units))
+        return close(state, carry, seen, evaluate(predict, x, y, task, units=units), hyper)
 
     return Fit(init, epoch, outputs, Parts(begin, steps_over, project, close))
 
@@ -345,15 +389,21 @@ def settle(
     """
     steps = steps_of(config, num_examples)
     chain, convert = learner.settled()
+    if config.rate_coded:
+        chain = rate_coded_learner(chain, config.rate_bits)
     optimizer = successive_optimizer(config, hyper_of(config), steps)
 
     def settled(state: TrainState) -> TrainState:
         params, buffers = convert(state.params, state.buffers)
         best_params, best_buffers = convert(state.best_params, state.best_buffers)
+        opt_state = after_switch(state.opt_state, optimizer, params)
+        if config.rate_coded:
+            plain, (params, best_params) = params, map(chain.coded, (params, best_params))
+            opt_state = lifted(opt_state, plain, params)
         return state._replace(
             params=params,
             buffers=buffers,
-            opt_state=after_switch(state.opt_state, optimizer, params),
+            opt_state=opt_state,
             best_params=best_params,
             best_buffers=best_buffers,
         )
@@ -397,12 +447,53 @@ def key_words(key: Key[Array, ""]) -> Array:
 def may_end_here(config: TrainConfig, epoch: Array, steps: int) -> Array:
     """Whether the model after this epoch could be shipped, so that it may become the best one.
 
-    Not while aRes-BP is in its parallel stage, nor before quantisation-aware training begins.
+    Not while aRes-BP is in its parallel stage, nor before quantisation-aware training begins, nor
+    while the price of a bit still grows or the learning rate is high.
     """
     first = max(0, math.ceil(parallel_steps(config, steps) / steps) - 1)
+    if config.rate_coded:
+        first = max(first, min(config.epochs - 1, math.ceil(0.7 * config.epochs)))
     if config.quantization_aware and config.bits < 32:
         first = max(first, math.ceil(config.quantize_from * config.epochs))
     return epoch >= first
+
+
+def price_of_a_bit(
+    config: TrainConfig, state: TrainState, hyper: Hyper, num_examples: int
+) -> Array:
+    """In nats of loss, whose mean is over examples; it grows over the first epochs.
+
+    A target changes it as it goes. That begins at half of ``ln 2 / examples``, at which a bit of
+    the model costs twice what it costs to code the labels, all of them, with a bit more.
+    """
+    grown = jnp.minimum((state.epoch + 1) / max(1.0, RAMP * config.epochs), 1.0)
+    price = hyper.rate_lambda / 1000 if config.rate_lambda else 0.5 * math.log(2) / num_examples
+    return price * grown * jnp.exp(state.price)
+
+
+def controlled(
+    config: TrainConfig, state: TrainState, score: Array, bits: Array, hyper: Hyper
+) -> tuple[TrainState, Array, Array]:
+    """The price of a bit after an epoch, the epoch's score, and whether it may be the best.
+
+    For a budget of bits the price follows what they will exceed it by in a few epochs, if they go
+    on as they do, and the best of what fits is wanted; for a least metric it rises while there is
+    room, and the smallest of what reaches it is.
+    """
+    change, fits = jnp.zeros(()), jnp.array(True)
+    if config.budget_bytes is not None:
+        over = jnp.log(jnp.maximum(bits, 1.0) / hyper.budget_bits)
+        over += AHEAD * jnp.where(state.bits > 0, jnp.log(jnp.maximum(bits, 1.0) / state.bits), 0)
+        change, fits = jnp.clip(GAIN * over, -1.0, 1.0), bits <= hyper.budget_bits
+    elif config.min_metric is not None:
+        least = hyper.min_metric
+        larger = metric_of(task_of(config), config.metric)[1].larger_is_better
+        room = score - (least if larger else -least)
+        change = jnp.clip(room / ROOM, -1.0, 1.0) * GAIN
+        score = jnp.where(room >= 0, 1 / jnp.maximum(bits, 1.0), score - SHORT)
+    moving = state.epoch > RAMP * config.epochs / 2
+    price = state.price + jnp.where(moving, change, 0.0)
+    return state._replace(price=price, bits=bits), score, fits
 
 
 def keep_best(state: TrainState, score: Array, eligible: Array) -> TrainState:
@@ -433,6 +524,9 @@ def augmented(
         x = augment.shift(key_shift, x, config.shift)
     if config.flip:
         x = augment.flip(key_flip, x)
+    if config.warps:
+        how = {"rotate": config.rotate, "zoom": config.zoom, "elastic": config.elastic}
+        x = augment.warp(jax.random.fold_in(key, 4), x, **how)
     y = task.target(x, y)
     if config.noise:
         x = augment.noise(key_noise, x, hyper.noise * units.std)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,10 @@ class Hyper(NamedTuple):
       parallel_learning_rate, momentum, clip_norm: of aRes-BP's parallel stage.
       label_smoothing: in [0, 1).
       noise: augmentation, in deviations of the data.
+      teacher_weight, temperature: of a distillation.
+      rate_lambda: of rate-coded training, nats of loss a kilobit.
+      budget_bits: of its coded tensors; infinite without a budget.
+      min_metric: the least metric where the smallest file is wanted.
     """
 
     learning_rate: Any
@@ -28,6 +33,11 @@ class Hyper(NamedTuple):
     clip_norm: Any
     label_smoothing: Any
     noise: Any
+    teacher_weight: Any
+    temperature: Any
+    rate_lambda: Any
+    budget_bits: Any
+    min_metric: Any
 
 
 def hyper_of(config: TrainConfig) -> Hyper:
@@ -38,6 +48,9 @@ def hyper_of(config: TrainConfig) -> Hyper:
       >>> float(hyper_of(TrainConfig(method="chain")).learning_rate)
       0.003...
     """
-    named = {name: getattr(config, name) for name in Hyper._fields}
+    named = {name: getattr(config, name, None) for name in Hyper._fields}
     named["learning_rate"] = config.peak_learning_rate
+    budget, least = config.budget_bytes, config.min_metric
+    named["budget_bits"] = math.inf if budget is None else 8 * budget
+    named["min_metric"] = 0.0 if least is None else least
     return Hyper(**{name: np.float32(value) for name, value in named.items()})

@@ -15,6 +15,7 @@ from rosler_jax._convert import Rule
 from rosler_jax._layer_views import matrix_views
 from rosler_jax._lookup import call_named
 from rosler_jax.finish import finish
+from rosler_jax.rate import RateCoded, rate_coded
 from rosler_jax.sketchify import Report, sketchify
 from rosler_jax.views import Views
 
@@ -39,6 +40,9 @@ class Learner(NamedTuple):
       settled: the same model with plain chains for aRes-BP's layers, and ``(params, buffers)`` to
         its own; for after the switch.
       thin: the same model with thin factors, where the weights stay dense and are given ranks.
+      rate: ``(params, key) ->`` bits of rate-coded parameters, see :mod:`rosler_jax.rate`; None of
+        others.
+      coded: plain parameters as rate-coded ones.
     """
 
     init: Callable[[Any], tuple[PyTree, PyTree]]
@@ -49,6 +53,8 @@ class Learner(NamedTuple):
     call: Mapping[str, Any]
     settled: Callable[[], tuple[Learner, Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]]]
     thin: Learner | None = None
+    rate: Callable[[PyTree, Any], Any] | None = None
+    coded: Callable[[PyTree], PyTree] = lambda params: params
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -117,6 +123,40 @@ def make_learner(
         return _linen(found[0], x, rules) if flax else _nnx(build, rules)
 
     return of(rules)._replace(thin=of(thin) if thin else None)
+
+
+def rate_coded_learner(learner: Learner, bits: int) -> Learner:
+    """The same model of parameters that are :class:`rosler_jax.rate.RateCoded`.
+
+    Matrices, tables, factors and biases are coded; what normalises is not.
+
+    Args:
+      learner: of plain parameters.
+      bits: of the integers at most.
+    """
+
+    def where(name: str, leaf: Any) -> bool:
+        seen = learner.views[name]
+        normalises = seen.role == "bias" and "Norm" in seen.layer
+        return seen.role in ("matrix", "table", "factor", "bias") and not normalises
+
+    def coded(params: PyTree) -> RateCoded:
+        return rate_coded(params, bits=bits, where=where)
+
+    def init(key: Key[Array, ""]) -> tuple[RateCoded, PyTree]:
+        params, buffers = learner.init(key)
+        return coded(params), buffers
+
+    def apply(params: RateCoded, buffers: PyTree, x: Array, train: bool) -> tuple[Any, PyTree]:
+        return learner.apply(params.weights, buffers, x, train)
+
+    return learner._replace(
+        init=init,
+        apply=apply,
+        model=lambda params, buffers: learner.model(params.weights, buffers),
+        rate=lambda params, key: params.bits(key),
+        coded=coded,
+    )
 
 
 # NNX.

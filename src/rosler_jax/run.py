@@ -35,16 +35,21 @@ from rosler_jax.fit import (
     task_of,
 )
 from rosler_jax.graph import Graph, run_batch, trace
+from rosler_jax.graph.prune import pruned
+from rosler_jax.graph.quantize import with_integers
 from rosler_jax.graph.save import MODEL, encoded, graph_of_file, load, model_path, save
 from rosler_jax.hyper import Hyper, hyper_of
 from rosler_jax.learner import Learner
 from rosler_jax.modelfile import ModelFileError
+from rosler_jax.rate import RateCoded
 from rosler_jax.streaming import make_epoch, score
 from rosler_jax.tasks import Task, metric_of
 from rosler_jax.units import Units, in_units, units_of
 
 Report = Callable[[dict[str, float]], None]
 """Called after every epoch with that epoch's row of the history."""
+
+MARGIN = 0.99  # of a budget, that training aims at
 
 CONFIG, RESULT, HISTORY = "config.json", "result.json", "history.csv"
 
@@ -97,10 +102,10 @@ def prepare(config: TrainConfig, data: Any = None) -> Prepared:
     dataset, task = load_data(config, data), task_of(config)
     metric_of(task, config.metric)
     x = dataset.train_x
-    if (config.shift or config.flip) and x.ndim < 3:
+    if (config.shift or config.flip or config.warps) and x.ndim < 3:
         raise RunError(
-            f"shift and flip augment images, but the inputs of {dataset.name} have shape "
-            f"{x.shape[1:]}; leave them out"
+            f"shift, flip, rotate, zoom and elastic augment images, but the inputs of "
+            f"{dataset.name} have shape {x.shape[1:]}; leave them out"
         )
     learner = learner_of(config, dataset)
     functions = make_fit(config, learner, x.shape[0])
@@ -110,14 +115,14 @@ def prepare(config: TrainConfig, data: Any = None) -> Prepared:
     return Prepared(config, dataset, task, learner, units, hyper_of(config), arrays, functions)
 
 
-def compiled_epoch(run: Prepared, state: TrainState) -> Callable[[TrainState], Any]:
+def compiled_epoch(run: Prepared, state: TrainState) -> Callable[[TrainState, Hyper], Any]:
     """The epoch of a run, compiled where its data are on the device."""
     if run.arrays is None:
         streamed = make_epoch(run.functions, run.task, run.dataset)
-        return lambda state: streamed(state, run.hyper, run.units)
-    rest = run.arrays, run.hyper, run.units
-    compiled = jax.jit(run.functions.epoch).lower(state, *rest).compile()
-    return lambda state: compiled(state, *rest)
+        return lambda state, hyper: streamed(state, hyper, run.units)
+    arrays, units = run.arrays, run.units
+    compiled = jax.jit(run.functions.epoch).lower(state, arrays, run.hyper, units).compile()
+    return lambda state, hyper: compiled(state, arrays, hyper, units)
 
 
 def config_units(config: TrainConfig, dataset: Any) -> Units:
@@ -234,13 +239,16 @@ def run_epochs(
 ) -> tuple[Prepared, TrainState, list[dict[str, float]]]:
     """Runs the epochs that are left, with a checkpoint after each; stops early if asked to."""
     config = run.config
-    file_bytes = model_bytes(run, state)
+    header = file_bytes = model_bytes(run, state)  # of rate-coded models all but the integers
     epoch = None
     while int(state.epoch) < config.epochs and not out_of_patience(config, state, history):
         if epoch is None:  # ahead of the clock: an epoch's seconds are training alone
             epoch = compiled_epoch(run, state)
+        hyper = run.hyper
+        if history and run.learner.rate is not None:
+            hyper = within_budget(run, state, history[-1]["bytes"], header)
         start = time.perf_counter()
-        new, metrics = jax.block_until_ready(epoch(state))
+        new, metrics = jax.block_until_ready(epoch(state, hyper))
         if not bool(metrics.finite):
             raise RunError(
                 f"loss or parameters were no longer finite in epoch {int(state.epoch) + 1}; the "
@@ -248,6 +256,11 @@ def run_epochs(
                 f"learning rate (now {config.peak_learning_rate}) or, in ares-bp's parallel stage, "
                 f"its own (now {config.parallel_learning_rate})"
             )
+        if run.learner.rate is not None:
+            file_bytes = header + round(float(metrics.bits) / 8)
+        if run.learner.rate is not None and config.budget_bytes is not None:
+            file_bytes = model_bytes(run, new, zeros=False)
+            new = best_within(config, new, state, file_bytes)
         state = new
         row = {
             "epoch": int(state.epoch),
@@ -290,6 +303,8 @@ def shipped_graph(
     """The graph of trained parameters in the form that ships, inputs and outputs in their units."""
     model = shipped_model(config, learner, params, buffers)
     graph = trace(model, example_of(x), **learner.call)
+    if isinstance(params, RateCoded):
+        graph = pruned(with_integers(graph, params.tensors))
     return in_units(graph, units, task_of(config).scaled)
 
 
@@ -303,17 +318,47 @@ def shipped_model(config: TrainConfig, learner: Learner, params: Any, buffers: A
 
     What was trained through the quantiser ships in the very form that the quantiser saw.
     """
-    aware = config.quantization_aware and config.bits < 32
+    aware = (config.quantization_aware and config.bits < 32) or config.rate_coded
     return method_of(config).ship(learner, params, buffers, not aware)
 
 
-def model_bytes(run: Prepared, state: TrainState) -> int:
-    """Bytes that the model file will have: known before training, since shapes decide."""
-    held = jax.device_get((state.params, state.buffers))
-    params, buffers = jax.tree.map(np.zeros_like, held)
+def model_bytes(run: Prepared, state: TrainState, *, zeros: bool = True) -> int:
+    """Bytes of the model file: with zeros for weights, since of most models shapes decide."""
+    params, buffers = jax.device_get((state.params, state.buffers))
+    if zeros:
+        params, buffers = jax.tree.map(np.zeros_like, (params, buffers))
     x = run.dataset.train_x
     graph = shipped_graph(run.config, run.learner, x, params, buffers, run.units)
-    return len(encoded(graph, run.config.bits))
+    return len(encoded(graph, run.config.bits, coded=run.config.rate_coded))
+
+
+def within_budget(run: Prepared, state: TrainState, file_bytes: float, header: int) -> Hyper:
+    """The numbers of an epoch, with the bits that the file's budget leaves to the parameters.
+
+    The entropy models count bits a little differently than the coder: by as much as they do now.
+
+    Args:
+      run: a rate-coded run.
+      state: before the epoch.
+      file_bytes: of its model.
+      header: bytes of the file of a model of zeros.
+    """
+    assert run.learner.rate is not None
+    if run.config.budget_bytes is None:
+        return run.hyper
+    bits = float(run.learner.rate(state.params, None))
+    left = max(run.config.budget_bytes - header, 1) / max(file_bytes - header, 1)
+    return run.hyper._replace(budget_bits=np.float32(MARGIN * left * bits))
+
+
+def best_within(
+    config: TrainConfig, new: TrainState, old: TrainState, file_bytes: int
+) -> TrainState:
+    """The state after an epoch; what was best before stays so where the file exceeds the budget."""
+    if config.budget_bytes is None or file_bytes <= config.budget_bytes:
+        return new
+    kept = ("best_params", "best_buffers", "best_score", "best_epoch")
+    return new._replace(**{name: getattr(old, name) for name in kept})
 
 
 def finish(
@@ -322,13 +367,14 @@ def finish(
     """Writes the model file and everything that is known about it."""
     config, dataset = run.config, run.dataset
     if int(state.best_epoch) == 0:
+        _over_budget(config, history)
         raise RunError(
             f"no epoch ended with a model that can ship (epochs={config.epochs}, "
             f"method={config.method}); train longer"
         )
     params, buffers = jax.device_get((state.best_params, state.best_buffers))
     graph = shipped_graph(config, run.learner, dataset.train_x, params, buffers, run.units)
-    size = save(folder / MODEL, graph, bits=config.bits)
+    size = save(folder / MODEL, graph, bits=config.bits, coded=config.rate_coded)
     model = load(folder / MODEL)
     loss, test = score(model, dataset.test_x, dataset.test_y, run.task, run.units)
     _, validation = score(model, dataset.validation_x, dataset.validation_y, run.task, run.units)
@@ -358,6 +404,20 @@ def finish(
     draw_curves(folder / "curves.png", history, config)
     replace_json(folder / RESULT, result)
     return result
+
+
+def _over_budget(config: TrainConfig, history: list[dict[str, float]]) -> None:
+    """Raises for a run whose file was never within its budget."""
+    if config.budget_bytes is None or not history:
+        return
+    late = [row for row in history if row["epoch"] > 0.7 * config.epochs] or history[-1:]
+    smallest = min(int(row["bytes"]) for row in late)
+    if smallest > config.budget_bytes:
+        raise RunError(
+            f"the smallest file of the last epochs has {smallest} bytes, "
+            f"{smallest - config.budget_bytes} more than the budget of {config.budget_bytes}; pass "
+            f"--budget {smallest}, more --epochs, or a narrower net"
+        )
 
 
 def parameters(graph: Graph) -> int:

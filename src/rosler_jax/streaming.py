@@ -64,7 +64,7 @@ def make_epoch(
         run = lambda *batch: sums(deployed, carry[1], *batch, units)  # noqa: E731
         totals, n = total(run, data.validation_x, data.validation_y)
         joined = jax.tree.map(lambda *found: jnp.concatenate(found), *seen)
-        return close(state, carry, joined, tallied(task, totals, n))
+        return close(state, carry, joined, tallied(task, totals, n), hyper)
 
     return epoch
 

@@ -59,6 +59,8 @@ class Task(NamedTuple):
       tokens: whether inputs are tokens (True), never (False), or as the data look (None).
       scaled: whether outputs are real numbers in the units of the targets: then the model computes
         them standardised, and they are scaled after it.
+      imitation: ``(outputs, teacher's) -> (batch,)``, the loss of a distillation; may name
+        ``temperature`` and ``unit``; None where there is none.
     """
 
     loss: Callable[..., Any]
@@ -68,17 +70,35 @@ class Task(NamedTuple):
     target: Callable[[Any, Any], Any] = _given
     scaled: bool = False
     tokens: bool | None = None
+    imitation: Callable[..., Any] | None = None
 
 
 def losses(
     task: Task, outputs: Array, y: Array, options: Mapping[str, Any]
 ) -> Float[Array, " batch"]:
     """The loss of each example, with those of the options that it names."""
+    return _with_options(task.loss, outputs, y, options)
+
+
+def imitated(
+    task: Task, outputs: Array, teacher: Array, options: Mapping[str, Any]
+) -> Float[Array, " batch"]:
+    """How far each example's outputs are from a teacher's.
+
+    Raises:
+      ValueError: for a task without such a loss.
+    """
+    if task.imitation is None:
+        raise ValueError("this task has no loss of imitation: give its Task one, or no teacher")
+    return _with_options(task.imitation, outputs, teacher, options)
+
+
+def _with_options(loss: Any, outputs: Array, y: Array, options: Mapping[str, Any]) -> Array:
     import inspect
 
-    names = inspect.signature(task.loss).parameters
+    names = inspect.signature(loss).parameters
     given = {name: value for name, value in options.items() if name in names}
-    return jnp.asarray(task.loss(outputs, y, **given), jnp.float32)
+    return jnp.asarray(loss(outputs, y, **given), jnp.float32)
 
 
 def metric_of(task: Task, name: str | None) -> tuple[str, Metric]:
@@ -115,6 +135,23 @@ def cross_entropy(
     return found if class_weights is None else found * class_weights[y]
 
 
+def softened(outputs: Array, teacher: Array, *, temperature: Any = 1.0) -> Array:
+    r"""``T^2 KL(softmax(teacher / T) || softmax(outputs / T))``, a mean over axes between.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0]])
+      >>> softened(logits, logits).tolist(), bool(softened(-logits, logits)[0] > 1)
+      ([0.0], True)
+
+    Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network",
+    arXiv:1503.02531.
+    """
+    soft = jax.nn.log_softmax(teacher / temperature)
+    apart = soft - jax.nn.log_softmax(outputs / temperature)
+    found = temperature**2 * (jnp.exp(soft) * apart).sum(-1)
+    return found.reshape(len(found), -1).mean(-1)
+
+
 def _hits(outputs: Array, y: Array) -> Array:
     return outputs.argmax(-1) == y
 
@@ -146,6 +183,11 @@ MACRO_F1 = Metric(_class_counts, _f1)
 def _binary_cross_entropy(outputs: Array, y: Array) -> Array:
     found = optax.sigmoid_binary_cross_entropy(outputs, y.astype(jnp.float32))
     return found.reshape(len(found), -1).mean(-1)
+
+
+def _same_flags(outputs: Array, teacher: Array) -> Array:
+    soft = jax.nn.sigmoid(teacher)
+    return _binary_cross_entropy(outputs, soft) - _binary_cross_entropy(teacher, soft)
 
 
 def _flags(outputs: Array, y: Array) -> tuple[Array, Array]:
@@ -228,20 +270,24 @@ _FLAGS = {
 }
 
 TASKS: dict[str, Task] = {
-    "classification": Task(cross_entropy, _CLASSES, lambda data: data.num_classes),
+    "classification": Task(
+        cross_entropy, _CLASSES, lambda data: data.num_classes, imitation=softened
+    ),
     "multi-label": Task(
-        _binary_cross_entropy, _FLAGS, lambda data: data.train_y.shape[-1], "flags"
+        _binary_cross_entropy, _FLAGS, lambda data: data.train_y.shape[-1], "flags",
+        imitation=_same_flags,
     ),
     "regression": Task(
-        squared_error, _VALUES, lambda data: data.train_y.shape[-1], "values", scaled=True
+        squared_error, _VALUES, lambda data: data.train_y.shape[-1], "values", scaled=True,
+        imitation=squared_error,
     ),
     "reconstruction": Task(
         squared_error, _VALUES, lambda data: math.prod(data.train_x.shape[1:]), "none",
-        target=lambda x, y: x, scaled=True, tokens=False,
+        target=lambda x, y: x, scaled=True, tokens=False, imitation=squared_error,
     ),
     "next-token": Task(
         _next_token, _TOKENS, lambda data: data.vocabulary, "none", target=lambda x, y: x,
-        tokens=True,
+        tokens=True, imitation=softened,
     ),
 }  # fmt: skip
 """Every task by name: a new one is one line here, or a reference to one of your own."""

@@ -115,6 +115,23 @@ def rank(text: str) -> int | float:
         raise argparse.ArgumentTypeError(f"{text!r} is no rank, as 16 or 0.25") from None
 
 
+def size_in_bytes(text: str) -> int | None:
+    """A number of bytes, as 1500, 2KB (2,000) or 2KiB (2,048); None for "none".
+
+    Example:
+      >>> size_in_bytes("1500"), size_in_bytes("2KB"), size_in_bytes("1.5KiB")
+      (1500, 2000, 1536)
+    """
+    if text == "none":
+        return None
+    units = {"KiB": 1024, "KB": 1000, "kB": 1000, "MB": 1000**2, "MiB": 1024**2, "B": 1, "": 1}
+    unit = next(unit for unit in units if text.endswith(unit))
+    try:
+        return round(float(text.removesuffix(unit)) * units[unit])
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, as 1500, 2KB or 2KiB") from None
+
+
 PARSERS: dict[Any, Callable[[str], Any]] = {
     str: str,
     str | None: lambda text: None if text == "none" else text,

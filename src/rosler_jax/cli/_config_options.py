@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rosler_jax.cli._command import PARSERS, UsageError, field_types
+from rosler_jax.cli._command import PARSERS, UsageError, field_types, size_in_bytes
 from rosler_jax.config import BITS, PRECISIONS, SCHEDULES, STANDARDIZE, STREAM, TrainConfig
 from rosler_jax.methods import METHODS
 from rosler_jax.models import MODELS
@@ -24,6 +24,7 @@ class Option(NamedTuple):
 
 
 _DATA, _TASK, _MODEL, _TRAINING = "data", "task", "model", "training"
+_RATE, _TEACHER = "bytes of the file", "distillation"
 _ARES, _RESTRICT, _AUGMENT = "method ares-bp", "method restrict-rank", "augmentation"
 
 
@@ -73,6 +74,16 @@ OPTIONS: dict[str, Option] = {
     "bits": Option(_MODEL, "bits of a weight in the model file", "BITS", BITS),
     "quantization_aware": Option(_MODEL, "train through the quantiser"),
     "quantize_from": Option(_MODEL, "fraction of the epochs after which that begins", "F"),
+    "rate_lambda": Option(
+        _RATE, "train with the bits that the file takes: nats of loss a kilobit, as 0.006", "F"
+    ),
+    "budget_bytes": Option(_RATE, "the file's bytes at most, as 2KB (--budget)", "BYTES"),
+    "min_metric": Option(
+        _RATE, "the smallest file that reaches this on validation (--min-accuracy)", "F"
+    ),
+    "teacher": Option(_TEACHER, "a run or model file to imitate; none: labels alone", "DIR"),
+    "teacher_weight": Option(_TEACHER, "of that in the loss, from 0 to 1", "F"),
+    "temperature": Option(_TEACHER, "that outputs are divided by to be compared", "F"),
     "epochs": Option(_TRAINING, "passes over the training data"),
     "batch_size": Option(_TRAINING, "examples an update"),
     "learning_rate": Option(_TRAINING, "peak of the schedule; none: what suits the method", "RATE"),
@@ -90,9 +101,16 @@ OPTIONS: dict[str, Option] = {
     "restrict_every": Option(_RESTRICT, "updates between restrictions of the rank"),
     "shift": Option(_AUGMENT, "shift images by up to N pixels"),
     "flip": Option(_AUGMENT, "mirror images left to right at random"),
+    "rotate": Option(_AUGMENT, "rotate images by up to so many degrees", "DEGREES"),
+    "zoom": Option(_AUGMENT, "change height and width of images by up to so much, as 0.1", "F"),
+    "elastic": Option(_AUGMENT, "bend images smoothly, deviation in pixels", "PIXELS"),
     "noise": Option(_AUGMENT, "Gaussian noise, in standard deviations of the data", "F"),
 }
 """The option of every field of the config: a new field is one line here."""
+
+
+ALIASES = {"budget_bytes": ("--budget",), "min_metric": ("--min-accuracy",)}
+SPECIAL = {"budget_bytes": size_in_bytes}
 
 
 def flag(name: str) -> str:
@@ -125,9 +143,10 @@ def add_config_options(
         kind = types[field.name]
         settings: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         if kind is not bool:
-            settings = {"type": PARSERS[kind], "metavar": option.metavar, "choices": option.choices}
+            parse = SPECIAL.get(field.name, PARSERS[kind])
+            settings = {"type": parse, "metavar": option.metavar, "choices": option.choices}
         groups[option.group].add_argument(
-            flag(field.name),
+            *(flag(field.name), *ALIASES.get(field.name, ())),
             dest=field.name,
             default=argparse.SUPPRESS,
             help=_help(option, default or field.default),

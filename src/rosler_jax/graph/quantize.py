@@ -58,6 +58,46 @@ def _quantized(stored: Any, width: int, axes: Axes) -> Any:
     return QuantizedTensor(np.asarray(found.values), np.asarray(found.scale), width, found.axis)
 
 
+def with_integers(graph: Graph, tensors: Mapping[str, QuantizedTensor]) -> Graph:
+    """The graph of a model whose weights are these integers, with the integers in their places.
+
+    Where batch normalisation was folded into a weight, the integers get its factors as scales.
+
+    Args:
+      graph: traced with the values of the integers.
+      tensors: by the weights' names.
+    """
+    made: dict[int, Any] = {}
+
+    def found(weight: Weight) -> Weight:
+        stored, known = weight.stored, tensors.get(weight.name)
+        if known is None or isinstance(stored, QuantizedTensor):
+            return weight
+        if id(stored) not in made:
+            made[id(stored)] = _as_integers(np.asarray(stored), known)
+        return Weight(weight.name, made[id(stored)], weight.layout)
+
+    return map_weights(graph, found)
+
+
+def _as_integers(stored: np.ndarray, known: QuantizedTensor) -> Any:
+    """A stored array as the integers that it was made of; as it is, if it was not."""
+    if stored.shape != known.shape:
+        return stored
+    if np.array_equal(stored, to_numpy(known)):
+        return known
+    values = np.asarray(known.values, np.float64)
+    others = tuple(range(values.ndim - 1))
+    squares = (values * values).sum(others)
+    factors = (values * stored).sum(others) / np.where(squares == 0, 1.0, squares)
+    if not np.allclose(values * factors, stored, rtol=1e-4, atol=0):
+        return stored
+    scale = np.where(squares == 0, 1.0, np.abs(factors)).astype(np.float32)
+    rounded = (scale.view(np.uint32) + 0x8000 & 0xFFFF0000).view(np.float32)
+    signed = np.where(factors < 0, -known.values, known.values).astype(np.int8)
+    return QuantizedTensor(signed, rounded, known.bits, values.ndim - 1)
+
+
 def storable(graph: Graph) -> Graph:
     """The graph with scales that a file can hold; integers of others are quantised again.
 

@@ -103,17 +103,20 @@ class Built:
 @functools.lru_cache(maxsize=4096)
 def training_key(config: TrainConfig) -> Key:
     """The config without what only changes the file: members of one key share a training."""
-    same: dict[str, Any] = {} if config.quantization_aware else {"bits": 16}
+    same: dict[str, Any] = {} if config.quantization_aware or config.rate_coded else {"bits": 16}
     return _with_rules(dataclasses.replace(config, **same))
 
 
 @functools.lru_cache(maxsize=4096)
 def program_key(config: TrainConfig) -> TrainConfig:
     """The config without what is data to a program, and without ranks."""
-    neutral: dict[str, Any] = {name: _DEFAULTS[name] for name in Hyper._fields}
+    neutral: dict[str, Any] = {k: _DEFAULTS[k] for k in Hyper._fields if k in _DEFAULTS}
     neutral |= {"learning_rate": 1.0, "noise": 1.0 if config.noise else 0.0, "standardize": "auto"}
+    neutral["rate_lambda"] = 1.0 if config.rate_lambda else 0.0
+    neutral["budget_bytes"] = None if config.budget_bytes is None else 1
+    neutral["min_metric"] = None if config.min_metric is None else 0.0
     neutral["class_weights"] = None if config.class_weights is None else "balanced"
-    if not config.quantization_aware:
+    if not (config.quantization_aware or config.rate_coded):
         neutral["bits"] = 16
     if not method_of(config).seeds:
         neutral["seed"] = _DEFAULTS["seed"]
@@ -174,7 +177,7 @@ def _form(config: TrainConfig, learner: Learner, count: int, built: Built) -> Fo
     like = jax.eval_shape(seen, run_key(0))
     masks, layers = found[0]
     row = method_of(config)
-    masked = row.masks and row.thin is None
+    masked = row.masks and row.thin is None and not config.rate_coded  # zeros have a rate
     kind = (masks, jax.tree.structure(like)) if masked else (
         tuple(learner.ranks.items()), jax.tree.structure(like),
         *(tuple(leaf.shape) for leaf in jax.tree.leaves(like)),

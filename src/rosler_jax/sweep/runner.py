@@ -100,6 +100,16 @@ def check(members: Sequence[TrainConfig]) -> None:
                 f"member {i}: patience={config.patience}; a population runs all its epochs, leave "
                 "patience out"
             )
+        if config.budget_bytes is not None:
+            raise SweepError(
+                f"member {i}: budget_bytes={config.budget_bytes}; a budget is kept by a look at "
+                "the file after every epoch, of one run: sweep rate_lambda, or train"
+            )
+        if config.rate_coded and config.staged:
+            raise SweepError(
+                f"member {i}: {config.method} is rate-coded after its switch, in a program of its "
+                "own: sweep chain, or train"
+            )
     first = members[0]
     metric_of(task_of(first), first.metric)
     if first.stream == "always":

@@ -7,7 +7,7 @@ scale of a file depends on them.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -18,7 +18,11 @@ from rosler_jax._quantized import FLOAT_BITS, Axes
 from rosler_jax.config import TrainConfig
 from rosler_jax.fit import EVALUATION_BATCH, TrainState, in_units, tally
 from rosler_jax.graph.compute import run
+from rosler_jax.graph.prune import pruned
+from rosler_jax.graph.quantize import with_integers
+from rosler_jax.graph.save import encoded
 from rosler_jax.quantization import VECTOR_BITS, fake_quantize
+from rosler_jax.rate import RateCoded
 from rosler_jax.run import parameters
 from rosler_jax.sweep.examples import batches_key
 from rosler_jax.sweep.plan import Built, Form, Group, form_of
@@ -35,6 +39,7 @@ from rosler_jax.sweep.shipping import (
 from rosler_jax.sweep.trainings import own_ranks
 from rosler_jax.tasks import Metric, Task
 from rosler_jax.units import Units, standardized
+from rosler_jax.units import in_units as in_units_of_data
 
 if TYPE_CHECKING:
     from jaxtyping import Array, PyTree
@@ -144,6 +149,7 @@ class _Model(NamedTuple):
       scored: sizes of that program's models.
       shipping: where it finds their numbers; None where they are given.
       given: parameters and buffers, or numbers.
+      integers: of a rate-coded model, by weight's name; None of others.
     """
 
     sizes: Sizes
@@ -151,6 +157,7 @@ class _Model(NamedTuple):
     scored: Sizes
     shipping: Shipping | None
     given: Any
+    integers: Mapping[str, Any] | None = None
 
 
 def shipped(
@@ -186,7 +193,7 @@ def _models(jobs: Sequence[Job], state: TrainState, group: Group, built: Built) 
     models: dict[Any, _Model] = {}  # members that differ in bits alone share one
     for config, row in jobs:
         form = form_of(config, built)
-        aware = config.quantization_aware and config.bits  # these alone change what is finished
+        aware = _aware(config)
         if (row, aware) in models:
             continue
         if form.shapes not in crops:
@@ -201,7 +208,12 @@ def _models(jobs: Sequence[Job], state: TrainState, group: Group, built: Built) 
             if covers(wide.sizes, model.sizes):  # one program for all ranks
                 model = wide._replace(sizes=model.sizes)
         models[row, aware] = model
-    return [models[row, c.quantization_aware and c.bits] for c, row in jobs]
+    return [models[row, _aware(c)] for c, row in jobs]
+
+
+def _aware(config: TrainConfig) -> int:
+    """The bits, of models that are finished as they were trained through the quantiser."""
+    return config.bits if config.quantization_aware or config.rate_coded else 0
 
 
 def _model(config: TrainConfig, form: Form, best: Any, key: Any, built: Built) -> _Model:
@@ -211,6 +223,10 @@ def _model(config: TrainConfig, form: Form, best: Any, key: Any, built: Built) -
         like = form.like.best_params, form.like.best_buffers
         built.scorers[key] = shipping_of(config, form.learner, like, built.examples.x)
     shipping: Shipping = built.scorers[key]
+    if isinstance(best[0], RateCoded):
+        (sizes, numbers), integers = shipping.split(best), best[0].tensors
+        sizes = sizes._replace(bits=sizes.bits | dict.fromkeys(integers, FLOAT_BITS))
+        return _Model(sizes, (key, sizes.text), sizes, None, numbers, integers)
     if shipping.sizes is not None:
         return _Model(shipping.sizes, key, shipping.sizes, shipping, best)
     sizes, numbers = shipping.split(best)
@@ -242,7 +258,7 @@ def _rows(
         found |= {f"{name}_{metric}": value for metric, value in values.items()}
     rows = []
     for i, (config, model) in enumerate(models):
-        size = _bytes(model.sizes, [s[i] for s in seeds], config, built)
+        size = _bytes(model, [s[i] for s in seeds], config, built)
         dense = form_of(config, built).learner.report.before
         row: dict[str, Any] = {name: float(values[i]) for name, values in found.items()}
         row |= {"file_bytes": size, "parameters": parameters(model.sizes.graph)}
@@ -278,8 +294,12 @@ def metrics(sums: dict[str, Any], count: int, task: Task) -> dict[str, Any]:
     return {name: values(mean, task.metrics[name].value) for name, mean in means.items()}
 
 
-def _bytes(sizes: Sizes, seeds: Sequence[Any], config: TrainConfig, built: Built) -> int:
-    units = built.examples.part(config).filed
+def _bytes(model: _Model, seeds: Sequence[Any], config: TrainConfig, built: Built) -> int:
+    sizes, units = model.sizes, built.examples.part(config).filed
+    if model.integers is not None:
+        graph = pruned(with_integers(with_seeds(sizes.graph, iter(seeds)), model.integers))
+        graph = in_units_of_data(graph, units, built.examples.task.scaled)
+        return len(encoded(graph, config.bits, coded=True))
     numbers = tuple(np.asarray(v).tobytes() for v in (*seeds, *units[:4]))
     key = "bytes", sizes.text, config.bits, numbers
     if key not in built.scorers:
