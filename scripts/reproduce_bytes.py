@@ -124,8 +124,9 @@ def point(name: str, price: float, results: Sequence[dict[str, Any]]) -> Point:
 def table(points: Sequence[Point]) -> str:
     """Markdown, as in BENCHMARKS.md."""
     lines = [
-        "| net | lambda | bytes | test error, % | validation, % | seeds |", "|---|---|---|---|---|---|"
-    ]  # fmt: skip
+        "| net | lambda | bytes | test error, % | validation, % | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
     for p in points:
         size = f"{p.file_bytes:,.0f} ± {p.bytes_std:.0f}"
         lines.append(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import own_parts
 import pytest
 from command_line import call
 
@@ -169,6 +170,39 @@ def test_a_coded_run_ships_its_integers(method: str, tmp_path: Path) -> None:
 def save_npz(folder: Path) -> str:
     np.savez(folder / "data.npz", x=X, y=Y)
     return str(folder / "data.npz")
+
+
+@pytest.mark.parametrize("model", ["build", "build_linen"])
+def test_a_users_model_is_coded(model: str, tmp_path: Path) -> None:
+    own = str(Path(own_parts.__file__))
+    settings = config(model=f"{own}:{model}", hidden=None, method="chain", epochs=10)
+    result = run.train(dataclasses.replace(settings, rate_lambda=0.01), tmp_path, data=(X, Y))
+    assert result["test_accuracy"] > 0.8
+    graph = load(tmp_path).graph
+    assert sum(isinstance(w.stored, QuantizedTensor) for w in graph.weights()) > 3
+
+
+def test_normalised_convolutions_keep_their_integers(tmp_path: Path) -> None:
+    """Their factors are folded into the kernels, whose integers get them as scales."""
+    x = RNG.normal(size=(300, 8, 8, 1)).astype(np.float32)
+    y = (x[:, :4].mean((1, 2, 3)) > x[:, 4:].mean((1, 2, 3))).astype(np.int32)
+    settings = config(
+        model="resnet8", options=("width=4",), hidden=None, epochs=5, rate_lambda=0.001,
+        learning_rate=1e-2,
+    )  # fmt: skip
+    result = run.train(settings, tmp_path, data=(x, y))
+    kernels = [w for w in load(tmp_path).graph.weights() if len(w.shape) == 4]
+    stored = [w.stored for w in kernels]
+    assert all(isinstance(k, QuantizedTensor) and k.bits == 8 for k in stored)
+    assert any(k.axis == 3 for k in stored)
+    assert abs(result["validation_accuracy"] - final_validation(tmp_path, result)) <= 2 / 24
+
+
+def final_validation(folder: Path, result: dict[str, Any]) -> float:
+    """What training saw of the epoch that was kept."""
+    rows = (folder / "history.csv").read_text().splitlines()
+    at = rows[0].split(",").index("validation_accuracy")
+    return float(rows[result["best_epoch"]].split(",")[at])
 
 
 @pytest.mark.parametrize("settings", [{"stream": "always"}, {"budget_bytes": 500}])
