@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -93,13 +94,15 @@ def _number(kind: type[int] | type[float], noun: str, optional: bool) -> Callabl
 
 
 def texts(text: str) -> tuple[str, ...]:
-    """Texts between commas; none at all for "none".
+    """Texts between commas that are in no brackets; none at all for "none".
 
     Example:
-      >>> texts("conv1=skip,*=0.25"), texts("none")
-      (('conv1=skip', '*=0.25'), ())
+      >>> texts("conv1=skip,*=0.25"), texts("none"), texts("channels=(8,16),width=2")
+      (('conv1=skip', '*=0.25'), (), ('channels=(8,16)', 'width=2'))
     """
-    return () if text == "none" else tuple(part.strip() for part in text.split(","))
+    if text == "none":
+        return ()
+    return tuple(part.strip() for part in re.split(r",(?![^(\[]*[)\]])", text))
 
 
 def rank(text: str) -> int | float:
