@@ -70,7 +70,9 @@ OPTIONS: dict[str, Option] = {
         "GLOB=RANK,...",
     ),
     "in_sketch": Option(_MODEL, "width of seeded layers' input sketch; none: 8 times the rank"),
-    "sketch": Option(_MODEL, "sketch family; none: what suits the method", "FAMILY"),
+    "sketch": Option(
+        _MODEL, "sketch family, or of both sides as dct:28x28/srht; none: the method's", "FAMILY"
+    ),
     "bits": Option(_MODEL, "bits of a weight in the model file", "BITS", BITS),
     "quantization_aware": Option(_MODEL, "train through the quantiser"),
     "quantize_from": Option(_MODEL, "fraction of the epochs after which that begins", "F"),
