@@ -51,8 +51,8 @@ class TrainConfig:
       rules: which layers are sketched, in order: ``pattern=rank``, ``pattern=skip``, or a pattern
         (then at ``rank``), globs on a layer's path; empty for all but one named ``head``.
       in_sketch: width of the input sketch of seeded layers; None for ``min(8 rank, m)``.
-      sketch: sketch family, or those of inputs and outputs, ``dct:28x28/srht``; None for the layer's
-        default.
+      sketch: sketch family, or those of inputs and outputs, as ``dct:28x28/srht``; None for the
+        layer's default.
       oversampling: extra co-range dimensions of ares-bp; None for ``rank``.
       bits: bits of the weights in the model file.
       quantization_aware: train through the quantiser, from ``quantize_from`` of the run on.
