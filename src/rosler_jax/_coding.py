@@ -88,13 +88,17 @@ class Coded(NamedTuple):
 
 
 def encode(
-    tensors: Sequence[tuple[Tensor, int, int]], *, transposed: bool | None = None
+    tensors: Sequence[tuple[Tensor, int, int]],
+    *,
+    transposed: bool | None = None,
+    smooth: bool | None = None,
 ) -> tuple[bytes, list[bool]]:
     """Codes tensors, each if that makes it smaller.
 
     Args:
         tensors: of each its values, within +-levels; the levels; the bits that it takes uncoded.
         transposed: what all matrices are, for a reader that must know; None for what is smaller.
+        smooth: the same, for a reader that can no other.
 
     Returns:
         The stream, and which of them are coded.
@@ -110,6 +114,8 @@ def encode(
     for values, levels, uncoded in tensors:
         best, chosen = (float(uncoded), *_no_decisions()), None
         for coding in _codings(values, transposed):
+            if smooth not in (None, coding.smooth):
+                continue
             decisions = _decisions(values, levels, coding, before)
             bits = _length(*decisions)
             more = weight + _weight(_matrix(values, coding).shape)
@@ -330,6 +336,19 @@ def decode(
         found.append(Coded(values, reader.bits() - start))
     reader.finish()
     return found
+
+
+def coding_of(stream: bytes) -> Coding:
+    """How the first tensor of a stream is coded; it must be coded.
+
+    Example:
+        >>> stream, _ = encode([(np.eye(64, dtype=np.int8), 7, 4096)], transposed=False)
+        >>> coding_of(stream).smooth
+        False
+    """
+    reader = _range_coder.read(stream, CONTEXTS)
+    assert reader.bit(CHOICE)
+    return _read_coding(reader.bit)
 
 
 def _read_coding(bit: Callable[[int], bool]) -> Coding:

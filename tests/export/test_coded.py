@@ -90,7 +90,9 @@ def net(levels: int, sizes: tuple[int, ...] = (49, 30, 15, 4)) -> list[np.ndarra
 
 def source(head: str, stream: bytes, sides: list[tuple[int, int]], levels: int) -> str:
     unit = Unit()
-    unit.use("coded", {"CONTEXTS": "43" if levels <= 7 else "73"})
+    contexts = 43 if levels <= 7 else 73
+    unit.macros = {"ROSLER_CONTEXTS": contexts, "ROSLER_SMOOTH": 1, "ROSLER_PLAIN": 1}
+    unit.use("coded")
     unit.array("uint8_t", "stream", list(stream), "weights")
     listed = ", ".join(f"{{{rows}, {columns}}}" for rows, columns in sides)
     most = max(itertools.chain(*sides))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "int16", "int8", "int4")
 TARGETS = ("c", "onnx", "tflite", "stablehlo")
+WEIGHTS = ("packed", "coded", "streamed", "sparse")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(16, 8),
         default=16,
         help="C, integers: bits of the values between operations; 8 halves the arena (default: 16)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="packed",
+        help="C: how they lie in flash: packed; coded, and decoded to RAM at the start; streamed, "
+        "decoded in every product with a vector; or sparse, without zeros (default: packed)",
     )
     parser.add_argument(
         "--calibration",
@@ -106,6 +114,7 @@ def run(args: argparse.Namespace) -> Outcome:
         train=training,
         others=others,
         name=args.name,
+        weights=args.weights,
     )
     files = [str(path) for path in done.files]
     return Outcome("\n".join([done.text, "", "wrote", *files]), {"files": files, **done.report})
@@ -166,6 +175,7 @@ COMMAND = Command(
         "rosler export runs/compact --dtype int8 --train fixed --parts head --out edge",
         "rosler export runs/compact --target c --dtype int16 --out edge",
         "rosler export runs/compact --dtype int8 --flash 65536 --ram 8192 --out edge",
+        "rosler export runs/coded --dtype int8 --weights sparse --out edge",
         "rosler export runs/compact --target onnx --out edge",
         "rosler export my_model.py:build --input-shape 32,32,3 --out edge",
     ),

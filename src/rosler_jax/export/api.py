@@ -14,10 +14,12 @@ import jax
 import numpy as np
 
 from rosler_jax._files import json_text
-from rosler_jax.export import _calibration, report
+from rosler_jax.export import _calibration, _forms, report
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export._place import put
+from rosler_jax.export.c.coded import FORMS, mostly_zeros
 from rosler_jax.export.c.naming import DEFAULT, check_name, renamed
+from rosler_jax.export.c.source import HEADER, SOURCE, CSource, write_c
 from rosler_jax.export.inputs import calibration_inputs
 from rosler_jax.export.lowering import WEIGHT_BITS
 from rosler_jax.graph import Graph, run_batch
@@ -64,6 +66,7 @@ class Options(NamedTuple):
       train: C code that trains is written beside it; None for none.
       others: inputs of the same kind as the calibration's, to see how many saturate.
       name: what all names in C code begin with.
+      weights: how they lie in the flash of C code.
     """
 
     dtype: str = "float32"
@@ -75,6 +78,7 @@ class Options(NamedTuple):
     train: Training | None = None
     others: Any = None
     name: str = DEFAULT
+    weights: str = "packed"
 
 
 class Exported(NamedTuple):
@@ -107,6 +111,7 @@ def export(
     train: Training | None = None,
     others: Any = None,
     name: str = DEFAULT,
+    weights: str = "packed",
 ) -> Exported:
     """Exports a trained model.
 
@@ -129,6 +134,10 @@ def export(
         saturate.
       name: what all names in C code, and of its files, begin with, as in ``rosler_predict``:
         several models in one program want several.
+      weights: how they lie in the flash of C code, each matrix so if that is smaller than packed:
+        ``"packed"``; ``"coded"``, decoded to RAM by ``rosler_init``; ``"streamed"``, decoded row by
+        row in products with one vector; ``"sparse"``, those that are not zero alone. The outputs
+        are the same. The report compares them where most weights are zero.
 
     Returns:
       The files and the report.
@@ -154,6 +163,13 @@ def export(
         raise ExportError(f"unknown target {target!r}; use one of {', '.join(TARGETS)}")
     if dtype not in DTYPES:
         raise ExportError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    if weights not in FORMS:
+        raise ExportError(f"unknown weights {weights!r}; use one of {', '.join(FORMS)}")
+    if weights != "packed" and train is not None:
+        raise ExportError(
+            f"weights {weights!r} cannot train on the device, which stores them anew: export with "
+            "weights 'packed', or without training"
+        )
     check_name(name)
     graph = _graph(model, input_shape)
     options = Options(
@@ -166,6 +182,7 @@ def export(
         train,
         others,
         name,
+        weights,
     )
     done = TARGETS[target](graph, options)
     return Exported(put(Path(out), done.files, done.stale), done.report, done.text)
@@ -196,18 +213,19 @@ class _Written(NamedTuple):
 
 def _to_c(graph: Graph, options: Options) -> _Written:
     from rosler_jax.export.c import train
-    from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 
     model, inputs, outputs = _with_examples(graph, options)
-    source = write_c(model, probabilities=options.probabilities)
+    source, counted, missing = _form(model, inputs, options, options.weights)
     texts = {HEADER: source.header, SOURCE: source.source}
     training = None if options.train is None else _training(graph, options, texts)
-    counted, missing = None, None if options.board is None else "no inputs to count with"
-    if options.board is not None:
-        with tempfile.TemporaryDirectory() as work:
-            put(Path(work), {name: text.encode() for name, text in texts.items()})
-            counted, missing = report.count(work, inputs, options.board)
     found = report.edge_report(source, graph, options.dtype, counted, missing)
+    if options.weights != "packed" or mostly_zeros(model):
+        forms = {
+            name: (source, counted) if name == options.weights
+            else _form(model, inputs, options, name)[:2]
+            for name in FORMS
+        }  # fmt: skip
+        found["weights"] = _forms.compared(forms, options.weights)
     found["training"] = training
     limits = None
     if options.dtype != "float32" and len(graph.inputs) == 1:
@@ -228,6 +246,18 @@ def _to_c(graph: Graph, options: Options) -> _Written:
     stale = [renamed(file, name) for file in (train.HEADER, train.SOURCE)]
     text = "\n".join([report.table(found), *warnings])
     return _Written(files, found, text, tuple(file for file in stale if file not in files))
+
+
+def _form(
+    model: Any, inputs: Any, options: Options, weights: str
+) -> tuple[CSource, report.Counted | None, str | None]:
+    """The C code with weights of some form, and what an emulated inference takes, or why not."""
+    source = write_c(model, probabilities=options.probabilities, weights=weights)
+    if options.board is None:
+        return source, None, None
+    with tempfile.TemporaryDirectory() as work:
+        put(Path(work), {HEADER: source.header.encode(), SOURCE: source.source.encode()})
+        return source, *report.count(work, inputs, options.board)
 
 
 def _saturation(
@@ -324,9 +354,11 @@ def _to_file(
     def to(graph: Graph, options: Options) -> _Written:
         from rosler_jax.size import size_report
 
-        for_c = (options.limits, options.train, options.name)
-        if for_c != (report.Limits(), None, DEFAULT):
-            raise ExportError(f"flash, ram, training and name are for the target c, not {suffix}")
+        for_c = (options.limits, options.train, options.name, options.weights)
+        if for_c != (report.Limits(), None, DEFAULT, "packed"):
+            raise ExportError(
+                f"flash, ram, training, name and weights are for the target c, not {suffix}"
+            )
         data = write(graph, options)
         dense = size_report(graph).total("dense_bytes")
         found = {"dtype": options.dtype, "file_bytes": len(data), "dense_bytes": dense}

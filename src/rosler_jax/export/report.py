@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rosler_jax.export import _forms
 from rosler_jax.export.c.source import CSource
 from rosler_jax.graph import Graph, Op
 from rosler_jax.size import size_report
@@ -31,6 +32,7 @@ class Counted(NamedTuple):
       instructions, loads, stores: per inference.
       code_bytes: flash of the model's code.
       stack_bytes: of an inference.
+      start_instructions: of decoding weights, once.
     """
 
     board: str
@@ -39,6 +41,7 @@ class Counted(NamedTuple):
     stores: float
     code_bytes: int
     stack_bytes: int
+    start_instructions: int = 0
 
 
 def estimates(counted: Counted) -> dict[str, Any]:
@@ -111,6 +114,7 @@ def edge_report(
         "ram": {
             "arena_bytes": source.arena_bytes,
             "least_arena_bytes": source.least_bytes,
+            "decoded_bytes": source.decoded_bytes,
             "stack_bytes": None if counted is None else counted.stack_bytes,
         },
         "work": {
@@ -145,6 +149,7 @@ def table(report: Mapping[str, Any]) -> str:
         *((f"  of these {k}", v, None) for k, v in report["flash"]["data"].items()),
         ("flash, code (bytes)", report["flash"]["code_bytes"], None),
         ("RAM, arena (bytes)", report["ram"]["arena_bytes"], dense["arena_bytes"]),
+        ("RAM, decoded weights (bytes)", report["ram"]["decoded_bytes"] or None, None),
         ("RAM, stack (bytes)", report["ram"]["stack_bytes"], None),
         ("multiplications", report["work"]["multiplications"], dense["multiplications"]),
         ("additions", report["work"]["additions"], dense["additions"]),
@@ -157,15 +162,19 @@ def table(report: Mapping[str, Any]) -> str:
                 round(emulated["instructions"]),
                 None,
             ),
+            ("instructions at the start", emulated["start_instructions"] or None, None),
             ("time (us, estimate)", round(guess["microseconds"]), None),
             ("energy (uJ, estimate)", round(guess["microjoules"], 1), None),
         ]
+    optional = ("RAM, decoded weights (bytes)", "instructions at the start")
+    rows = [row for row in rows if row[1] is not None or row[0] not in optional]
     shown = [(name, _number(a), _number(b)) for name, a, b in rows]
     shown.insert(0, ("", report["dtype"], "dense float32"))
     widths = [max(len(row[k]) for row in shown) for k in range(3)]
     lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in shown]
     note = ESTIMATE if emulated is not None else report["not_emulated"]
-    return "\n".join([*lines, *([note] if note else [])])
+    forms = _forms.lines(report["weights"]) if "weights" in report else []
+    return "\n".join([*lines, *([note] if note else []), *forms])
 
 
 def _number(value: Any) -> str:
@@ -188,19 +197,22 @@ def shortfall(report: Mapping[str, Any], limits: Limits, graph: Graph) -> str | 
       graph: of the model.
     """
     flash = report["flash"]["bytes"] or report["flash"]["data_bytes"]
+    form = _forms.fitting(report.get("weights"), limits.flash, limits.ram)
     if limits.flash is not None and flash > limits.flash:
         over = flash - limits.flash
+        would = form or _smaller(report, limits.flash, flash, graph)
         return (
             f"the model takes {flash} bytes of flash, {over} more than --flash {limits.flash}; "
-            f"{_smaller(report, limits.flash, flash, graph)}"
+            f"{would}"
         )
     stack = report["ram"]["stack_bytes"] or 0
-    ram = report["ram"]["arena_bytes"] + stack
+    ram = report["ram"]["arena_bytes"] + report["ram"]["decoded_bytes"] + stack
     if limits.ram is not None and ram > limits.ram:
         halves = ", or int16, which halves the arena" if report["dtype"] == "float32" else ""
+        would = form or f"train narrower layers{halves}"
         return (
             f"the model takes {ram} bytes of RAM, {ram - limits.ram} more than --ram {limits.ram}; "
-            f"train narrower layers{halves}"
+            f"{would}"
         )
     return None
 
@@ -246,7 +258,13 @@ def count(
         return None, f"instructions not counted: {error}"
     return (
         Counted(
-            board, run.instructions, run.loads, run.stores, run.flash_code_bytes, run.stack_bytes
+            board,
+            run.instructions,
+            run.loads,
+            run.stores,
+            run.flash_code_bytes,
+            run.stack_bytes,
+            run.start_instructions,
         ),
         None,
     )

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from rosler_jax.export.c.coded import decoded, integer_matrix
 from rosler_jax.export.c.integer_loops import CTYPE
 from rosler_jax.export.c.loops import nested
 from rosler_jax.export.c.unit import CTYPES, Numbers, Step, Unit
@@ -51,9 +52,11 @@ def tile_step(op: Product, unit: Unit, label: str, finish: str, limits: int) -> 
     n, dtype, made = op.weight.shape[-1], op.in_dtypes[0], op.dtypes[0]
     m = math.prod(op.weight.shape[:-1])
     words = -(-m // 4)
-    rows = np.zeros((n, 4 * words), np.int8)
-    rows[:, :m] = op.weight.reshape(m, n).T
-    w = unit.array("uint32_t", f"{label}_weights", rows.view("<u4"), "weights")
+    w = decoded(unit, label, integer_matrix(op.weight, 8), "tile")
+    if w is None:
+        rows = np.zeros((n, 4 * words), np.int8)
+        rows[:, :m] = op.weight.reshape(m, n).T
+        w = unit.array("uint32_t", f"{label}_weights", rows.view("<u4"), "weights")
     suffix = f"_{made}_{limits}"
     unit.use("tile", {"T": suffix, "Y": CTYPE[made], "LIMITS": str(limits)})
     shapes = (op.in_shape, op.out_shape)

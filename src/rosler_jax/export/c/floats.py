@@ -10,6 +10,14 @@ import numpy as np
 
 import rosler_kernels as rk
 from rosler_jax.export.c import gradients, moves, reductions
+from rosler_jax.export.c.coded import (
+    FLOATS,
+    decoded,
+    float_matrix,
+    formed,
+    formed_step,
+    vectors_of,
+)
 from rosler_jax.export.c.loops import over, row
 from rosler_jax.export.c.sketches import (
     FILL,
@@ -75,6 +83,15 @@ def _matrix(unit: Unit, label: str, weight: np.ndarray, groups: int) -> tuple[st
     return name, m, n // groups, f" + g * {m * n // groups}" if groups > 1 else ""
 
 
+def _weights(unit: Unit, label: str, weight: Weight, groups: int) -> tuple[str, int, int, str]:
+    """The same for a stored weight, which may be decoded at the start."""
+    matrix = float_matrix(weight) if groups == 1 else None
+    name = None if matrix is None else decoded(unit, label, matrix, "f32")
+    if matrix is None or name is None:
+        return _matrix(unit, label, weight.values, groups)
+    return name, *matrix.values.shape, ""
+
+
 _MANY = 2**15
 _VERY_MANY = 2**19
 """Multiplications from which two rows at a time are worth the code; and memory to gather two."""
@@ -97,8 +114,20 @@ def _product(unit: Unit, rows: int, m: int, n: int, w: str, finish: str) -> Step
 
 
 def _dense(op: Dense, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
-    w, m, n, _ = _matrix(unit, label, op.weight.values, 1)
+    form = _formed(op, unit, label)
+    if form is not None:
+        return form
+    w, m, n, _ = _weights(unit, label, op.weight, 1)
     return _product(unit, op.in_shape[0], m, n, w, _finish(unit, label, op.bias))
+
+
+def _formed(op: Dense | Conv, unit: Unit, label: str) -> Step | None:
+    """A product that reads weights as they lie in flash, if they are not packed."""
+    form = formed(
+        unit, label, float_matrix(op.weight), FLOATS, lambda: _finish(unit, label, op.bias),
+        vectors_of(op),
+    )  # fmt: skip
+    return form and formed_step(form, unit, label, op, FLOAT, 4)
 
 
 def _matmul(op: MatMul, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
@@ -117,8 +146,11 @@ def _conv(op: Conv, unit: Unit, label: str, ctypes: Sequence[str]) -> Step:
     groups = op.window.groups
     if is_depthwise(op.window, op.in_shape, op.out_shape):
         return _depthwise(op, unit, label, _finish(unit, label, op.bias))
+    form = _formed(op, unit, label) if groups == 1 else None
+    if form is not None:
+        return form
     finish = _finish(unit, label, op.bias, groups=groups)
-    w, inner, n, offset = _matrix(unit, label, op.weight.values, groups)
+    w, inner, n, offset = _weights(unit, label, op.weight, groups)
     if groups == 1 and is_pointwise(op.window):
         return _product(unit, math.prod(op.out_shape[:-1]), inner, n, w, finish)
     pairs = groups == 1 and math.prod(op.out_shape) * inner >= _VERY_MANY

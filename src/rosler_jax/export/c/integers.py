@@ -14,6 +14,14 @@ from rosler_jax.export.c import integer_loops as each
 from rosler_jax.export.c import moves
 from rosler_jax.export.c.arena import Use
 from rosler_jax.export.c.bytes_kernels import is_single, single_step, takes_tiles, tile_step
+from rosler_jax.export.c.coded import (
+    Types,
+    decoded,
+    formed,
+    formed_step,
+    integer_matrix,
+    vectors_of,
+)
 from rosler_jax.export.c.integer_loops import CTYPE
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
 from rosler_jax.export.c.scans import scan_step
@@ -205,6 +213,9 @@ def _product(op: Product, unit: Unit, label: str) -> Step:
     bits = 8 if op.wide and op.bits == 4 else op.bits
     m, n = math.prod(op.weight.shape[:-1]), op.weight.shape[-1]
     groups = 1 if op.window is None else op.window.groups
+    form = _formed(op, unit, label) if groups == 1 and not op.wide else None
+    if form is not None:
+        return form
     if takes_tiles(op) or is_single(op):
         many = dataclasses.replace(  # a multiplier for every channel
             op.requant, multiplier=np.broadcast_to(op.requant.multiplier, (n,))
@@ -213,13 +224,10 @@ def _product(op: Product, unit: Unit, label: str) -> Step:
         if is_single(op):
             return single_step(op, unit, label, finish, _limits(op.requant))
         return tile_step(op, unit, label, finish, _limits(op.requant))
+    w, bits, offset = _weights(op, unit, label, bits, groups)
     small = op.in_dtypes[0] == "int8"
     kernel = _kernel(unit, bits, op.wide, op.requant.shift, op.dtypes[0], small)
-    rows = op.weight.reshape(m, n).T.reshape(groups, n // groups, m)
-    words = [pack_rows(group, bits) for group in rows]
-    w = unit.array("uint32_t", f"{label}_weights", np.concatenate(words), "weights")
     finish = _finish(unit, label, op.requant, op.bias, wide=op.wide, groups=groups)
-    offset = f" + g * {words[0].size}" if groups > 1 else ""
     scratch = kernel.sum_bytes(n // groups)
     if op.window is None:
         return _dense(op, unit, (m, n), kernel, (w, finish))
@@ -231,6 +239,32 @@ def _product(op: Product, unit: Unit, label: str) -> Step:
         ),
         align=kernel.unit, sum_bytes=scratch,
     )  # fmt: skip
+
+
+def _weights(op: Product, unit: Unit, label: str, bits: int, groups: int) -> tuple[str, int, str]:
+    """Adds the words of a weight; gives their name, bits, and the offset of group ``g``."""
+    m, n = math.prod(op.weight.shape[:-1]), op.weight.shape[-1]
+    if groups == 1:
+        layout = "w4" if bits == 4 else "w8"
+        name = decoded(unit, label, integer_matrix(op.weight, bits), layout)
+        if name is not None:
+            return name, min(bits, 8), ""
+    rows = op.weight.reshape(m, n).T.reshape(groups, n // groups, m)
+    words = [pack_rows(group, bits) for group in rows]
+    w = unit.array("uint32_t", f"{label}_weights", np.concatenate(words), "weights")
+    return w, bits, f" + g * {words[0].size}" if groups > 1 else ""
+
+
+def _formed(op: Product, unit: Unit, label: str) -> Step | None:
+    """A product that reads weights as they lie in flash, if they are not packed."""
+    numbers, made = _source(op.in_dtypes[0], op.fill, op.dtypes[0]), CTYPE[op.dtypes[0]]
+    vectors = vectors_of(op)
+    form = formed(
+        unit, label, integer_matrix(op.weight, op.bits),
+        Types(numbers.element if vectors is None else CTYPE[op.in_dtypes[0]], made),
+        lambda: _finish(unit, label, op.requant, op.bias), vectors,
+    )  # fmt: skip
+    return form and formed_step(form, unit, label, op, numbers, CTYPES[made])
 
 
 def _dense(

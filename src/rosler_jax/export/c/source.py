@@ -40,6 +40,12 @@ void rosler_softmax(const rosler_output *y, uint16_t *p);
 _NAN = """ NaN counts as the largest, as in
    NumPy: y[label] != y[label] tells that the label is none. NaN among the inputs goes through to
    the outputs, unless the compiler was allowed to forget it (-ffast-math)."""
+_INIT = """
+/* Decodes weights to ROSLER_DECODED_BYTES of variables beside the arena. The first rosler_predict
+   does it if nobody has: call it before where the time of a first call matters, or where several
+   threads predict. */
+void rosler_init(rosler_arena *arena);
+"""
 _MATH = re.compile(
     r"\b(?:INFINITY|NAN|isfinite|(?:fabs|floor|ceil|rint|exp|expm1|log|log1p|sqrt|cbrt|sin|cos|tanh|erf"
     r"|erfc|fmod|pow|atan2)f)\b"
@@ -71,6 +77,7 @@ class CSource(NamedTuple):
       arena_bytes: that a caller provides.
       constant_bytes: of the model's data, by what they are for.
       least_bytes: of the arena: the largest set of values that is needed at one time.
+      decoded_bytes: of weights that ``rosler_init`` decodes, in variables beside the arena.
     """
 
     header: str
@@ -78,6 +85,7 @@ class CSource(NamedTuple):
     arena_bytes: int
     constant_bytes: dict[str, int]
     least_bytes: int
+    decoded_bytes: int = 0
 
     @property
     def model_bytes(self) -> int:
@@ -86,14 +94,16 @@ class CSource(NamedTuple):
 
 
 def write_c(
-    model: Graph | Program, *, probabilities: bool = False, poison: int | None = None
-) -> CSource:
+    model: Graph | Program, *, probabilities: bool = False, poison: int | None = None,
+    weights: str = "packed",
+) -> CSource:  # fmt: skip
     """Writes a model as C99: constant data, kernels, and a function that calls them in order.
 
     Args:
       model: a graph, for float32, or an integer program.
       probabilities: whether to add ``rosler_softmax``.
       poison: for tests: a byte that is written over memory when nobody needs it.
+      weights: how they lie in flash: a key of :data:`rosler_jax.export.c.coded.FORMS`.
 
     Returns:
       The texts and what they take.
@@ -101,22 +111,34 @@ def write_c(
     Raises:
       ExportError: for an operation that C code does not have.
     """
-    unit = Unit(poison=poison)
+    unit = Unit(poison=poison, weights=weights)
     inputs, outputs = _ports(model)
     wiring = _wiring(model, unit, _names("x", inputs))
     lines, arena = statements(wiring, _names("y", outputs), poison)
+    arena_bytes = max(arena.bytes, unit.start_bytes)
+    if unit.start:
+        unit.functions.append(_init(unit))
+        lines.insert(0, "if (!rosler_decoded) {\n        rosler_init(arena);\n    }")
     unit.functions.append(_predict(lines, inputs, outputs))
     if len(outputs) == 1 and outputs[0].dtype != "bool":
         unit.functions.append(_argmax(*outputs[0][1:3]))
     if probabilities:
         unit.functions.append(_softmax(unit, *outputs[0][1:]))
     return CSource(
-        header=_header(inputs, outputs, arena.bytes, unit, probabilities),
+        header=_header(inputs, outputs, arena_bytes, unit, probabilities),
         source=unit.text(_head(unit)),
-        arena_bytes=arena.bytes,
+        arena_bytes=arena_bytes,
         constant_bytes=dict(unit.constant_bytes),
         least_bytes=arena.least,
+        decoded_bytes=unit.ram_bytes,
     )
+
+
+def _init(unit: Unit) -> str:
+    """The function that decodes weights."""
+    start = ["unsigned char *a = (unsigned char *)arena->words;", *unit.start]
+    body = "\n".join(f"    {line}" for line in [*start, "rosler_decoded = 1;"])
+    return f"static int rosler_decoded;\n\nvoid rosler_init(rosler_arena *arena)\n{{\n{body}\n}}"
 
 
 def _ports(model: Graph | Program) -> tuple[list[Port], list[Port]]:
@@ -226,6 +248,7 @@ def _header(
 /* The index of the largest output; of several, the first.{_NAN if not integer else ""} */
 int rosler_argmax(const rosler_output *y);
 """ if len(outputs) == 1 and outputs[0].dtype != "bool" else ""  # fmt: skip
+    decoded = f"#define ROSLER_DECODED_BYTES {unit.ram_bytes}\n" if unit.start else ""
     about = f"{' (integers, see ROSLER_OUTPUT_SCALE)' if integer else ''}"
     return f"""/* Written by rosler-jax {__version__}; do not edit. */
 #ifndef ROSLER_MODEL_H
@@ -249,7 +272,7 @@ extern "C" {{
 /* Bytes of working memory, and of the model's constant data. */
 #define ROSLER_ARENA_BYTES {arena}
 #define ROSLER_MODEL_BYTES {model_bytes}
-
+{decoded}
 {ABOUT_CONST}
 
 {x[3]}
@@ -262,7 +285,7 @@ typedef struct {{
 
 /* Computes the network's outputs{about}. */
 {_prototype(inputs, outputs)};
-{argmax}{_SOFTMAX[outputs[0].dtype] if probabilities else ""}{quantize}
+{_INIT if unit.start else ""}{argmax}{_SOFTMAX[outputs[0].dtype] if probabilities else ""}{quantize}
 #ifdef __cplusplus
 }}
 #endif

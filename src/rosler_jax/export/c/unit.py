@@ -98,6 +98,11 @@ class Unit:
       constant_bytes: of the arrays, by what they are for.
       poison: for tests: a byte that is written over memory when nobody needs it.
       arrays: names of arrays and functions by what they hold.
+      weights: how they lie in flash: a key of :data:`rosler_jax.export.c.coded.FORMS`.
+      macros: numbers that kernels are compiled for, by their names.
+      start: statements that come before the first call; ``a`` points to the arena.
+      start_bytes: of the arena that they need.
+      ram_bytes: of variables that they fill, beside the arena.
     """
 
     kernels: list[str] = dataclasses.field(default_factory=list)
@@ -106,6 +111,11 @@ class Unit:
     constant_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     poison: int | None = None
     arrays: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+    weights: str = "packed"
+    macros: dict[str, int] = dataclasses.field(default_factory=dict)
+    start: list[str] = dataclasses.field(default_factory=list)
+    start_bytes: int = 0
+    ram_bytes: int = 0
 
     def use(self, name: str, names: dict[str, str] | None = None) -> None:
         """Adds a kernel, its placeholders filled in."""
@@ -149,7 +159,9 @@ class Unit:
     def text(self, head: Sequence[str]) -> str:
         """The whole source after its head."""
         kernels = (kernel.strip() for kernel in self.kernels)
-        return "\n\n".join([*head, CONST, *kernels, *self.data, *self.functions]) + "\n"
+        macros = "\n".join(f"#define {name} {value}" for name, value in self.macros.items())
+        before = [*head, *([macros] if macros else []), CONST]
+        return "\n\n".join([*before, *kernels, *self.data, *self.functions]) + "\n"
 
 
 def about_scales(quantize: str) -> str:

@@ -20,7 +20,7 @@ INPUT_TYPES = ("float32", "int16", "uint8", "int8", "int32")
 OUTPUT_TYPES = ("float32", "int16", "int8", "int32")
 _MACRO = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)[ \t]+(.+?)[ \t]*(?:/\*.*)?$", re.M)
 _USED = (
-    *("rosler_predict", "rosler_arena", "rosler_input", "rosler_output"),
+    *("rosler_init", "rosler_predict", "rosler_arena", "rosler_input", "rosler_output"),
     *("ROSLER_INPUT_SIZE", "ROSLER_OUTPUT_SIZE"),
 )  # by the drivers
 _NUMBER = re.compile(r"\(?\s*(\d+)[uUlL]*\s*\)?$")
@@ -36,6 +36,7 @@ class ModelHeader(NamedTuple):
       model_bytes: of its stored numbers, as the exporter counts them.
       input_scale, output_scale: of an integer model; what one stands for.
       name: what its names begin with.
+      decoded_bytes: of weights that it decodes at the start.
     """
 
     input_size: int
@@ -47,6 +48,7 @@ class ModelHeader(NamedTuple):
     input_scale: float = 1.0
     output_scale: float = 1.0
     name: str = DEFAULT
+    decoded_bytes: int = 0
 
     @property
     def source(self) -> str:
@@ -56,11 +58,14 @@ class ModelHeader(NamedTuple):
     @property
     def defines(self) -> dict[str, str]:
         """Macros by which code for the names ``rosler_...`` uses it."""
+        start = {"ROSLER_START": "1"} if self.decoded_bytes else {}
         if self.name == DEFAULT:
-            return {}
-        return {"ROSLER_HEADER": f'"{renamed(HEADER, self.name)}"'} | {
-            used: renamed(used, self.name) for used in _USED
-        }
+            return start
+        return (
+            start
+            | {"ROSLER_HEADER": f'"{renamed(HEADER, self.name)}"'}
+            | {used: renamed(used, self.name) for used in _USED}
+        )
 
 
 def read_header(folder: str | os.PathLike[str]) -> ModelHeader:
@@ -87,8 +92,8 @@ def read_header(folder: str | os.PathLike[str]) -> ModelHeader:
         for macro, value in _MACRO.findall(path.read_text(encoding="utf-8", errors="replace"))
     }
 
-    def number(name: str) -> int:
-        match = _NUMBER.match(macros.get(name, ""))
+    def number(name: str, default: str = "") -> int:
+        match = _NUMBER.match(macros.get(name, default))
         if match is None:
             raise ValueError(f"{path}: {name} is {macros.get(name)!r}, not a number; export again")
         return int(match[1])
@@ -119,6 +124,7 @@ def read_header(folder: str | os.PathLike[str]) -> ModelHeader:
         scale("ROSLER_INPUT_SCALE"),
         scale("ROSLER_OUTPUT_SCALE"),
         name,
+        number("ROSLER_DECODED_BYTES", "0"),
     )
 
 

@@ -37,6 +37,7 @@ class FirmwareRun(NamedTuple):
       stack_bytes: the most that an inference used of the stack.
       external: what did not fit on the chip and lies beside it: "constants", "variables".
       compiler, emulator: versions.
+      start_instructions: of decoding weights before the first inference.
     """
 
     board: str
@@ -55,15 +56,18 @@ class FirmwareRun(NamedTuple):
     external: tuple[str, ...]
     compiler: str
     emulator: str
+    start_instructions: int = 0
 
 
 def _summary(
     board: str, run: ProgramRun, outputs: np.ndarray, header: ModelHeader, stack_bytes: int
 ) -> FirmwareRun:
     count = len(outputs)
-    functions = sum_tables(run.profile.windows)
+    windows = run.profile.windows
+    start, windows = windows[:-count], windows[-count:]
+    functions = sum_tables(windows)
     all_counts = total(functions)
-    single = [total(sum_tables([window])).instructions for window in run.profile.windows]
+    single = [total(sum_tables([window])).instructions for window in windows]
     model = run.sizes.get(f"{Path(header.source).stem}.o", ObjectSize())
     library = library_size(run.sizes)
     return FirmwareRun(
@@ -83,6 +87,7 @@ def _summary(
         external=run.external,
         compiler=run.compiler,
         emulator=run.emulator,
+        start_instructions=total(sum_tables(start)).instructions,
     )
 
 

@@ -1,5 +1,6 @@
 /* requires: range_reader
-   A coded matrix of small integers, row by row: what a stream says next. */
+   A coded matrix of small integers, row by row: what a stream says next. Code for values that see
+   their neighbours (smooth), or do not (plain), is there if a matrix of this file has such. */
 typedef struct {
     rosler_reader *reader;
     uint16_t *activity; /* of each column */
@@ -21,7 +22,7 @@ static int rosler_coded_start(rosler_coded *s)
         rosler_ask(r, 0); /* whether rows and columns change places, which the caller knows */
         s->smooth = rosler_ask(r, 0);
         s->running = s->smooth ? 0 : rosler_ask(r, 0);
-        for (k = 0; s->smooth && k < 12; ++k) {
+        for (k = 0; ROSLER_SMOOTH && s->smooth && k < 12; ++k) {
             s->stride = s->stride * 2 + rosler_ask(r, 0);
         }
     }
@@ -45,7 +46,7 @@ static int rosler_coded_size(rosler_reader *r, int base, int levels)
     while (size <= 6 && size < levels && rosler_ask(r, base + size)) {
         ++size;
     }
-    if (size <= 6 || size == levels) {
+    if (ROSLER_CONTEXTS == 43 || size <= 6 || size == levels) {
         return size;
     }
     while (2 << digits <= levels - 6 && rosler_ask(r, 43 + digits)) {
@@ -131,7 +132,8 @@ static int32_t rosler_coded_row(rosler_coded *s, int8_t *row)
     int c;
     s->live = rosler_ask(s->reader, s->live);
     if (s->live) {
-        return s->smooth ? rosler_coded_smooth(s, row) : rosler_coded_plain(s, row);
+        const int smooth = ROSLER_SMOOTH && (!ROSLER_PLAIN || s->smooth);
+        return smooth ? rosler_coded_smooth(s, row) : rosler_coded_plain(s, row);
     }
     for (c = 0; c < s->columns; ++c) {
         row[c] = 0;

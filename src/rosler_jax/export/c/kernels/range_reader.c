@@ -1,9 +1,10 @@
-/* Decisions of a range coder whose probabilities adapt; beyond its end the stream goes on as zeros. */
+/* Decisions of a range coder whose probabilities adapt; beyond its end the stream goes on as zeros.
+   Sizes up to 7 have 43 contexts, all others 73. */
 typedef struct {
     const uint8_t *next, *end;
     uint32_t code, width;
-    uint16_t p[@CONTEXTS@];
-    uint8_t n[@CONTEXTS@];
+    uint16_t p[ROSLER_CONTEXTS];
+    uint8_t n[ROSLER_CONTEXTS];
 } rosler_reader;
 
 static uint32_t rosler_reader_byte(rosler_reader *r)
@@ -26,7 +27,7 @@ static void rosler_reader_open(rosler_reader *r, const uint8_t *stream, uint32_t
 static void rosler_reader_restart(rosler_reader *r)
 {
     int k;
-    for (k = 0; k < @CONTEXTS@; ++k) {
+    for (k = 0; k < ROSLER_CONTEXTS; ++k) {
         r->p[k] = 32768;
         r->n[k] = 2;
     }

@@ -16,6 +16,13 @@ int main(void) {
     const int to = firmware_open_to_write("outputs.bin");
     const uint32_t count = firmware_length(from) / (uint32_t)sizeof input;
     uint32_t stack = 0;
+#ifdef ROSLER_START
+    firmware_paint_stack();
+    firmware_begin();
+    rosler_init(&arena);
+    firmware_end();
+    stack = firmware_stack_used();
+#endif
     for (uint32_t i = 0; i < count; i++) {
         if (firmware_read(from, input, sizeof input) != sizeof input)
             firmware_fail("inputs.bin ends within an input\n");
