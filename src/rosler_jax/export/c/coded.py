@@ -144,17 +144,16 @@ def _names(matrix: Matrix, types: Types, weight: str, i: str, j: str) -> dict[st
 class Layout(NamedTuple):
     """How words of decoded weights lie: see ``kernels/unpack.c``."""
 
-    name: str
     bits: int
     place: str
     blocked: str
-    add: int = 0
+    empty: str = "0"
 
 
 LAYOUTS = {
-    "w8": Layout("w8", 8, "k % 2 * 2 + k / 2", "n - n % 4"),
-    "w4": Layout("w4", 4, "k % 2 * 4 + k / 2", "n - n % 4", 8),
-    "tile": Layout("tile", 8, "k", "0"),
+    "w8": Layout(8, "k % 2 * 2 + k / 2", "n - n % 4"),
+    "w4": Layout(4, "k % 2 * 4 + k / 2", "n - n % 4", "0x88888888u"),
+    "tile": Layout(8, "k", "0"),
 }
 
 
@@ -185,7 +184,7 @@ def decoded(unit: Unit, label: str, matrix: Matrix, layout: str) -> str | None:
         each = 32 // how.bits
         ctype, count = "uint32_t", n * -(-m // each)
         names = {"S": layout, "BITS": how.bits, "UNIT": each, "PLACE": how.place}
-        names |= {"BLOCKED": how.blocked, "ADD": how.add, "MASK": f"{2**how.bits - 1}u"}
+        names |= {"BLOCKED": how.blocked, "EMPTY": how.empty, "MASK": f"{2**how.bits - 1}u"}
         unit.use("unpack", {k: str(v) for k, v in names.items()})
     unit.data.append(f"static {ctype} {name}[{count}]; /* decoded by rosler_init */")
     unit.ram_bytes += CTYPES[ctype] * count

@@ -39,7 +39,7 @@ void rosler_softmax(const rosler_output *y, uint16_t *p);
 }
 _NAN = """ NaN counts as the largest, as in
    NumPy: y[label] != y[label] tells that the label is none. NaN among the inputs goes through to
-   the outputs, unless the compiler was allowed to forget it (-ffast-math)."""
+   the outputs{by}, unless the compiler was allowed to forget it (-ffast-math)."""
 _INIT = """
 /* Decodes weights to ROSLER_DECODED_BYTES of variables beside the arena. The first rosler_predict
    does it if nobody has: call it before where the time of a first call matters, or where several
@@ -244,8 +244,10 @@ def _header(
         for kind, ports in (("INPUT", inputs), ("OUTPUT", outputs))
         if len(ports) > 1
     ]
+    without_zeros = unit.weights in ("streamed", "sparse")
+    nan = _NAN.format(by=" by weights that are not zero" if without_zeros else "")
     argmax = f"""
-/* The index of the largest output; of several, the first.{_NAN if not integer else ""} */
+/* The index of the largest output; of several, the first.{nan if not integer else ""} */
 int rosler_argmax(const rosler_output *y);
 """ if len(outputs) == 1 and outputs[0].dtype != "bool" else ""  # fmt: skip
     decoded = f"#define ROSLER_DECODED_BYTES {unit.ram_bytes}\n" if unit.start else ""

@@ -1,5 +1,6 @@
 /* requires: matrix
-   A coded matrix, decoded to the words that products with weights of @BITS@ bits read. */
+   A coded matrix, decoded to the words that products with weights of @BITS@ bits read: of zeros at
+   first, so that what fills up a row is zero, too. */
 ROSLER_APART void rosler_unpack_@S@(const uint8_t *stream, int bytes, int n, int m, int levels,
                               unsigned char *memory, uint32_t *w)
 {
@@ -14,9 +15,9 @@ ROSLER_APART void rosler_unpack_@S@(const uint8_t *stream, int bytes, int n, int
         rosler_coded_row(&s, row);
         for (i = 0; i < m; ++i) {
             const int k = i % @UNIT@;
-            const uint32_t field = (uint32_t)(row[i] + @ADD@) & @MASK@;
+            const uint32_t field = (uint32_t)row[i] & @MASK@;
             uint32_t *const to = first + i / @UNIT@ * step;
-            *to = (k ? *to : 0) | field << (@BITS@ * (@PLACE@));
+            *to = (k ? *to : @EMPTY@) ^ field << (@BITS@ * (@PLACE@));
         }
     }
 }
