@@ -142,6 +142,25 @@ def test_a_stream_of_rows_takes_little_memory() -> None:
     assert streamed.arena_bytes <= 7 * 21 + 2 * 90 + 2 * 21 + 8 * 4
 
 
+@needs_gcc
+def test_code_for_one_kind_of_streams_where_the_other_saves_less_than_its_code(
+    tmp_path: Path,
+) -> None:
+    model, x, _ = model_of("vectors", "int8", 16, 7, None)
+    rng = np.random.default_rng(0)
+    walks = np.clip(np.cumsum(rng.integers(-1, 2, (90, 21)), axis=0), -7, 7)  # smooth along inputs
+    ops, changed = [], False
+    for op in model.ops:
+        if hasattr(op, "weight") and not changed:
+            op, changed = dataclasses.replace(op, weight=walks), True
+        ops.append(op)
+    program = dataclasses.replace(model, ops=tuple(ops))
+    source = write_c(program, weights="coded")
+    assert "#define ROSLER_SMOOTH 1\n#define ROSLER_PLAIN 0\n" in source.source
+    found = run_host(write(source, tmp_path / "edge"), x, sanitize=True)
+    np.testing.assert_array_equal(found, run_integer(program, x).reshape(len(x), -1))
+
+
 def test_what_is_larger_stays_packed() -> None:
     rng = np.random.default_rng(0)
     model, _, _ = model_of("rows", "int8", 16, 7, None)

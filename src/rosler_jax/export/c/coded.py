@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rosler_jax.graph.weight import Weight
 
-_LEVELS, _FEW, _LONGEST = 127, 7, 65536
+_LEVELS, _FEW, _LONGEST, _MANY = 127, 7, 65536, 1 << 20
 _CODE = {"ROSLER_SMOOTH": 400, "ROSLER_PLAIN": 140}
 """Bytes that code of a kind takes in a file that has the other kind (GCC, a Cortex-M4)."""
 
@@ -328,7 +328,7 @@ def vectors_of(op: Any) -> int | None:
 
 
 def mostly_zeros(model: Any) -> bool:
-    """Whether most weights of a graph or an integer program are integers that are zero."""
+    """Whether most weights of a graph or an integer program of a device's size are zero."""
     zeros = total = 0
     for op in model.ops:
         weight = getattr(op, "weight", None)
@@ -336,4 +336,4 @@ def mostly_zeros(model: Any) -> bool:
             values = weight if isinstance(weight, np.ndarray) else weight.integers
             total += math.prod(weight.shape)
             zeros += 0 if values is None else int((values == 0).sum())
-    return 2 * zeros > total
+    return 2 * zeros > total and total <= _MANY

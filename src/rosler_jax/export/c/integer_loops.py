@@ -154,7 +154,6 @@ def _scaled(op: Combined | Chosen, x: str, y: str) -> list[str]:
 
 def combined_step(op: Combined, unit: Unit, label: str) -> Step:
     """Two values at one scale, added or compared."""
-    unit.use("requant")  # which checks how numbers are shifted
 
     def text(x: str, y: str) -> str:
         a, b = _scaled(op, x, y)
