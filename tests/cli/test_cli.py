@@ -261,6 +261,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "schedule": ("cosine", "cosine"),
     "sketch": ("rademacher", "rademacher"),
     "epochs": ("7", 7),
+    "teacher": ("runs/big", "runs/big"),
+    "budget_bytes": ("2KB", 2000),
 }
 
 
