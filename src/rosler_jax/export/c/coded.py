@@ -5,7 +5,8 @@ Each product takes its form of the weights where that is smaller in flash, and e
 - ``coded``: as :mod:`rosler_jax._coding` has it, a stream for each matrix, whose rows are outputs.
   ``rosler_init`` decodes them to RAM, and the products are those of packed weights.
 - ``streamed``: matrices that one vector goes through are decoded while they are multiplied, a row
-  at a time: rows are inputs, or outputs where there are more of these. All others are as ``coded``.
+  at a time: rows are inputs, or outputs where there are more of these. In a loop they are decoded
+  anew at every position. All others are as ``coded``.
 - ``sparse``: an entry for each weight that is not zero; see ``kernels/sparse.c``.
 """
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     from rosler_jax.graph.weight import Weight
 
-_LEVELS, _FEW, _LONGEST, _MANY = 127, 7, 65536, 1 << 20
+_LEVELS, _FEW = 127, 7  # sizes of weights: the largest; those with fewer contexts
+_LONGEST, _MANY = 1 << 16, 1 << 20  # columns of a stream; weights that a device may hold
 _CODE = {"ROSLER_SMOOTH": 400, "ROSLER_PLAIN": 140}
 """Bytes that code of a kind takes in a file that has the other kind (GCC, a Cortex-M4)."""
 
@@ -65,8 +67,8 @@ FLOATS = Types("float", "float")
 Multiply = Callable[[str, str, str], str]
 """C statement of a product: given the input, the output, and scratch memory."""
 
-
 Finish = Callable[[], str]
+"""Adds the end of a product; gives its name."""
 
 
 class Form(NamedTuple):
@@ -257,7 +259,7 @@ def _sparse(
     if matrix.levels > _LEVELS:
         return None
     (m, n), least, most = matrix.values.shape, matrix.values.min(), matrix.values.max()
-    bits = 1 + max(1, int(most).bit_length(), int(-least - 1).bit_length())
+    bits = 1 + max(1, int(most).bit_length(), max(0, int(-least - 1)).bit_length())
     wide = 16 if bits > 6 else 8
     found, counts = entries(matrix.values, bits, 2 ** (wide - bits) - 1)
     count = "uint8_t" if counts.max() < 256 else "uint16_t"
