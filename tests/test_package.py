@@ -25,6 +25,7 @@ CORE = ("jax", "flax", "optax", "chex", "numpy")
 LEVELS = {
     "rosler_kernels": 0,
     "rosler_jax._version": 0,
+    "rosler_jax._convolutions": 1,
     "rosler_jax._linalg": 1,
     "rosler_jax._lookup": 1,
     "rosler_jax._paths": 1,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from rosler_jax import augment
+from rosler_jax._convolutions import canonical_convolutions
 from rosler_jax._convert import Rule
 from rosler_jax._lookup import lookup
 from rosler_jax.config import TrainConfig, model_options
@@ -303,6 +304,8 @@ def make_fit(
         params, buffers, opt_state = carry
         x, y = augmented(config, task, key, x, y, hyper, units)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        if jax.default_backend() == "cpu":  # this is a loop's body
+            grad_fn = canonical_convolutions(grad_fn)
         (_, (loss, out, buffers)), grads = grad_fn(params, buffers, x, y, key, state, hyper, units)
         updates, opt_state = optimizer(hyper).update(grads, opt_state, decaying(params))
         params = optax.apply_updates(params, updates)
