@@ -44,6 +44,18 @@ def cwru_windows() -> Any:
     return raw._replace(**parts)
 
 
+def cwru_spectra() -> Any:
+    """Logarithms of the spectra of windows of 2,048 samples of bearings, split in time."""
+    raw = _shared("cwru_12k_drive_end.npz", window=2048, hop=512, features="fft")
+
+    def log(split: Any) -> Any:
+        x, y = split
+        return np.log(np.maximum(x, 1e-5)).astype(np.float32), y
+
+    parts = {name: log(split) for name, split in raw._asdict().items() if split is not None}
+    return raw._replace(**parts)
+
+
 def diabetes() -> Any:
     """442 patients, ten numbers each, and the progress of a disease a year later."""
     from sklearn.datasets import load_diabetes

@@ -46,8 +46,8 @@ _SMALL = {**_MNIST, "hidden": (64, 32)}
 _WIDE = {**_MNIST, "hidden": (300, 100)}
 _CONV = {**_MNIST, "model": "scripts/bench_models.py:small_conv"}
 _CWRU = {
-    "data": "cwru", "bits": 4, "batch_size": 64, "hidden": (32, 16), "epochs": 60, "noise": 0.1,
-    "method": "dense",
+    "data": "scripts/bench_data.py:cwru_spectra", "bits": 4, "batch_size": 64, "hidden": (32, 16),
+    "epochs": 60, "noise": 0.1, "method": "dense", "standardize": "all",
 }  # fmt: skip
 _FORMS = "do random sketches survive entropy coding"
 
@@ -72,8 +72,8 @@ NETS: dict[str, Net] = {
 
 def source(name: str) -> str:
     """Where a data set lies: beside the checkout where it does, else its name."""
-    beside = {"mnist": SHARED / "mnist", "cwru": SHARED / "cwru_12k_drive_end.npz"}
-    return str(beside[name]) if name in beside and beside[name].exists() else name
+    beside = SHARED / name
+    return str(beside) if beside.exists() else name
 
 
 def configs(net: Net, seeds: int, changes: dict[str, Any]) -> Iterator[TrainConfig]:
