@@ -38,7 +38,9 @@ def small_conv(
 class _StridedConv(nnx.Module):
     """A convolution of stride 2, two of stride 1 with a pool behind each, head."""
 
-    def __init__(self, inputs: int, channels: Sequence[int], features: int, outputs: int, rngs: Any):
+    def __init__(
+        self, inputs: int, channels: Sequence[int], features: int, outputs: int, rngs: Any
+    ):
         first, second, third = channels
         self.conv1 = nnx.Conv(inputs, first, (5, 5), strides=(2, 2), rngs=rngs)
         self.conv2 = nnx.Conv(first, second, (3, 3), rngs=rngs)
