@@ -27,6 +27,10 @@ IMPLEMENTATIONS = [
     "mosaic_tpu" if PLATFORM == "tpu" else "mosaic_tpu_interpret",
 ]
 KERNELS = IMPLEMENTATIONS[1:]
+# Of the products of family, shape, dtype and direction, half: every pair of them.
+PAIRS = [spec for i, spec in enumerate(SMALL) if (i // 2 + i) % 2 == 0]
+
+materialize = jax.jit(rk.materialize)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +58,12 @@ def _tpu_races():
 
 
 def exact(sketch):
-    return np.asarray(rk.materialize(sketch), np.float64)
+    return np.asarray(materialize(sketch), np.float64)
+
+
+def normal(seed, *shape):
+    """By NumPy: JAX's would be compiled for every shape."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def check(got, want, rtol, atol):
@@ -67,7 +76,7 @@ def run(spec, x, sketch, implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("spec", SMALL, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", PAIRS, ids=lambda spec: spec.name)
 def test_projection_matches_float64(spec, implementation):
     sketch, x = spec.sketch(3), spec.inputs(0)
     omega = exact(sketch)
@@ -99,7 +108,7 @@ def test_any_shape_and_seed(implementation, kind, rows, cols, lead, dtype, seed,
     cols = min(cols, limits.get(kind, cols))
     spec = Spec(kind, 1, rows, cols, dtype, transpose)
     sketch = spec.sketch(seed)
-    x = jax.random.normal(jax.random.key(0), (*lead, cols if transpose else rows)).astype(dtype)
+    x = normal(0, *lead, cols if transpose else rows).astype(dtype)
     omega = exact(sketch)
     want = np.asarray(x, np.float64) @ (omega.T if transpose else omega)
     rtol, atol = tolerance(spec)
@@ -132,7 +141,7 @@ def test_vectors_compile(kind, size, seeds):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kind", KERNEL_FAMILIES)
 def test_vmap_of_grad_over_inputs_and_seeds(kind, implementation):
-    xs = jax.random.normal(jax.random.key(1), (2, 3, 50))
+    xs = normal(1, 2, 3, 50)
 
     def loss(x, seed):
         sketch = rk.make(kind, seed, 50, 20)
@@ -166,9 +175,7 @@ CHAINS = {
 
 
 def factors(b, m, s, l, n, dtype):
-    keys = jax.random.split(jax.random.key(0), 4)
-    shapes = ((b, m), (m, s), (s, l), (l, n))
-    x, c, u, r = (jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True))
+    x, c, u, r = normal(0, b, m), normal(1, m, s), normal(2, s, l), normal(3, l, n)
     return tuple(
         a.astype(dtype) for a in (x, c / m**0.5, u / max(s, 1) ** 0.5, r / max(l, 1) ** 0.5)
     )
@@ -180,7 +187,7 @@ def factors(b, m, s, l, n, dtype):
 def test_chain_matches_float64(sizes, held, implementation):
     x, c, u, r = factors(*sizes, jnp.bfloat16)
     left, right = CHAINS[held](c, r)
-    got = rk.sketch_matmul(x, left, u, right, implementation=implementation)
+    got = np.asarray(rk.sketch_matmul(x, left, u, right, implementation=implementation), np.float64)
     c, r = (
         exact(left) if isinstance(left, rk.Sketch) else np.asarray(c, np.float64),
         exact(right).T if isinstance(right, rk.Sketch) else np.asarray(r, np.float64),
@@ -205,8 +212,9 @@ def test_chain_gradients_of_the_successive_stage(held, implementation):
         return jnp.sum(jnp.sin(y.astype(jnp.float32)))
 
     args = [x, u, *([left] if stored[0] else []), *([right] if stored[1] else [])]
-    got = jax.grad(loss)(args, implementation)
-    want = jax.grad(loss)([a.astype(jnp.float32) for a in args], "reference")
+    grad = jax.jit(jax.grad(loss), static_argnums=1)
+    got = grad(args, implementation)
+    want = grad([a.astype(jnp.float32) for a in args], "reference")
     for a, b in zip(got, want, strict=True):
         assert np.abs(np.asarray(a, np.float32) - b).max() < 0.02 * np.abs(b).max()
 
@@ -215,7 +223,7 @@ def test_chain_gradients_of_the_successive_stage(held, implementation):
 def test_chain_cotangents_of_the_parallel_stage_are_sketches_of_the_gradient(implementation):
     x, c, u, r = factors(10, 30, 5, 7, 20, jnp.float32)
     psi, omega = rk.rademacher(1, 30, 7), rk.gaussian(2, 20, 5)
-    weights = jax.random.normal(jax.random.key(5), (10, 20))
+    weights = normal(5, 10, 20)
 
     def loss(x, c, u, r):
         y = rk.sketch_matmul(
@@ -223,7 +231,7 @@ def test_chain_cotangents_of_the_parallel_stage_are_sketches_of_the_gradient(imp
         )
         return jnp.sum(y * weights)
 
-    dx, dc, du, dr = jax.grad(loss, (0, 1, 2, 3))(x, c, u, r)
+    dx, dc, du, dr = jax.jit(jax.grad(loss, (0, 1, 2, 3)))(x, c, u, r)
     x, c, u, r, delta = (np.asarray(a, np.float64) for a in (x, c, u, r, weights))
     g = x.T @ delta
     check(dx, delta @ (c @ u @ r).T, 1e-4, 1e-4)
@@ -236,7 +244,7 @@ def test_chain_cotangents_of_the_parallel_stage_are_sketches_of_the_gradient(imp
 @pytest.mark.parametrize("n", [1, 2, 64, 128, 1024])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_hadamard_matches_float64(n, dtype, implementation):
-    x = jax.random.normal(jax.random.key(0), (5, n)).astype(dtype)
+    x = normal(0, 5, n).astype(dtype)
     h = np.array([[(-1.0) ** bin(i & c).count("1") for c in range(n)] for i in range(n)])
     got = rk.hadamard_transform(x, implementation=implementation)
     want = np.asarray(x, np.float64) @ h
@@ -259,7 +267,7 @@ IMAGES = [
 @pytest.mark.parametrize(("shape", "window", "options"), IMAGES, ids=["2d", "strided", "3d", "1d"])
 def test_patches_and_their_gradient_match_the_reference(shape, window, options, implementation):
     sketch = rk.rademacher(3, int(np.prod(window)) * shape[-1], 7)
-    x = jax.random.normal(jax.random.key(0), shape)
+    x = normal(0, *shape)
 
     def value(x, implementation):
         return rk.project_patches(
@@ -269,9 +277,10 @@ def test_patches_and_their_gradient_match_the_reference(shape, window, options, 
     def loss(x, implementation):
         return jnp.sum(jnp.sin(value(x, implementation)))
 
-    check(value(x, implementation), np.asarray(value(x, "reference")), 1e-5, 1e-5)
-    got, want = jax.grad(loss)(x, implementation), jax.grad(loss)(x, "reference")
-    check(got, np.asarray(want), 1e-4, 1e-5)
+    both = jax.jit(lambda x, i: (value(x, i), jax.grad(loss)(x, i)), static_argnums=1)
+    (got, got_grad), (want, want_grad) = both(x, implementation), both(x, "reference")
+    check(got, np.asarray(want), 1e-5, 1e-5)
+    check(got_grad, np.asarray(want_grad), 1e-4, 1e-5)
 
 
 def test_patches_of_a_large_omega_match(monkeypatch):
@@ -307,7 +316,7 @@ def entries(sketch):
 def test_entries_of_a_kernel_are_those_of_the_family(kind, size):
     sketch = rk.make(kind, 2**63 + 5, *size)
     np.testing.assert_allclose(
-        entries(sketch), rk.materialize(sketch), atol=3e-7 if kind == "gaussian" else 0
+        jax.jit(entries)(sketch), materialize(sketch), atol=3e-7 if kind == "gaussian" else 0
     )
 
 

@@ -208,7 +208,8 @@ def test_a_new_ares_layer_holds_sketches_of_one_matrix(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_in_parallel_are_sketches_of_the_dense_one(kind: str, x64: None) -> None:
     options, shape = KINDS[kind]
-    layer, x = make(options, "ares"), normal(1, *shape)
+    # Two programs make the same signs, but a Gaussian's entries to the last places of float32 only.
+    layer, x = make(options, "ares", sketch="rademacher"), normal(1, *shape)
     delta, g, g_bias, g_x = dense_gradients(options, layer, x)
     got, got_x = gradients(layer, x, delta)
     psi, omega = map(matrix, layer.sketches())

@@ -47,10 +47,10 @@ def make(mode: Any, m: int = M, n: int = N, rank: int = RANK, seed: int = 0, **o
     return SketchLinear(m, n, rank, mode=mode, bias_init=bias, rngs=nnx.Rngs(seed), **options)
 
 
-def close(got: Any, expected: Any) -> None:
+def close(got: Any, expected: Any, rtol: float = RTOL) -> None:
     expected = np.asarray(expected)
     assert np.asarray(got).dtype == np.float64
-    np.testing.assert_allclose(got, expected, rtol=0, atol=RTOL * np.abs(expected).max())
+    np.testing.assert_allclose(got, expected, rtol=0, atol=rtol * np.abs(expected).max())
 
 
 def split(layer: Any) -> tuple[Callable[..., jax.Array], Any]:
@@ -135,9 +135,11 @@ def test_gradients_in_parallel_are_sketches_of_the_dense_one(sketch: str, x64: N
     psi, omega = map(matrix, layer.sketches())
     rows, deltas = np.asarray(x).reshape(-1, M), np.asarray(delta).reshape(-1, N)
     g = rows.T @ deltas
-    close(got["c"][...], g @ omega)
-    close(got["r"][...], psi.T @ g)
-    close(got["u"][...], (psi.T @ g @ omega).T)
+    # Two programs make a Gaussian's entries the same to the last places of float32.
+    rtol = 1e-6 if sketch == "gaussian" else RTOL
+    close(got["c"][...], g @ omega, rtol)
+    close(got["r"][...], psi.T @ g, rtol)
+    close(got["u"][...], (psi.T @ g @ omega).T, rtol)
     close(got["bias"][...], deltas.sum(0))
     close(got_x, np.asarray(delta) @ w.T)
     assert got["parallel"][...] == 0.0
