@@ -53,24 +53,37 @@ class Model(NamedTuple):
     network: Any
 
 
+def weights(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Kernels and factors that keep the size of what they multiply."""
+    return rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
+
+
 DRAWN = {
-    "bias": lambda rng, n: rng.normal(0, 0.3, n),
-    "mean": lambda rng, n: rng.normal(size=n),
-    "var": lambda rng, n: rng.uniform(0.5, 2.0, n),
-    "scale": lambda rng, n: rng.uniform(-2.0, 2.0, n),
+    "u": lambda rng, shape: rng.normal(size=shape) / np.sqrt(shape[-2]),
+    "r": lambda rng, shape: rng.normal(size=shape) / np.sqrt(shape[-2]),
+    "bias": lambda rng, shape: rng.normal(0, 0.3, shape),
+    "mean": lambda rng, shape: rng.normal(size=shape),
+    "var": lambda rng, shape: rng.uniform(0.5, 2.0, shape),
+    "scale": lambda rng, shape: rng.uniform(-2.0, 2.0, shape),
+    "psi_seed": lambda rng, shape: rng.integers(0, 2**32, shape),
+    "omega_seed": lambda rng, shape: rng.integers(0, 2**32, shape),
+    "fingerprint": lambda rng, shape: np.zeros(shape),  # of any seeds
 }
 
 
 def make_model(
     specs: Specs, *, bits: int = 16, shape: Sequence[int] | None = None, seed: int = 0
 ) -> Model:
-    """A network with random parameters, biases and statistics included."""
-    graphdef, state = nnx.split(version1.network(specs, nnx.Rngs(seed)))
+    """A network with random parameters, biases and statistics included.
+
+    NumPy draws them: what the layers draw with is compiled for every shape.
+    """
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: version1.network(specs, nnx.Rngs(0))))
     rng = np.random.default_rng(seed)
 
     def drawn(path: Any, leaf: Any) -> Any:
-        draw = DRAWN.get(path_name(path).rpartition("/")[2])
-        return leaf if draw is None else draw(rng, leaf.shape).astype(np.float32)
+        draw = DRAWN.get(path_name(path).rpartition("/")[2], weights)
+        return draw(rng, leaf.shape).astype(leaf.dtype)
 
     state = jax.tree_util.tree_map_with_path(drawn, state)
     tensors = packed(nnx.merge(graphdef, state), bits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -51,6 +52,12 @@ EXAMPLES = int(os.environ.get("ROSLER_EXAMPLES", "12"))
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 
 
+@functools.lru_cache
+def model_of(name, bits):
+    specs, shape, _ = NETS[name]
+    return make_model(specs, bits=bits, shape=shape)
+
+
 def compilers():
     return [
         pytest.param(
@@ -89,8 +96,8 @@ CASES = [(name, "int16") for name in NETS] + [
 @needs_gcc
 @pytest.mark.parametrize("name, dtype", CASES)
 def test_integers_are_equal_bit_for_bit_under_sanitizers(tmp_path, name, dtype):
-    specs, shape, inputs = NETS[name]
-    model = make_model(specs, bits=16, shape=shape)
+    _, shape, inputs = NETS[name]
+    model = model_of(name, 16)
     program = lower(model.graph, inputs(shape, 20), dtype=dtype)
     folder = write(write_c(program), tmp_path)
     x = np.concatenate([program.quantize_input(inputs(shape)).reshape(5, -1), extremes(program)])
@@ -101,8 +108,8 @@ def test_integers_are_equal_bit_for_bit_under_sanitizers(tmp_path, name, dtype):
 @pytest.mark.parametrize("compiler", compilers())
 @pytest.mark.parametrize("name", ["mlp, srht", "images", "volumes", "signals, block_perm"])
 def test_both_compilers_take_it_without_a_warning(tmp_path, name, compiler):
-    specs, shape, inputs = NETS[name]
-    model = make_model(specs, bits=4, shape=shape)
+    _, shape, inputs = NETS[name]
+    model = model_of(name, 4)
     program = lower(model.graph, inputs(shape, 20), dtype="int4")
     folder = write(write_c(program), tmp_path)
     x = extremes(program)
@@ -141,8 +148,8 @@ def test_floats_agree(tmp_path, name):
     ],
 )
 def test_boards_compute_the_same_bits(tmp_path, name, dtype, board):
-    specs, shape, inputs = NETS[name]
-    model = make_model(specs, bits=16, shape=shape)
+    _, shape, inputs = NETS[name]
+    model = model_of(name, 16)
     program = lower(model.graph, inputs(shape, 20), dtype=dtype)
     folder = write(write_c(program), tmp_path)
     x = np.concatenate([program.quantize_input(inputs(shape)).reshape(5, -1), extremes(program)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -99,6 +101,13 @@ needs_firmware = pytest.mark.skipif(bool(_why_no_firmware()), reason=_why_no_fir
 
 
 def network(specs: Specs, seed: int = 0, shape: tuple[int, ...] | None = None) -> Graph:
+    """The graph of layers; many tests ask for the same one."""
+    return _network(repr(specs), seed, shape)
+
+
+@functools.lru_cache
+def _network(specs: str, seed: int, shape: tuple[int, ...] | None) -> Graph:
+    specs = ast.literal_eval(specs)
     return parameters_of(make_model(specs, bits=32, shape=shape, seed=seed).graph)
 
 
@@ -150,7 +159,7 @@ def run(graph: Graph, params: Mapping[str, Any], x: Any, flag: float = 1.0) -> A
 
 def outputs(graph: Graph, x: Any) -> Any:
     """What a graph computes of a batch."""
-    return run(graph, {}, x)
+    return jax.jit(lambda x: run(graph, {}, x))(x)
 
 
 def cross_entropy(y: Any, labels: Any) -> Any:
@@ -180,9 +189,9 @@ def test_gradients_equal_jax(name: str) -> None:
     source = write_training(graph, momentum=0.0)
     found = train_in_c(source, x, labels, 0.0, predict=x[0], sanitize=True)
     params = parameters(graph)
-    loss, wanted = jax.value_and_grad(lambda p: cross_entropy(run(graph, p, x[0]), labels[0]))(
-        params
-    )
+    loss, wanted = jax.jit(
+        jax.value_and_grad(lambda p: cross_entropy(run(graph, p, x[0]), labels[0]))
+    )(params)
     assert found.velocity.keys() == wanted.keys()
     assert_close(found.velocity, wanted, TOLERANCE)
     np.testing.assert_allclose(found.losses, [loss], rtol=1e-5)
@@ -196,7 +205,7 @@ def test_gradients_of_squares_equal_jax(name: str) -> None:
     targets = np.random.default_rng(1).normal(size=(1, 4, CLASSES)).astype(np.float32)
     source = write_training(graph, momentum=0.0, loss="mse", batch=4)
     found = train_in_c(source, x, targets, 0.0, sanitize=True)
-    loss, wanted = jax.value_and_grad(lambda p: squares(run(graph, p, x[0]), targets[0]))(
+    loss, wanted = jax.jit(jax.value_and_grad(lambda p: squares(run(graph, p, x[0]), targets[0])))(
         parameters(graph)
     )
     assert_close(found.velocity, wanted, TOLERANCE)
@@ -210,7 +219,9 @@ def test_parallel_gradients_equal_the_librarys(sketch: str) -> None:
     x, labels = examples(1, 6)
     source = write_training(plain, momentum=0.0, stage="parallel", seed=3, sketch=sketch)
     found = train_in_c(source, x, labels, 0.0, predict=x[0], sanitize=True)
-    wanted = jax.grad(lambda p: cross_entropy(run(graph, p, x[0]), labels[0]))(parameters(graph))
+    wanted = jax.jit(jax.grad(lambda p: cross_entropy(run(graph, p, x[0]), labels[0])))(
+        parameters(graph)
+    )
     # The core's solve loses digits by its condition, on the host as in C.
     assert_close(found.velocity, wanted, 2e-5)
     assert not found.velocity["parallel"].any()
@@ -222,7 +233,7 @@ def test_a_wrong_gradient_would_be_seen() -> None:
     graph = network(NETWORKS["dense"])
     x, labels = examples(1, 6)
     found = train_in_c(write_training(graph, momentum=0.0), x, labels, 0.0)
-    wrong = jax.grad(lambda p: cross_entropy(run(graph, p, x[0, :5]), labels[0, :5]))(
+    wrong = jax.jit(jax.grad(lambda p: cross_entropy(run(graph, p, x[0, :5]), labels[0, :5])))(
         parameters(graph)
     )
     with pytest.raises(AssertionError, match="relative error"):
@@ -317,7 +328,9 @@ def test_the_switch_keeps_the_function_and_trains_on() -> None:
     # After it the factors train by the chain: the same as JAX from the weights as they are then.
     after = train_in_c(source, x, labels, 0.0, switch=4)
     params = {name: jnp.asarray(v) for name, v in after.weights.items() if name != "parallel"}
-    wanted = jax.grad(lambda p: cross_entropy(run(graph, p, x[5], flag=0.0), labels[5]))(params)
+    wanted = jax.jit(jax.grad(lambda p: cross_entropy(run(graph, p, x[5], flag=0.0), labels[5])))(
+        params
+    )
     velocity = {k: v - 0.9 * still.velocity[k] for k, v in after.velocity.items()}
     assert_close(velocity, wanted, 1e-4)
 
@@ -407,9 +420,9 @@ def test_gradients_of_convolutions_equal_jax(name: str) -> None:
     source = write_training(graph, momentum=0.0)
     found = train_in_c(source, x, labels, 0.0, predict=x[0], sanitize=True)
     images = x[0].reshape(-1, *shape)
-    loss, wanted = jax.value_and_grad(lambda p: cross_entropy(run(graph, p, images), labels[0]))(
-        parameters(graph)
-    )
+    loss, wanted = jax.jit(
+        jax.value_and_grad(lambda p: cross_entropy(run(graph, p, images), labels[0]))
+    )(parameters(graph))
     assert found.velocity.keys() == wanted.keys()
     assert_close(found.velocity, wanted, TOLERANCE)
     np.testing.assert_allclose(found.losses, [loss], rtol=1e-5)
@@ -459,7 +472,9 @@ def test_what_has_no_statements_of_its_own_trains_by_its_gradient() -> None:
     assert "rosler_train_backward" not in source.source
     found = train_in_c(source, x, labels, 0.0, sanitize=True)
     images = x[0].reshape(-1, INPUTS, 1)
-    wanted = jax.grad(lambda p: cross_entropy(run(graph, p, images), labels[0]))(parameters(graph))
+    wanted = jax.jit(jax.grad(lambda p: cross_entropy(run(graph, p, images), labels[0])))(
+        parameters(graph)
+    )
     assert_close(found.velocity, wanted, TOLERANCE)
 
 

@@ -126,9 +126,10 @@ class Unet(nnx.Module):
         return self.last(jnp.concatenate([down, self.up(deep)], -1))
 
 
+@functools.lru_cache
 def made(name: str, seed: int = 0) -> tuple[Any, Any]:
     """A model with its parameters drawn at random, biases too, and its graph."""
-    module: Any = MODELS[name](nnx.Rngs(seed))
+    module: Any = nnx.jit(lambda: MODELS[name](nnx.Rngs(seed)))()
     rng = np.random.default_rng(seed)
     graphdef, state, rest = nnx.split(module, nnx.Param, ...)
     state = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), state)
@@ -175,7 +176,7 @@ def test_gradients_equal_jax_in_double(name: str, monkeypatch: pytest.MonkeyPatc
     found = train_in_c(source, x, targets, 0.0, predict=x[0], sanitize=True)
     with jax.enable_x64(True):
         loss, params = loss_of(module)
-        lost, wanted = jax.value_and_grad(loss)(params, x[0], targets[0])
+        lost, wanted = jax.jit(jax.value_and_grad(loss))(params, x[0], targets[0])
     assert found.velocity.keys() == wanted.keys()
     held = {w.name: w.stored for w in graph.weights()}
     for key, value in params.items():  # a factor that tracing folded into a tensor trains with it
@@ -187,7 +188,9 @@ def test_gradients_equal_jax_in_double(name: str, monkeypatch: pytest.MonkeyPatc
         del wanted[key]
     assert_close(found.velocity, wanted, TOLERANCE)
     np.testing.assert_allclose(found.losses, [lost], rtol=1e-5)
-    y = np.asarray(module(x[0].astype(graph.inputs[0].dtype)))
+    graphdef, state = nnx.split(module)
+    apply = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
+    y = np.asarray(apply(state, x[0].astype(graph.inputs[0].dtype)))
     np.testing.assert_allclose(found.outputs, y.reshape(3, -1), rtol=1e-4, atol=1e-5)
 
 
@@ -200,9 +203,9 @@ def test_steps_equal_optax(name: str, clip: float | None) -> None:
     tx = optax.chain(first, optax.sgd(0.1, momentum=0.9))
     with jax.enable_x64(True):
         loss, params = loss_of(module)
-        state = tx.init(params)
+        grad, state = jax.jit(jax.grad(loss)), tx.init(params)
         for each, target in zip(x, targets, strict=True):
-            updates, state = tx.update(jax.grad(loss)(params, each, target), state, params)
+            updates, state = tx.update(grad(params, each, target), state, params)
             params = optax.apply_updates(params, updates)
     assert_close(found.weights, params, 1e-5)
 
@@ -219,8 +222,9 @@ def test_what_is_frozen_may_be_any_graph() -> None:
     found = train_in_c(source, x, targets, 0.1, sanitize=True)
     with jax.enable_x64(True):
         loss, params = loss_of(module)
+        grad = jax.jit(jax.grad(loss))
         for each, target in zip(x, targets, strict=True):
-            grads = jax.grad(loss)(params, each, target)
+            grads = grad(params, each, target)
             params |= {k: params[k] - 0.1 * grads[k] for k in found.weights}
     assert_close(found.weights, {k: params[k] for k in found.weights}, 1e-5)
 

@@ -21,7 +21,8 @@ FLAGS = (
     *("-std=c99", "-O2", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"),
 )
-SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+# Not optimised: nothing that they look for is optimised away, and it builds three times as fast.
+SANITIZERS = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 def run_host(
