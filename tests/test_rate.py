@@ -20,7 +20,7 @@ from rosler_jax._quantized import QuantizedTensor, to_numpy
 from rosler_jax.config import TrainConfig
 from rosler_jax.graph import Graph, trace
 from rosler_jax.graph.quantize import with_integers
-from rosler_jax.rate import decaying, lifted, nats, step_of
+from rosler_jax.rate import decaying, in_steps, lifted, nats
 from rosler_jax.sweep import SweepError, sweep
 
 RNG = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def test_the_smooth_rate_is_the_mean_over_noise() -> None:
     keys = jax.random.split(jax.random.key(0), 64)
     found = np.asarray(jax.jit(jax.vmap(coded.bits))(keys))
     u = (np.arange(512) + 0.5) / 512 - 0.5
-    x = np.asarray(w["w"] / step_of(coded.log_steps["w"]))[:, None] + u
+    x = np.asarray(in_steps(w["w"], coded.log_steps["w"]))[:, None] + u
     width = coded.log_widths["w"]
     exact = float(nats(jnp.asarray(x, jnp.float32), width).mean(1).sum()) / np.log(2)
     # Every sample spreads its noise evenly: far closer than the 64 of independent noise would be.

@@ -71,10 +71,10 @@ class RateCoded:
         """
 
         def stored(name: str, w: Array) -> Array:
-            step = step_of(self.log_steps[name])
-            scaled = jnp.clip(w / step, -self.levels, self.levels)
+            log_step = self.log_steps[name]
+            scaled = jnp.clip(in_steps(w, log_step), -self.levels, self.levels)
             rounded = jnp.round(jax.lax.stop_gradient(scaled))
-            return (rounded + (scaled - jax.lax.stop_gradient(scaled))) * step
+            return (rounded + (scaled - jax.lax.stop_gradient(scaled))) * step_of(log_step)
 
         return self._map(stored)
 
@@ -92,7 +92,7 @@ class RateCoded:
         leaves = self._coded()
         total = jnp.zeros((), jnp.float32)
         for k, (name, w) in enumerate(leaves.items()):
-            x = w / step_of(self.log_steps[name])
+            x = in_steps(w, self.log_steps[name])
             if key is None:
                 x = jnp.round(jnp.clip(x, -self.levels, self.levels))
             else:
@@ -107,9 +107,10 @@ class RateCoded:
         width = 8 if levels > 7 else levels.bit_length() + 1
         found = {}
         for name, w in self._coded().items():
-            step = np.asarray(step_of(self.log_steps[name]))
-            q = np.round(np.clip(np.asarray(w) / step, -levels, levels)).astype(np.int8)
-            found[name] = QuantizedTensor(q, step, width, None)
+            log_step = self.log_steps[name]
+            q = jnp.round(jnp.clip(in_steps(w, log_step), -levels, levels))
+            scale = np.asarray(step_of(log_step))
+            found[name] = QuantizedTensor(np.asarray(q, np.int8), scale, width, None)
         return found
 
     def _coded(self) -> dict[str, Any]:
@@ -182,8 +183,17 @@ def _initial(w: Array) -> tuple[Array, Array]:
     return jnp.log(step), jnp.log(mean)
 
 
+def in_steps(w: Array, log_step: Array) -> Array:
+    """Weights in steps; a product, which is compiled to the same bits wherever it stands."""
+    return w * jnp.exp(-log_step)
+
+
 def step_of(log_step: Array) -> Float[Array, ""]:
-    """The step: a bfloat16 number, as scales are in a file, with the gradient of its exponential.
+    """The scale of the integers: the step as a bfloat16 number, as scales are in a file.
+
+    Its gradient is the step's. Rounding is by the step itself: many weights lie between two
+    integers, where the rate and the loss pull them apart, and would change sides all at once with a
+    step that jumps.
 
     Example:
       >>> float(step_of(jnp.log(0.1)))
