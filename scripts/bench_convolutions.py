@@ -36,7 +36,8 @@ CASES: dict[str, tuple[Callable[..., nnx.Module], tuple[int, ...], int]] = {
 def loops(build: Any, shape: tuple[int, ...], batch: int) -> tuple[Any, dict[str, Any]]:
     """Parameters, and a few steps of gradient descent in a loop, by variant."""
     model = build(input_shape=shape, outputs=10, rngs=nnx.Rngs(0))
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, *states = nnx.split(model, nnx.Param, ...)
+    params, rest = states
     x = jax.random.normal(jax.random.key(0), (batch, *shape))
 
     def loss(params: Any) -> Any:
