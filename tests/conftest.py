@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Compiling without LLVM's optimisation, MLIR's loop emitters and split modules takes a third of
 # the time, which small programs do not repay. Not where there is a GPU: there the tests see the
-# programs that users run, as they do with XLA_FLAGS= set. XLA stops at a flag that it does not know.
+# programs that users run, as they do with XLA_FLAGS= set. XLA stops at flags it does not know.
 FAST_COMPILATION = ["--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FAST_COMPILATION.append("--xla_cpu_use_fusion_emitters=false")
