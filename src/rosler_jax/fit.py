@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from rosler_jax import augment
-from rosler_jax._convolutions import canonical_convolutions
 from rosler_jax._convert import Rule
+from rosler_jax._convolutions import canonical_convolutions
 from rosler_jax._lookup import lookup
 from rosler_jax.config import TrainConfig, model_options
 from rosler_jax.graph.compute import run_batch
