@@ -18,7 +18,8 @@ def blocks(language):
 def test_the_sweep_of_the_readme(tmp_path):
     (spec,) = blocks("toml")
     (tmp_path / "sweep.toml").write_text(spec)
-    lines = [shlex.split(line, comments=True) for line in blocks("console")[0].splitlines()]
+    commands = next(block for block in blocks("console") if "rosler sweep" in block)
+    lines = [shlex.split(line, comments=True) for line in commands.splitlines()]
     assert len(lines) == 4
     for prompt, program, *arguments in lines:
         assert (prompt, program) == ("$", "rosler")
