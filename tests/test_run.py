@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from in_parts import train_in_parts
 
 from rosler_jax import checkpoint, load, run, save
 from rosler_jax._folder import locked
@@ -60,17 +61,7 @@ def test_a_run_writes_everything_and_the_file_scores_as_said(
 def test_resume_is_exact_bit_for_bit(method: str, data: str, tmp_path: Path) -> None:
     settings = config(data, method=method, noise=0.1, parallel_epochs=2.5, epochs=5)
     whole = run.train(settings, tmp_path / "whole")
-
-    class Stop(Exception):
-        pass
-
-    def interrupt(row: dict[str, float]) -> None:
-        if row["epoch"] == 2:
-            raise Stop
-
-    with pytest.raises(Stop):
-        run.train(settings, tmp_path / "parts", report=interrupt)
-    resumed = run.train(None, tmp_path / "parts", resume=True)
+    resumed = train_in_parts(settings, tmp_path / "parts", 2)
     ours, theirs = (tmp_path / p / "model.rosler" for p in ("parts", "whole"))
     assert ours.read_bytes() == theirs.read_bytes()
     for key in ("test_accuracy", "validation_accuracy", "best_epoch", "epochs"):
