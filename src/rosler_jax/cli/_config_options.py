@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rosler_jax.cli._command import PARSERS, UsageError, field_types, size_in_bytes
@@ -15,12 +15,20 @@ from rosler_jax.tasks import TASKS
 
 
 class Option(NamedTuple):
-    """One line of :data:`OPTIONS`."""
+    """One line of :data:`OPTIONS`.
+
+    Attributes:
+      group, help, metavar, choices: as argparse has them.
+      also: a shorter name.
+      parse: of its text; None for what its field's type says.
+    """
 
     group: str
     help: str
     metavar: str = "N"
     choices: tuple[Any, ...] | None = None
+    also: str | None = None
+    parse: Callable[[str], Any] | None = None
 
 
 _DATA, _TASK, _MODEL, _TRAINING = "data", "task", "model", "training"
@@ -79,9 +87,11 @@ OPTIONS: dict[str, Option] = {
     "rate_lambda": Option(
         _RATE, "train with the bits that the file takes: nats of loss a kilobit, as 0.006", "F"
     ),
-    "budget_bytes": Option(_RATE, "the file's bytes at most, as 2KB (--budget)", "BYTES"),
+    "budget_bytes": Option(
+        _RATE, "the file's bytes at most, as 2KB", "BYTES", also="--budget", parse=size_in_bytes
+    ),
     "min_metric": Option(
-        _RATE, "the smallest file that reaches this on validation (--min-accuracy)", "F"
+        _RATE, "the smallest file that reaches this on validation", "F", also="--min-accuracy"
     ),
     "teacher": Option(_TEACHER, "a run or model file to imitate; none: labels alone", "DIR"),
     "teacher_weight": Option(_TEACHER, "of that in the loss, from 0 to 1", "F"),
@@ -109,10 +119,6 @@ OPTIONS: dict[str, Option] = {
     "noise": Option(_AUGMENT, "Gaussian noise, in standard deviations of the data", "F"),
 }
 """The option of every field of the config: a new field is one line here."""
-
-
-ALIASES = {"budget_bytes": ("--budget",), "min_metric": ("--min-accuracy",)}
-SPECIAL = {"budget_bytes": size_in_bytes}
 
 
 def flag(name: str) -> str:
@@ -145,10 +151,10 @@ def add_config_options(
         kind = types[field.name]
         settings: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         if kind is not bool:
-            parse = SPECIAL.get(field.name, PARSERS[kind])
+            parse = option.parse or PARSERS[kind]
             settings = {"type": parse, "metavar": option.metavar, "choices": option.choices}
         groups[option.group].add_argument(
-            *(flag(field.name), *ALIASES.get(field.name, ())),
+            *filter(None, (flag(field.name), option.also)),
             dest=field.name,
             default=argparse.SUPPRESS,
             help=_help(option, default or field.default),
