@@ -209,6 +209,11 @@ class TrainConfig:
         return self.rate_lambda > 0 or self.budget_bytes is not None or self.min_metric is not None
 
     @property
+    def trains_quantized(self) -> bool:
+        """Whether the weights are trained through a quantiser, so that bits change the training."""
+        return self.quantization_aware or self.rate_coded
+
+    @property
     def rate_bits(self) -> int:
         """Of a rate-coded integer at most."""
         return min(self.bits, 8)

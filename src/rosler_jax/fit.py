@@ -29,7 +29,7 @@ from rosler_jax.methods import METHODS, Method, Setting, rules
 from rosler_jax.models import MODELS
 from rosler_jax.optim.after_switch import after_switch
 from rosler_jax.quantization import fake_quantize_params
-from rosler_jax.rate import decaying, lifted
+from rosler_jax.rate import RateCoded, decaying, lifted
 from rosler_jax.tasks import TASKS, Task, imitated, losses, metric_of
 from rosler_jax.units import PLAIN, Units, is_tokens, standardized
 
@@ -61,7 +61,6 @@ class Metrics(NamedTuple):
     validation_loss: Float[Array, ""]
     validation: dict[str, Any]
     finite: Array  # whether loss and parameters stayed finite; if not, the epoch was undone
-    bits: Array  # of rate-coded parameters, by their entropy models; else 0
 
 
 class TrainState(NamedTuple):
@@ -77,7 +76,7 @@ class TrainState(NamedTuple):
     best_score: Array  # the followed metric of best_params, on validation; larger is better
     best_epoch: Array  # 0 where no epoch ended with a model that can ship
     price: Array  # logarithm of what a target has made of the price of a bit; 0 without one
-    bits: Array  # of rate-coded parameters after the epoch; 0 before the first
+    bits: Array  # of rate-coded parameters after the epoch, by their entropy models; 0 before
 
 
 class Epoch(NamedTuple):
@@ -293,8 +292,8 @@ def make_fit(
             apart = imitated(task, out, teacher(x), options).mean()
             loss += hyper.teacher_weight * (apart - loss)
         paid = loss
-        if learner.rate is not None:
-            bits = learner.rate(params, jax.random.fold_in(key, 3))
+        if isinstance(params, RateCoded):
+            bits = params.bits(jax.random.fold_in(key, 3))
             paid = loss + price_of_a_bit(config, state, hyper, num_examples) * bits
         return paid, (loss, out, buffers)
 
@@ -340,15 +339,14 @@ def make_fit(
             opt_state=opt_state,
         )
         score = found[followed] if metric.larger_is_better else -found[followed]
-        bits = jnp.zeros(()) if learner.rate is None else learner.rate(params, None)
         eligible = may_end_here(config, state.epoch, steps)
-        if learner.rate is not None:
-            new, score, fits = controlled(config, new, score, bits, hyper)
+        if isinstance(params, RateCoded):
+            new, score, fits = controlled(config, new, score, params.bits(), hyper)
             eligible &= fits
         new = keep_best(new, score, eligible)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         means = jax.tree.map(lambda a: a.mean(0), stats)
-        return new, Metrics(step_losses.mean(), values(task, means), loss, found, finite, bits)
+        return new, Metrics(step_losses.mean(), values(task, means), loss, found, finite)
 
     def epoch(
         state: TrainState, arrays: Arrays, hyper: Hyper, units: Units
@@ -455,10 +453,15 @@ def may_end_here(config: TrainConfig, epoch: Array, steps: int) -> Array:
     """
     first = max(0, math.ceil(parallel_steps(config, steps) / steps) - 1)
     if config.rate_coded:
-        first = max(first, min(config.epochs - 1, math.ceil(0.7 * config.epochs)))
+        first = max(first, coded_from(config))
     if config.quantization_aware and config.bits < 32:
         first = max(first, math.ceil(config.quantize_from * config.epochs))
     return epoch >= first
+
+
+def coded_from(config: TrainConfig) -> int:
+    """The epochs that a rate-coded run has behind it before one may be the best: 70 % of them."""
+    return min(config.epochs - 1, math.ceil(0.7 * config.epochs))
 
 
 def price_of_a_bit(
@@ -466,8 +469,8 @@ def price_of_a_bit(
 ) -> Array:
     """In nats of loss, whose mean is over examples; it grows over the first epochs.
 
-    A target changes it as it goes. That begins at half of ``ln 2 / examples``, at which a bit of
-    the model costs twice what it costs to code the labels, all of them, with a bit more.
+    A target changes it as it goes. That begins at half of ``ln 2 / examples``: a bit of the model
+    costs half of what a bit more costs in which all labels, given the inputs, are coded.
     """
     grown = jnp.minimum((state.epoch + 1) / max(1.0, RAMP * config.epochs), 1.0)
     price = hyper.rate_lambda / 1000 if config.rate_lambda else 0.5 * math.log(2) / num_examples

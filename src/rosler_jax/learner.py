@@ -40,8 +40,6 @@ class Learner(NamedTuple):
       settled: the same model with plain chains for aRes-BP's layers, and ``(params, buffers)`` to
         its own; for after the switch.
       thin: the same model with thin factors, where the weights stay dense and are given ranks.
-      rate: ``(params, key) ->`` bits of rate-coded parameters, see :mod:`rosler_jax.rate`; None of
-        others.
       coded: plain parameters as rate-coded ones.
     """
 
@@ -53,7 +51,6 @@ class Learner(NamedTuple):
     call: Mapping[str, Any]
     settled: Callable[[], tuple[Learner, Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]]]
     thin: Learner | None = None
-    rate: Callable[[PyTree, Any], Any] | None = None
     coded: Callable[[PyTree], PyTree] = lambda params: params
 
     @property
@@ -154,7 +151,6 @@ def rate_coded_learner(learner: Learner, bits: int) -> Learner:
         init=init,
         apply=apply,
         model=lambda params, buffers: learner.model(params.weights, buffers),
-        rate=lambda params, key: params.bits(key),
         coded=coded,
     )
 

@@ -103,14 +103,14 @@ class RateCoded:
     @property
     def tensors(self) -> dict[str, QuantizedTensor]:
         """The coded tensors by name, as a model file holds them; of concrete values."""
-        levels = self.levels
-        width = 8 if levels > 7 else levels.bit_length() + 1
-        found = {}
+        levels, found = self.levels, {}
         for name, w in self._coded().items():
             log_step = self.log_steps[name]
             q = jnp.round(jnp.clip(in_steps(w, log_step), -levels, levels))
             scale = np.asarray(step_of(log_step))
-            found[name] = QuantizedTensor(np.asarray(q, np.int8), scale, width, None)
+            found[name] = QuantizedTensor(
+                np.asarray(q, np.int8), scale, levels.bit_length() + 1, None
+            )
         return found
 
     def _coded(self) -> dict[str, Any]:

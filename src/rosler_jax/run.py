@@ -26,6 +26,7 @@ from rosler_jax.fit import (
     Arrays,
     Fit,
     TrainState,
+    coded_from,
     is_settled,
     learner_of,
     make_fit,
@@ -245,7 +246,7 @@ def run_epochs(
         if epoch is None:  # ahead of the clock: an epoch's seconds are training alone
             epoch = compiled_epoch(run, state)
         hyper = run.hyper
-        if history and run.learner.rate is not None:
+        if float(state.bits):
             hyper = within_budget(run, state, history[-1]["bytes"], header)
         start = time.perf_counter()
         new, metrics = jax.block_until_ready(epoch(state, hyper))
@@ -256,11 +257,11 @@ def run_epochs(
                 f"learning rate (now {config.peak_learning_rate}) or, in ares-bp's parallel stage, "
                 f"its own (now {config.parallel_learning_rate})"
             )
-        if run.learner.rate is not None:
-            file_bytes = header + round(float(metrics.bits) / 8)
-        if run.learner.rate is not None and config.budget_bytes is not None:
-            file_bytes = model_bytes(run, new, zeros=False)
-            new = best_within(config, new, state, file_bytes)
+        if isinstance(new.params, RateCoded):
+            file_bytes = header + round(float(new.bits) / 8)
+            if config.budget_bytes is not None:
+                file_bytes = model_bytes(run, new, zeros=False)
+                new = best_within(config.budget_bytes, new, state, file_bytes)
         state = new
         row = {
             "epoch": int(state.epoch),
@@ -339,23 +340,19 @@ def within_budget(run: Prepared, state: TrainState, file_bytes: float, header: i
 
     Args:
       run: a rate-coded run.
-      state: before the epoch.
+      state: before the epoch, and after another.
       file_bytes: of its model.
       header: bytes of the file of a model of zeros.
     """
-    assert run.learner.rate is not None
     if run.config.budget_bytes is None:
         return run.hyper
-    bits = float(run.learner.rate(state.params, None))
     left = max(run.config.budget_bytes - header, 1) / max(file_bytes - header, 1)
-    return run.hyper._replace(budget_bits=np.float32(MARGIN * left * bits))
+    return run.hyper._replace(budget_bits=np.float32(MARGIN * left * float(state.bits)))
 
 
-def best_within(
-    config: TrainConfig, new: TrainState, old: TrainState, file_bytes: int
-) -> TrainState:
+def best_within(budget: int, new: TrainState, old: TrainState, file_bytes: int) -> TrainState:
     """The state after an epoch; what was best before stays so where the file exceeds the budget."""
-    if config.budget_bytes is None or file_bytes <= config.budget_bytes:
+    if file_bytes <= budget:
         return new
     kept = ("best_params", "best_buffers", "best_score", "best_epoch")
     return new._replace(**{name: getattr(old, name) for name in kept})
@@ -410,7 +407,7 @@ def _over_budget(config: TrainConfig, history: list[dict[str, float]]) -> None:
     """Raises for a run whose file was never within its budget."""
     if config.budget_bytes is None or not history:
         return
-    late = [row for row in history if row["epoch"] > 0.7 * config.epochs] or history[-1:]
+    late = [row for row in history if row["epoch"] > coded_from(config)] or history[-1:]
     smallest = min(int(row["bytes"]) for row in late)
     if smallest > config.budget_bytes:
         raise RunError(

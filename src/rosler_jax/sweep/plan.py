@@ -103,7 +103,7 @@ class Built:
 @functools.lru_cache(maxsize=4096)
 def training_key(config: TrainConfig) -> Key:
     """The config without what only changes the file: members of one key share a training."""
-    same: dict[str, Any] = {} if config.quantization_aware or config.rate_coded else {"bits": 16}
+    same: dict[str, Any] = {} if config.trains_quantized else {"bits": 16}
     return _with_rules(dataclasses.replace(config, **same))
 
 
@@ -116,7 +116,7 @@ def program_key(config: TrainConfig) -> TrainConfig:
     neutral["budget_bytes"] = None if config.budget_bytes is None else 1
     neutral["min_metric"] = None if config.min_metric is None else 0.0
     neutral["class_weights"] = None if config.class_weights is None else "balanced"
-    if not (config.quantization_aware or config.rate_coded):
+    if not config.trains_quantized:
         neutral["bits"] = 16
     if not method_of(config).seeds:
         neutral["seed"] = _DEFAULTS["seed"]

@@ -213,7 +213,7 @@ def _models(jobs: Sequence[Job], state: TrainState, group: Group, built: Built) 
 
 def _aware(config: TrainConfig) -> int:
     """The bits, of models that are finished as they were trained through the quantiser."""
-    return config.bits if config.quantization_aware or config.rate_coded else 0
+    return config.bits if config.trains_quantized else 0
 
 
 def _model(config: TrainConfig, form: Form, best: Any, key: Any, built: Built) -> _Model:
