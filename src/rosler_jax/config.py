@@ -158,7 +158,7 @@ class TrainConfig:
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("standardize", self.standardize, STANDARDIZE)
         _one_of("stream", self.stream, STREAM)
-        for name, value in dataclasses.asdict(self).items():
+        for name, value in vars(self).items():
             if isinstance(value, float):
                 _require(name, value, math.isfinite(value), "a finite number")
         for name in ("epochs", "batch_size", "restrict_every"):
@@ -255,7 +255,7 @@ def model_options(config: TrainConfig) -> dict[str, Any]:
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The config as JSON types."""
-    found = dataclasses.asdict(config)
+    found = vars(config)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
 
 

@@ -183,9 +183,17 @@ def _form(config: TrainConfig, learner: Learner, count: int, built: Built) -> Fo
         *(tuple(leaf.shape) for leaf in jax.tree.leaves(like)),
     )  # fmt: skip
     ranks = {path: _exact(path.replace("/", "."), plan) for path, plan in layers.items()}
-    # The same bits, compiled in less time: it runs once or so.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return Form(learner, jax.jit(init, compiler_options=options), like, ranks, kind)
+    return Form(learner, jax.jit(init, compiler_options=_quick_compilation()), like, ranks, kind)
+
+
+def _quick_compilation() -> dict[str, Any] | None:
+    """Options of the compiler for what runs once or so: quick, and the same but for last bits."""
+    if jax.default_backend() != "cpu":
+        return None
+    options: dict[str, Any] = {"xla_backend_optimization_level": 1}
+    if jax.lib.__version__.startswith("0.10."):  # it refuses options that it does not know
+        options |= {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+    return options
 
 
 def _exact(path: str, plan: Any) -> Rule:

@@ -24,7 +24,7 @@ CHUNK_SECONDS = 20.0
 MAX_CHUNK = 1024
 WIDTHS = (1, 8, 64, 512)
 MEMORY_SHARE = 0.5  # of what the machine has
-REPAYS = 40.0
+REPAYS = 100.0
 """A width is tried where all training takes so many times as long as that."""
 
 
