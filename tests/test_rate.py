@@ -24,6 +24,7 @@ from rosler_jax.graph import Graph, trace
 from rosler_jax.graph.quantize import with_integers
 from rosler_jax.rate import decaying, in_steps, lifted, nats
 from rosler_jax.sweep import SweepError, sweep
+from rosler_jax.sweep.runner import model_folder
 
 RNG = np.random.default_rng(0)
 Y = RNG.integers(0, 3, 600)
@@ -269,7 +270,11 @@ def test_what_cannot_be_coded_is_refused() -> None:
 def test_members_of_a_sweep_are_runs(tmp_path: Path) -> None:
     axes = {"rate_lambda": {"grid": [0.02, 0.1]}, "rank": {"grid": [2, 3]}}
     base = config(method="chain", hidden=(16,), epochs=4)
-    done = sweep(axes, (X, Y), base, out=tmp_path / "sweep")
+    done = sweep(axes, (X, Y), base, out=tmp_path / "sweep", models=True)
+    sizes = [
+        (model_folder(tmp_path / "sweep", i) / "model.rosler").stat().st_size for i in range(4)
+    ]
+    assert sizes == [row["file_bytes"] for row in done.rows]
     assert [row["status"] for row in done.rows] == ["done"] * 4
     assert len({row["program"] for row in done.rows}) == 2  # lambda is data, a rank is not
     for row in done.rows[:2]:

@@ -41,7 +41,6 @@ from rosler_jax.sweep import (
 from rosler_jax.sweep import folder as folders
 from rosler_jax.sweep import table as tables
 from rosler_jax.sweep.examples import read_examples
-from rosler_jax.sweep.plan import form_of
 
 SPEC = {
     "hidden": [16],
@@ -119,14 +118,7 @@ def trained(members, arrays, width):
         jobs = [ship.Job(c, k) for k, c in enumerate(group.trainings)]
         found = runner.results(jobs, out, group, built, width)
         for (config, k), row in zip(jobs, found, strict=True):
-            form = form_of(config, built)
-            best = out.state.best_params, out.state.best_buffers
-            like = form.like.best_params, form.like.best_buffers
-            own = trainings.own_ranks(jax.tree.map(lambda a, k=k: a[[k]], best), like)
-            params, buffers = jax.tree.map(lambda a: a[0], own)
-            units = built.examples.part(config).filed
-            x = built.examples.x
-            graph = runs.shipped_graph(config, form.learner, x, params, buffers, units)
+            graph = ship.graph_of(ship.Job(config, k), out.state, built)
             rows[config], graphs[config] = row, quantize_graph(graph, config.bits)
     return [rows[c] for c in members], [graphs[c] for c in members]
 
@@ -186,13 +178,18 @@ def test_a_sweep_writes_a_row_a_member(spec, tmp_path, monkeypatch):
     seen, programs, whole = [], [], ship.scoring
     score = lambda *given: programs.append(given) or whole(*given)
     monkeypatch.setattr(ship, "scoring", score)
-    done = sweep(spec, out=tmp_path / "s", report=seen.append)
+    done = sweep(spec, out=tmp_path / "s", report=seen.append, models=True)
     assert len(programs) == 1  # ranks and bits are data
     assert done.failed == 0
     rows = tables.read_rows(tmp_path / "s" / "table.parquet")
     assert [row["member"] for row in rows] == list(range(8))
     assert list(rows[0])[:5] == ["member", "learning_rate", "rank", "bits", "status"]
     assert rows[1]["file_bytes"] > rows[0]["file_bytes"]  # 16 bits over 8
+    for row in rows[:4]:
+        model = runner.model_folder(tmp_path / "s", row["member"])  # as a run's folder is
+        assert (model / "model.rosler").stat().st_size == row["file_bytes"]
+        found = runs.evaluate_folder(model)["test_accuracy"]
+        assert found == pytest.approx(row["test_accuracy"], abs=1 / 60)
     assert len(rows[0]["curve"]) == 2
     assert seen[-1]["done"] == seen[-1]["total"] == 8
     config = json.loads(rows[3]["config"])

@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of `best`: the smallest file whose followed metric in validation is as good as this",
     )
     parser.add_argument("--tensorboard", metavar="DIR", help="write scalars for TensorBoard, too")
+    parser.add_argument(
+        "--models", action="store_true", help="write every member's model, too, to DIR/models"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     hosts = parser.add_argument_group(
         "several hosts", "start the same command on each; the first one writes"
@@ -95,7 +98,9 @@ def _run(args: argparse.Namespace) -> Outcome:
     resume = args.resume is not None
     told = None if args.quiet else _tell
     with population_progress(args.quiet) as report:
-        done = sweep.sweep(spec, out=folder, resume=resume, report=report, planned=told)
+        done = sweep.sweep(
+            spec, out=folder, resume=resume, report=report, planned=told, models=args.models
+        )
     names, followed = [axis.name for axis in spec.axes], spec.followed()
     if args.tensorboard is not None and sweep.hosts.is_first():
         sweep.write_scalars(Path(args.tensorboard), done.rows, names, followed[0])

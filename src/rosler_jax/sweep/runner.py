@@ -20,8 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rosler_jax import config as configs
+from rosler_jax._files import replace_json
+from rosler_jax._folder import tie_data
 from rosler_jax.config import TrainConfig
 from rosler_jax.fit import task_of
+from rosler_jax.graph.save import MODEL, save
+from rosler_jax.run import CONFIG
 from rosler_jax.sweep import folder as folders
 from rosler_jax.sweep import halving, hosts, schedule, search, table, trainings
 from rosler_jax.sweep import report as report_page
@@ -29,7 +33,7 @@ from rosler_jax.sweep.examples import SHARED, load_examples
 from rosler_jax.sweep.folder import SweepError
 from rosler_jax.sweep.plan import Built, Group
 from rosler_jax.sweep.schedule import Chunk, Plan
-from rosler_jax.sweep.ship import Job, shipped
+from rosler_jax.sweep.ship import Job, graph_of, shipped
 from rosler_jax.sweep.spec import SweepSpec, as_spec
 from rosler_jax.sweep.trainings import Outcome
 from rosler_jax.tasks import Task, metric_of
@@ -37,6 +41,8 @@ from rosler_jax.tasks import Task, metric_of
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 Planned = Callable[[Sequence[str]], None]
+
+MODELS = "models"
 
 
 class Summary(NamedTuple):
@@ -76,6 +82,7 @@ class Work:
     built: Built
     total: int
     report: Report | None
+    models: bool = False
     began: float = dataclasses.field(default_factory=time.perf_counter)
     done: int = 0
     trained: int = 0
@@ -139,6 +146,7 @@ def sweep(
     resume: bool = False,
     report: Report | None = None,
     planned: Planned | None = None,
+    models: bool = False,
 ) -> Summary:
     """Runs a sweep into a folder, or goes on with one.
 
@@ -160,6 +168,8 @@ def sweep(
       report: called after every chunk with ``stage``, ``done``, ``total``, ``best``, ``rate``
         (members a second) and ``left`` (seconds).
       planned: called with the lines of a plan before it is run.
+      models: write the model file of every member that is trained from now on, with its config, to
+        ``models/<member>`` in the folder: what else there is takes that as the folder of a run.
 
     Returns:
       Summary: the folder, the rows of its table, and how many members failed.
@@ -190,7 +200,8 @@ def sweep(
         hosts.on_first(lambda: folders.open_folder(folder, spec, resume))
         folders.check_examples(folder, built.examples)
         total = spec.search.trials if spec.search else halving.total(spec)
-        work = Work(folder, spec, built, total, report if hosts.is_first() else None)
+        told = report if hosts.is_first() else None
+        work = Work(folder, spec, built, total, told, models)
         stages = search.batches(work) if spec.search else _stages(work)
         rows: list[Row] = []
         for stage in stages:
@@ -320,6 +331,10 @@ def run_chunk(
     members = [(k, j) for k, i in enumerate(chunk.trainings) for j in group.members[i]]
     jobs = [Job(stage.members[j], k) for k, j in members]
     found = results(jobs, out, group, built, cost.width * cost.blocks, stage.start)
+    if work.models and stage.stop is None and hosts.is_first():
+        for job, row, (_, j) in zip(jobs, found, members, strict=True):
+            if row["status"] == "done":
+                _write_model(model_folder(work.folder, stage.indices[j]), job, out, built)
     rows = []
     for (_, j), result in zip(members, found, strict=True):
         row = _identity(work.spec, stage, j) | result
@@ -330,6 +345,19 @@ def run_chunk(
         row["config"] = json.dumps(configs.to_dict(stage.members[j]))
         rows.append(halving.continued(row, before))
     return sorted(rows, key=lambda row: row["member"])
+
+
+def model_folder(folder: Path, member: int) -> Path:
+    """Where the model of a member is, if a sweep writes them."""
+    return folder / MODELS / str(member)
+
+
+def _write_model(folder: Path, job: Job, out: Outcome, built: Built) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tie_data(folder, built.examples.name, built.examples.digest)
+    replace_json(folder / CONFIG, configs.to_dict(job.config))
+    graph = graph_of(job, out.state, built)
+    save(folder / MODEL, graph, bits=job.config.bits, coded=job.config.rate_coded)
 
 
 def _identity(spec: SweepSpec, stage: Stage, j: int) -> Row:

@@ -17,13 +17,14 @@ import numpy as np
 from rosler_jax._quantized import FLOAT_BITS, Axes
 from rosler_jax.config import TrainConfig
 from rosler_jax.fit import EVALUATION_BATCH, TrainState, in_units, tally
+from rosler_jax.graph import Graph
 from rosler_jax.graph.compute import run
 from rosler_jax.graph.prune import pruned
 from rosler_jax.graph.quantize import with_integers
 from rosler_jax.graph.save import encoded
 from rosler_jax.quantization import VECTOR_BITS, fake_quantize
 from rosler_jax.rate import RateCoded
-from rosler_jax.run import parameters
+from rosler_jax.run import parameters, shipped_graph
 from rosler_jax.sweep.examples import batches_key
 from rosler_jax.sweep.plan import Built, Form, Group, form_of
 from rosler_jax.sweep.population import Block, Member, Population
@@ -185,6 +186,21 @@ def shipped(
         given = [(jobs[i].config, models[i]) for i in index]
         rows |= zip(index, _rows(given, built, at_once), strict=True)
     return [rows[i] for i in range(len(jobs))]
+
+
+def graph_of(job: Job, state: TrainState, built: Built) -> Graph:
+    """The graph of a member's trained model, before its weights are rounded for a file.
+
+    Args:
+      job: the member.
+      state: of trainings, stacked.
+      built: the data.
+    """
+    form, units = form_of(job.config, built), built.examples.part(job.config).filed
+    like = form.like.best_params, form.like.best_buffers
+    one = jax.tree.map(lambda a: a[[job.row]], (state.best_params, state.best_buffers))
+    params, buffers = jax.tree.map(lambda a: a[0], own_ranks(one, like))
+    return shipped_graph(job.config, form.learner, built.examples.x, params, buffers, units)
 
 
 def _models(jobs: Sequence[Job], state: TrainState, group: Group, built: Built) -> list[_Model]:
