@@ -1,37 +1,41 @@
 """Error against coded bytes: rate-coded nets of all kinds, several seeds; table and curves.
 
-    scripts/reproduce bytes                          # everything, 5 seeds: many hours on two cores
+    scripts/reproduce bytes                              # everything, 5 seeds: hours on two cores
     scripts/reproduce bytes --nets conv,fc-64-32 --seeds 3
     scripts/reproduce bytes --list
 
-Every run is ``rosler train``'s, in a folder of its own under ``--out``; what is there already is
-not trained again, what was interrupted goes on. Bytes are those of the file on disk, everything
-counted; the epoch is chosen by validation among the last 30 % of them; the test images are looked
-at once, at the end. Where a point of a curve is asked for, as the smallest file of some error, the
-lambda is chosen by the mean error on validation.
+Every curve is a sweep of lambda and seeds in one program (``rosler sweep``), in a folder of its own
+under ``--out``; what is there already is not trained again, what was interrupted goes on. Bytes are
+those of the files that it writes, everything counted; the epoch is chosen by validation among the
+last 30 % of them; the test images are looked at once, at the end. Where a point of a curve is asked
+for, as the smallest file of some error, the lambda is chosen by the mean error on validation.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import json
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rosler_jax import run
-from rosler_jax.config import TrainConfig, command_line
+from bench_coded_edge import accuracy
+
+from rosler_jax._files import replace_text
+from rosler_jax.export.api import calibration_of
+from rosler_jax.sweep.runner import model_folder
+from rosler_jax.sweep.table import TABLE, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
 class Net(NamedTuple):
-    """A curve: settings of a run, and the prices of a kilobit along it."""
+    """A curve: settings of its runs, and the prices of a kilobit along it."""
 
     group: str
     lambdas: tuple[float, ...]
@@ -42,44 +46,52 @@ _MNIST = {
     "data": "mnist", "bits": 4, "batch_size": 256, "learning_rate": 3e-3, "epochs": 40,
     "shift": 1, "rotate": 4.0, "zoom": 0.05, "elastic": 0.3, "method": "dense",
 }  # fmt: skip
-_SMALL = {**_MNIST, "hidden": (64, 32)}
-_WIDE = {**_MNIST, "hidden": (300, 100), "epochs": 30}
+_SMALL = {**_MNIST, "hidden": [64, 32]}
+_WIDE = {**_MNIST, "hidden": [300, 100], "epochs": 25}
 _CONV = {
     **_MNIST, "model": "scripts/bench_models.py:strided_conv", "epochs": 30, "rotate": 6.0,
     "zoom": 0.06, "elastic": 0.4,
 }  # fmt: skip
+_TEACHER = {
+    **_CONV, "model": "scripts/bench_models.py:small_conv", "options": ["channels=(32,64)"],
+    "bits": 8, "epochs": 12, "rotate": 8.0, "zoom": 0.08, "elastic": 0.6,
+}  # fmt: skip
 _FORMS = {**_WIDE, "epochs": 12}
 _CWRU = {
-    "data": "scripts/bench_data.py:cwru_spectra", "bits": 4, "batch_size": 64, "hidden": (24,),
+    "data": "scripts/bench_data.py:cwru_spectra", "bits": 4, "batch_size": 64, "hidden": [24],
     "epochs": 60, "noise": 0.2, "method": "dense", "standardize": "all",
-    "options": ("front=pool:128",),
+    "options": ["front=pool:128"],
 }  # fmt: skip
-_FASHION = {**_WIDE, "data": "fashion_mnist", "rotate": 0.0}
+_FASHION = {**_WIDE, "data": "fashion_mnist", "rotate": 0.0, "flip": True}
 _CIFAR = {
     "data": "cifar10", "bits": 4, "batch_size": 128, "learning_rate": 3e-3, "epochs": 200,
-    "shift": 4, "flip": True, "method": "dense", "noise": 0.0,
+    "shift": 4, "flip": True, "method": "dense",
 }  # fmt: skip
 _SURVIVE = "do random sketches survive entropy coding"
+_FINE = (0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.014, 0.02)
+_COARSE = (0.004, 0.006, 0.009, 0.012, 0.015, 0.018, 0.024, 0.032)
+TAUGHT = {"teacher": "teacher"}
 
 NETS: dict[str, Net] = {
-    "fc-300-100": Net("mnist", (0.004, 0.006, 0.008, 0.012), _WIDE),
-    "fc-64-32": Net("mnist", (0.006, 0.009, 0.013, 0.018), _SMALL),
-    "dct-64-32": Net("mnist", (0.006, 0.009, 0.013), {**_SMALL, "options": ("front=dct:144",)}),
-    "pool-64-32": Net("mnist", (0.006, 0.009, 0.013), {**_SMALL, "options": ("front=pool:196",)}),
+    "fc-300-100": Net("mnist", _FINE, _WIDE),
+    "fc-300-100-taught": Net("mnist", _FINE, {**_WIDE, **TAUGHT}),
+    "fc-64-32": Net("mnist", _COARSE, _SMALL),
+    "fc-64-32-taught": Net("mnist", _COARSE, {**_SMALL, **TAUGHT}),
+    "dct-64-32": Net("mnist", _COARSE, {**_SMALL, "options": ["front=dct:144"]}),
+    "pool-64-32": Net("mnist", _COARSE, {**_SMALL, "options": ["front=pool:196"]}),
     "conv": Net("mnist", (0.006, 0.010, 0.014), _CONV),
-    "dense": Net(_SURVIVE, (0.008,), _FORMS),
-    "low-rank": Net(_SURVIVE, (0.008,), {**_FORMS, "method": "low-rank"}),
-    "chain": Net(_SURVIVE, (0.008,), {**_FORMS, "method": "chain"}),
-    "seeded": Net(_SURVIVE, (0.008,), {**_FORMS, "method": "seeded", "rules": ("*=0.5",)}),
-    "ares-bp": Net(_SURVIVE, (0.008,), {**_FORMS, "method": "ares-bp"}),
-    "srht-front": Net(_SURVIVE, (0.008,), {**_FORMS, "options": ("front=srht:196",)}),
-    "dct-front": Net(_SURVIVE, (0.008,), {**_FORMS, "options": ("front=dct:144",)}),
-    "fashion": Net("fashion", (0.003, 0.01, 0.03), _FASHION),
-    "cwru": Net("cwru", (0.03, 0.06, 0.1), _CWRU),
+    "dense": Net(_SURVIVE, _COARSE, _FORMS),
+    "low-rank": Net(_SURVIVE, _COARSE, {**_FORMS, "method": "low-rank"}),
+    "chain": Net(_SURVIVE, _COARSE, {**_FORMS, "method": "chain"}),
+    "seeded": Net(_SURVIVE, _COARSE, {**_FORMS, "method": "seeded", "rules": ["*=0.5"]}),
+    "srht-front": Net(_SURVIVE, _COARSE, {**_FORMS, "options": ["front=srht:196"]}),
+    "dct-front": Net(_SURVIVE, _COARSE, {**_FORMS, "options": ["front=dct:144"]}),
+    "fashion": Net("fashion", (0.0003, 0.0006, *_FINE[::2], 0.03, 0.05), _FASHION),
+    "cwru": Net("cwru", (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15), _CWRU),
     "cifar-resnet8": Net("cifar10", (0.001, 0.003), {**_CIFAR, "model": "resnet8"}),
     "cifar-resnet20": Net("cifar10", (0.001, 0.003), {**_CIFAR, "model": "resnet20"}),
 }
-"""Every curve by name: a new one is one line here."""
+"""Every curve by name: a new one is one line here. Eight members share what batches cost."""
 
 
 def source(name: str) -> str:
@@ -88,23 +100,34 @@ def source(name: str) -> str:
     return str(beside) if beside.exists() else name
 
 
-def configs(net: Net, seeds: int, changes: dict[str, Any]) -> Iterator[TrainConfig]:
-    """All runs of a curve, seed by seed."""
-    settings = {**net.settings, **changes, "data": source(net.settings["data"])}
-    for seed in range(seeds):
-        for price in net.lambdas:
-            yield TrainConfig(**settings, rate_lambda=price, seed=seed)
+def spec(net: Net, seeds: int, out: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """The sweep of a curve."""
+    settings = {**net.settings, **changes}
+    if "teacher" in settings:
+        settings["teacher"] = str(out / settings["teacher"] / "models" / "0")
+    axes = {"rate_lambda": {"grid": list(net.lambdas)}, "seed": {"grid": list(range(seeds))}}
+    return {**settings, "data": source(settings["data"]), "axes": axes}
 
 
-def result_of(config: TrainConfig, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
-    """What a run ends with, which may be known."""
-    known = folder / run.RESULT
-    if not known.exists():
-        begun = (folder / run.CONFIG).exists()
-        tell(f"{folder}: {command_line(config)}{' (goes on)' if begun else ''}")
-        run.train(None if begun else config, folder, resume=begun)
-    found: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))
-    return found
+def swept(wanted: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The rows of a sweep, which may be done, or begun.
+
+    Raises:
+      RuntimeError: if it cannot be done.
+    """
+    table = folder / TABLE
+    if not table.exists():
+        toml = folder.parent / f"{folder.name}.toml"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        axes = wanted["axes"]
+        lines = [f"{k} = {json.dumps(v)}" for k, v in wanted.items() if k != "axes"]
+        lines += ["[axes]", *(f"{k} = {{ grid = {v['grid']} }}" for k, v in axes.items())]
+        replace_text(toml, "\n".join(lines) + "\n")
+        place = "--resume" if (folder / "sweep.json").exists() else "--out"
+        command = [sys.executable, "-m", "rosler_jax", "sweep", str(toml), place, str(folder)]
+        if subprocess.run([*command, "--models"], check=False, stdout=sys.stderr).returncode:
+            raise RuntimeError(f"{folder} is not done; see above")
+    return read_rows(table)
 
 
 class Point(NamedTuple):
@@ -118,32 +141,48 @@ class Point(NamedTuple):
     validation: float
     file_bytes: float
     bytes_std: float
+    integer_error: float | None
 
 
-def point(name: str, price: float, results: Sequence[dict[str, Any]]) -> Point:
-    """Mean and deviation of several seeds."""
-    errors = [100 * (1 - r["test_accuracy"]) for r in results]
-    sizes = [r["file_bytes"] for r in results]
-    held = [100 * (1 - r["validation_accuracy"]) for r in results]
+def point(
+    name: str, price: float, rows: Sequence[dict[str, Any]], integers: Sequence[float]
+) -> Point:
+    """Mean and deviation of several seeds; of the integers' accuracies where they are known."""
+    errors = [100 * (1 - r["test_accuracy"]) for r in rows]
+    sizes = [r["file_bytes"] for r in rows]
+    held = [100 * (1 - r["validation_accuracy"]) for r in rows]
 
     def spread(values: Sequence[float]) -> float:
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
     means = statistics.mean(errors), spread(errors), statistics.mean(held)
-    return Point(name, price, len(results), *means, statistics.mean(sizes), spread(sizes))
+    whole = 100 - 100 * statistics.mean(integers) if integers else None
+    return Point(name, price, len(rows), *means, statistics.mean(sizes), spread(sizes), whole)
 
 
-def table(points: Sequence[Point]) -> str:
+def points_of(name: str, folder: Path, rows: list[dict[str, Any]], integers: bool) -> list[Point]:
+    """The points of a curve."""
+    points = []
+    for price in sorted({row["rate_lambda"] for row in rows}):
+        found = [row for row in rows if row["rate_lambda"] == price and row["status"] == "done"]
+        models = [model_folder(folder, row["member"]) for row in found]
+        right = [accuracy(m, calibration_of(m), "int8", 16) for m in models if integers]
+        points += [point(name, price, found, right)] if found else []
+    return points
+
+
+def table_of(points: Sequence[Point]) -> str:
     """Markdown, as in BENCHMARKS.md."""
     lines = [
-        "| net | lambda | bytes | test error, % | validation, % | seeds |",
-        "|---|---|---|---|---|---|",
+        "| net | lambda | bytes | test error, % | with integers, % | validation, % | seeds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for p in points:
         size = f"{p.file_bytes:,.0f} ± {p.bytes_std:.0f}"
+        whole = "" if p.integer_error is None else f"{p.integer_error:.2f}"
         lines.append(
             f"| {p.net} | {p.price:g} | {size} | {p.error:.2f} ± {p.error_std:.2f} "
-            f"| {p.validation:.2f} | {p.seeds} |"
+            f"| {whole} | {p.validation:.2f} | {p.seeds} |"
         )
     return "\n".join(lines)
 
@@ -171,43 +210,40 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", default="runs/bytes", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=Path("runs/bytes"), metavar="DIR")
     parser.add_argument("--nets", default=",".join(NETS), metavar="A,B", help="of --list")
     parser.add_argument("--lambdas", metavar="F,F", help="in the place of each net's own")
     parser.add_argument("--seeds", type=int, default=5, metavar="N")
     parser.add_argument("--epochs", type=int, metavar="N", help="in the place of each net's own")
-    parser.add_argument("--teacher", metavar="DIR", help="a run to imitate as well")
+    parser.add_argument("--data", metavar="PATH", help="in the place of each net's own")
+    parser.add_argument("--integers", action="store_true", help="score int8 exports, too")
     parser.add_argument("--list", action="store_true", help="the nets, and what they are")
     args = parser.parse_args()
     if args.list:
         for name, net in NETS.items():
-            first = dataclasses.replace(next(configs(net, 1, {})), rate_lambda=net.lambdas[0])
-            print(f"{name} ({net.group}): {command_line(first)}")
+            print(f"{name} ({net.group}), lambda {net.lambdas}: {net.settings}")
         return 0
-    changes = {k: getattr(args, k) for k in ("epochs", "teacher") if getattr(args, k) is not None}
+    changes = {k: getattr(args, k) for k in ("epochs", "data") if getattr(args, k) is not None}
     points = []
     for name in args.nets.split(","):
-        net = NETS[name]
+        net, folder = NETS[name], args.out / name
         if args.lambdas:
             net = net._replace(lambdas=tuple(map(float, args.lambdas.split(","))))
-        results: dict[float, list[dict[str, Any]]] = {}
-        for config in configs(net, args.seeds, changes):
-            folder = Path(args.out) / name / f"{config.rate_lambda:g}-{config.seed}"
-            try:
-                found = result_of(config, folder, lambda text: print(text, file=sys.stderr))
-            except (OSError, ImportError) as error:
-                print(f"{name} left out: {error}", file=sys.stderr)
-                break
-            results.setdefault(config.rate_lambda, []).append(found)
-        points += [point(name, price, some) for price, some in sorted(results.items())]
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "bytes.csv").open("w", newline="", encoding="utf-8") as file:
+        try:
+            if "teacher" in net.settings:
+                swept(spec(Net("", (0.0,), _TEACHER), 1, args.out, {}), args.out / "teacher")
+            rows = swept(spec(net, args.seeds, args.out, changes), folder)
+        except RuntimeError as error:
+            print(f"{name} left out: {error}", file=sys.stderr)
+            continue
+        points += points_of(name, folder, rows, args.integers)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with (args.out / "bytes.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(Point._fields)
         writer.writerows(points)
-    draw(out / "bytes.png", points)
-    print(f"{table(points)}\n\nwrote bytes.csv and bytes.png into {out}")
+    draw(args.out / "bytes.png", points)
+    print(f"{table_of(points)}\n\nwrote bytes.csv and bytes.png into {args.out}")
     return 0
 
 
