@@ -108,6 +108,29 @@ def _limits(r: Requant) -> int:
     return {(LOW, HIGH): 0, (0, HIGH): 1, LIMITS["int8"]: 2}[r.low, r.high]
 
 
+def _end(
+    unit: Unit, label: str, r: Requant, bias: np.ndarray | None, wide: bool, groups: int
+) -> Callable[[str], str]:
+    """Adds what the end of a product reads; gives its value in C, of the group of an expression."""
+    unit.use(f"finish_{'i64' if wide else 'i32'}")
+    each = r.multiplier.ndim > 0
+    multiplier = unit.array("int32_t", f"{label}_multiplier", r.multiplier, "scales")
+    add = None
+    if bias is not None and bias.any():
+        ctype = "int64_t" if wide else "int32_t"
+        add = unit.array(ctype, f"{label}_bias", bias, "biases")
+    size = (bias.size if bias is not None else r.multiplier.size) // groups
+    rest = f"{int(each)}, {r.shift}, {_limits(r)}, {r.zero}"
+    if not wide:
+        rest += f", {(1 << (r.shift - 1)) + (r.zero << r.shift)}LL"
+
+    def of(group: str) -> str:
+        offset = f" + {group} * {size}" if groups > 1 else ""
+        return f"{{{f'{add}{offset}' if add else 0}, {multiplier}{offset if each else ''}, {rest}}}"
+
+    return of
+
+
 def _finish(
     unit: Unit,
     label: str,
@@ -118,26 +141,10 @@ def _finish(
     groups: int = 1,
 ) -> str:
     """Adds the end of a product; gives the expression of a pointer to it (of group ``g``)."""
-    kind = "i64" if wide else "i32"
-    unit.use(f"finish_{kind}")
-    each = r.multiplier.ndim > 0
-    multiplier = unit.array("int32_t", f"{label}_multiplier", r.multiplier, "scales")
-    add = "0"
-    if bias is not None and bias.any():
-        ctype = "int64_t" if wide else "int32_t"
-        add = unit.array(ctype, f"{label}_bias", bias, "biases")
-    entries = []
-    for g in range(groups):
-        size = (bias.size if bias is not None else r.multiplier.size) // groups
-        offset = g * size
-        bias_of = add if add == "0" else f"{add} + {offset}"
-        multiplier_of = multiplier + (f" + {offset}" if each else "")
-        end = f"{int(each)}, {r.shift}, {_limits(r)}, {r.zero}"
-        entries.append(f"{{{bias_of}, {multiplier_of}, {end}}}")
-    name = f"{label}_finish"
-    unit.data.append(
-        f"static const rosler_finish_{kind} {name}[{groups}] = {{{', '.join(entries)}}};"
-    )
+    end, name = _end(unit, label, r, bias, wide, groups), f"{label}_finish"
+    entries = ", ".join(end(str(g)) for g in range(groups))
+    ctype = f"rosler_finish_{'i64' if wide else 'i32'}"
+    unit.data.append(f"static const {ctype} {name}[{groups}] = {{{entries}}};")
     return f"{name} + g" if groups > 1 else name
 
 
@@ -227,17 +234,22 @@ def _product(op: Product, unit: Unit, label: str) -> Step:
     w, bits, offset = _weights(op, unit, label, bits, groups)
     small = op.in_dtypes[0] == "int8"
     kernel = _kernel(unit, bits, op.wide, op.requant.shift, op.dtypes[0], small)
-    finish = _finish(unit, label, op.requant, op.bias, wide=op.wide, groups=groups)
-    scratch = kernel.sum_bytes(n // groups)
+    before = ""
+    if groups == 1:
+        finish = _finish(unit, label, op.requant, op.bias, wide=op.wide)
+    else:  # known where it is used: a compiler then folds what all groups have in common
+        end, ctype = _end(unit, label, op.requant, op.bias, op.wide, groups), "rosler_finish_"
+        ctype += "i64" if op.wide else "i32"
+        finish, before = "&end", f"const {ctype} end = {end('g')}; "
     if op.window is None:
-        return _dense(op, unit, (m, n), kernel, (w, finish))
+        return _dense(op, unit, label, (m, n), kernel, (w, finish))
     numbers = _source(op.in_dtypes[0], op.fill, op.dtypes[0])
     return window_step(
         unit, numbers, label, (op.in_shape, op.out_shape), op.window,
-        lambda x, y, pixels: kernel.call(
+        lambda x, y, pixels: before + kernel.call(
             x, y, (pixels, n // groups), w + offset, finish, "sums"
         ),
-        align=kernel.unit, sum_bytes=scratch,
+        align=kernel.unit, sum_bytes=kernel.sum_bytes(n // groups),
     )  # fmt: skip
 
 
@@ -268,25 +280,38 @@ def _formed(op: Product, unit: Unit, label: str) -> Step | None:
 
 
 def _dense(
-    op: Product, unit: Unit, sizes: tuple[int, int], kernel: _Kernel, names: tuple[str, str]
-) -> Step:
+    op: Product, unit: Unit, label: str, sizes: tuple[int, int], kernel: _Kernel,
+    names: tuple[str, str],
+) -> Step:  # fmt: skip
     """Rows through a matrix, each widened to 16 bits before if it has 8."""
     (m, n), rows, (w, finish) = sizes, op.in_shape[0], names
     room = kernel.sum_bytes(n)
     size = rows * n * CTYPES[CTYPE[op.dtypes[0]]]
     wide = op.in_dtypes[0] != "int16"
     name = _widening(unit, op.in_dtypes[0]) if wide else ""
+    scratch = room + (-(-2 * m // 8) * 8 if wide else 0)
+
+    def row(x: str, y: str, memory: str) -> str:
+        if not wide:
+            return kernel.call(x, y, sizes, w, finish, memory)
+        copy = f"(int16_t *)({memory} + {room})"
+        return f"{name}({x}, {m}, 0, {copy}); " + kernel.call(copy, y, sizes, w, finish, memory)
+
+    if rows == 1:
+        return Step(row, size, scratch)
+    # A function of its own: in the middle of others its loop takes more instructions.
+    taken = f"const {CTYPE[op.in_dtypes[0]]} *x, {CTYPE[op.dtypes[0]]} *y"
+    taken += ", unsigned char *memory" if scratch else ""
+    unit.functions.append(
+        f"static void rosler_{label}({taken})\n{{\n    int v;\n"
+        f"    for (v = 0; v < {rows}; ++v) {{\n"
+        f"        {row(f'x + v * {m}', f'y + v * {n}', 'memory')}\n    }}\n}}"
+    )
 
     def call(x: str, y: str, memory: str) -> str:
-        if rows > 1:
-            x, y = f"({x}) + v * {m}", f"({y}) + v * {n}"
-        text = kernel.call(x, y, sizes, w, finish, memory)
-        if wide:
-            row = f"(int16_t *)({memory} + {room})"
-            text = f"{name}({x}, {m}, 0, {row}); " + kernel.call(row, y, sizes, w, finish, memory)
-        return f"{{ int v; for (v = 0; v < {rows}; ++v) {{ {text} }} }}" if rows > 1 else text
+        return f"rosler_{label}({x}, {y}{f', {memory}' if scratch else ''});"
 
-    return Step(call, size, room + (-(-2 * m // 8) * 8 if wide else 0))
+    return Step(call, size, scratch)
 
 
 def _widening(unit: Unit, dtype: str) -> str:

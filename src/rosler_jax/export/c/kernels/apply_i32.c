@@ -5,6 +5,5 @@ static inline int16_t rosler_apply_i32(const rosler_finish_i32 *f, int32_t acc, 
     if (f->bias) {
         acc += f->bias[j];
     }
-    acc = (int32_t)(((int64_t)acc * m + ((int64_t)1 << (f->shift - 1))) >> f->shift);
-    return rosler_clip(acc + f->zero, f->limits);
+    return rosler_clip((int32_t)(((int64_t)acc * m + f->half) >> f->shift), f->limits);
 }

@@ -6,12 +6,12 @@ typedef char rosler_shifts_keep_the_sign[(-1 >> 1) == -1 ? 1 : -1];
 static inline int16_t rosler_clip(int32_t y, int limits)
 {
 #if ROSLER_DSP
-    if (limits == 2) {
-        __asm__("ssat %0, #8, %1" : "=r"(y) : "r"(y));
-    } else if (limits) {
+    if (limits == 0) {
+        __asm__("ssat %0, #16, %1" : "=r"(y) : "r"(y));
+    } else if (limits == 1) {
         __asm__("usat %0, #15, %1" : "=r"(y) : "r"(y));
     } else {
-        __asm__("ssat %0, #16, %1" : "=r"(y) : "r"(y));
+        __asm__("ssat %0, #8, %1" : "=r"(y) : "r"(y));
     }
     return (int16_t)y;
 #else

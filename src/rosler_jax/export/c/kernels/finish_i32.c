@@ -8,4 +8,5 @@ typedef struct {
     int shift;
     int limits;
     int zero;
+    int64_t half; /* 2^(shift - 1), with the zero in its place */
 } rosler_finish_i32;
