@@ -90,6 +90,12 @@ NETS: dict[str, Net] = {
     "cwru": Net("cwru", (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15), _CWRU),
     "cifar-resnet8": Net("cifar10", (0.001, 0.003), {**_CIFAR, "model": "resnet8"}),
     "cifar-resnet20": Net("cifar10", (0.001, 0.003), {**_CIFAR, "model": "resnet20"}),
+    "cifar-vgg16": Net("cifar10", (0.0005, 0.001), {**_CIFAR, "model": "vgg16"}),
+    "cifar-vgg16-sketched": Net(
+        "cifar10",
+        (0.0005, 0.001),
+        {**_CIFAR, "model": "vgg16", "method": "low-rank", "rules": ["*=0.125"]},
+    ),
 }
 """Every curve by name: a new one is one line here. Eight members share what batches cost."""
 
