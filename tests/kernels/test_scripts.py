@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -68,3 +69,32 @@ def test_tune_kernels_lists_candidates_and_refuses_a_cpu(tmp_path):
         assert done.returncode == 1
         assert "needs a Hopper GPU" in done.stderr
         assert not (tmp_path / "tuned.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--device", "abacus"), "'abacus' is none of tpu-v4"),
+        (("--specs", "no"), "'no' is none of"),
+    ],
+)
+def test_compile_kernels_refuses_what_does_not_exist(tmp_path, options, said):
+    done = run("compile_kernels.py", "--out", tmp_path / "o", *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_compile_kernels_for_a_tpu_where_its_compiler_is(tmp_path):
+    out = tmp_path / "o"
+    options = ("--device", "tpu-v5e", "--specs", "ops", "--out", out)
+    done = run("compile_kernels.py", *options)
+    if importlib.util.find_spec("libtpu") is None:
+        assert done.returncode == 2
+        assert "libtpu is not installed; scripts/compile_kernels installs" in done.stderr
+        pytest.skip("libtpu is not installed")
+    assert done.returncode == 0, done.stdout
+    rows = [json.loads(line) for line in (out / "compiled.jsonl").read_text().splitlines()]
+    assert {row["implementation"] for row in rows} == {"mosaic_tpu", "xla"}
+    assert all(isinstance(row["temporaries"], int) for row in rows)
+    assert "| tpu-v5e | mosaic_tpu | chain | 6 of 6 |" in (out / "compiled.md").read_text()

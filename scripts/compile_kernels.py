@@ -1,0 +1,330 @@
+"""Compiles the kernels for devices that are not here, by the real compilers: what they say of each.
+
+    scripts/compile_kernels --out runs/compiled                     # everything: an hour
+    scripts/compile_kernels --out runs/compiled --device tpu-v5e,h100 --specs gpu
+    scripts/compile_kernels --out runs/compiled --specs ops --implementation xla
+
+Every program is compiled as a whole, forward and, where it says so, with its gradient. The table
+tells whether it compiled, the temporaries that the compiler's own memory analysis counts, of
+kernels for GPUs ptxas' registers and spills, of programs for TPUs the cycles that the compiler
+estimates for its own fusions (none for kernels). It is compiler output; nothing is run or timed.
+
+Each result is on disk before the next begins: interrupted, the same command goes on. The exit code
+is 1 if a program did not compile or a kernel spills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# What the compilers ask of their surroundings where no device is; read when JAX is imported.
+os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
+os.environ.update(TPU_ACCELERATOR_TYPE="v5litepod-4", MOSAIC_GPU_DUMP_PTXAS="1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+import rosler_kernels as rk
+from rosler_kernels.specs import KERNEL_FAMILIES, TABLES
+
+SHOWN_ERROR = 160
+
+
+class Target(NamedTuple):
+    """A device to compile for.
+
+    Attributes:
+      platform: JAX's name of its compiler.
+      kernels: the implementation by Pallas, or None where there is none.
+      options: of ``get_topology_desc``.
+    """
+
+    platform: str
+    kernels: str | None
+    options: dict[str, str]
+
+
+def _tpu(topology: str) -> Target:
+    return Target("tpu", "mosaic_tpu", {"topology_name": topology})
+
+
+def _gpu(
+    name: str, capability: str, cores: int, shared: int, bandwidth: float, memory: float,
+    kernels: str | None = None,
+) -> Target:  # fmt: skip
+    """An NVIDIA GPU by its data sheet: multiprocessors, bytes of shared memory, bytes a second."""
+    config = f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: {shared + 1024}
+  shared_memory_per_block_optin: {shared} core_count: {cores} fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  memory_bandwidth: {bandwidth:.0f} device_memory_size: {memory:.0f}
+  l2_cache_size: 50331648 clock_rate_ghz: 1.7
+  cuda_compute_capability {{ {capability} }}
+}}
+platform_name: "CUDA"
+runtime_version {{ major: 12 minor: 9 }}
+dnn_version_info {{ major: 9 minor: 10 }}
+device_description_str: "{name}"
+"""
+    options = {"topology_name": "one", "topology": "1x1x1", "target_config": config}
+    return Target("cuda", kernels, options)
+
+
+_FULL = "feature_extension: ACCELERATED_FEATURES"
+TARGETS: dict[str, Target] = {
+    "tpu-v4": _tpu("v4:2x2x1"),
+    "tpu-v5e": _tpu("v5e:2x2"),
+    "tpu-v5p": _tpu("v5p:2x2x1"),
+    "tpu-v6e": _tpu("v6e:2x2"),
+    "tpu-7x": _tpu("tpu7x:2x2x1"),
+    "h100": _gpu(
+        "NVIDIA H100 80GB HBM3", f"major: 9 minor: 0 {_FULL}", 132, 232448, 3.35e12, 85e9,
+        "mosaic_gpu",
+    ),
+    "a100": _gpu("NVIDIA A100-SXM4-80GB", "major: 8 minor: 0", 108, 166912, 2.04e12, 85e9),
+    "l4": _gpu("NVIDIA L4", "major: 8 minor: 9", 58, 101376, 3.0e11, 24e9),
+    "b200": _gpu("NVIDIA B200", f"major: 10 minor: 0 {_FULL}", 148, 232448, 8.0e12, 192e9),
+}  # fmt: skip
+"""Every device by name: a new one is one line here."""
+
+
+class Program(NamedTuple):
+    """What is compiled.
+
+    Attributes:
+      operation: its name.
+      what: sketch, shape, dtype, direction.
+      function: of arrays, given an implementation.
+      shapes: of these arrays, and their dtype.
+    """
+
+    operation: str
+    what: str
+    function: Callable[[str], Callable[..., Any]]
+    shapes: tuple[tuple[tuple[int, ...], str], ...]
+
+
+def projections(table: str) -> Iterator[Program]:
+    """Those of a table of specs: forwards, and transposed, which is its own gradient."""
+    for spec in TABLES[table]:
+        project = rk.project_transpose if spec.transpose else rk.project
+
+        def function(implementation: str, spec: Any = spec, project: Any = project) -> Any:
+            return lambda x: project(x, spec.sketch(0), implementation=implementation)
+
+        width = spec.cols if spec.transpose else spec.rows
+        yield Program("project", spec.name, function, (((spec.batch, width), spec.dtype),))
+
+
+def operations(_: str = "") -> Iterator[Program]:
+    """All operations with their gradients, in bfloat16 and float32."""
+    for dtype in ("bfloat16", "float32"):
+        for kind in KERNEL_FAMILIES:
+            yield _gradient(
+                "project", f"{kind} 4096x4096->128", dtype, _project(kind), (4096, 4096)
+            )
+        for held in ("stored", "seeded", "parallel"):
+            chain = _chain(held)
+            weights = [(1024, 64), (64, 128), (128, 512)]
+            yield _gradient("chain", f"{held} 256x1024->512", dtype, chain, (256, 1024), *weights)
+        yield _gradient("hadamard", "4096x4096", dtype, _hadamard, (4096, 4096))
+        yield _gradient("patches", "rademacher 3x3 of 32x32x64", dtype, _patches, (128, 32, 32, 64))
+
+
+def _gradient(
+    operation: str, what: str, dtype: str, of: Callable[..., Any], *shapes: tuple[int, ...]
+) -> Program:
+    def function(implementation: str) -> Callable[..., Any]:
+        def loss(*args: Any) -> Any:
+            return jnp.sum(jnp.square(of(implementation, *args).astype(jnp.float32)))
+
+        return jax.value_and_grad(loss, tuple(range(len(shapes))))
+
+    return Program(
+        operation, f"{what} {dtype} + gradient", function, tuple((s, dtype) for s in shapes)
+    )
+
+
+def _project(kind: str) -> Callable[..., Any]:
+    return lambda name, x: rk.project(x, rk.make(kind, 0, 4096, 128), implementation=name)
+
+
+def _chain(held: str) -> Callable[..., Any]:
+    def chain(name: str, x: Any, c: Any, u: Any, r: Any) -> Any:
+        if held == "seeded":
+            left, right = rk.srht(1, 1024, 64), rk.srht(2, 512, 128)
+            return rk.sketch_matmul(x, left, u, right, implementation=name)
+        psi, omega = rk.rademacher(1, 1024, 128), rk.rademacher(2, 512, 64)
+        parallel = rk.Parallel(psi, omega) if held == "parallel" else None
+        return rk.sketch_matmul(x, c, u, r, parallel=parallel, implementation=name)
+
+    return chain
+
+
+def _hadamard(name: str, x: Any) -> Any:
+    return rk.hadamard_transform(x, implementation=name)
+
+
+def _patches(name: str, x: Any) -> Any:
+    sketch = rk.rademacher(0, 9 * x.shape[-1], 64)
+    options = {"window": (3, 3), "strides": 1, "padding": "SAME", "implementation": name}
+    return rk.project_patches(x, sketch, **options)  # type: ignore[arg-type]
+
+
+SPECS: dict[str, Callable[[str], Iterator[Program]]] = {
+    **dict.fromkeys(TABLES, projections),
+    "ops": operations,
+}
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """What the compilers print, which they do past Python."""
+    text: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        kept = [os.dup(1), os.dup(2)]
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            for k in (1, 2):
+                os.dup2(file.fileno(), k)
+            yield text
+        finally:
+            for k, old in zip((1, 2), kept, strict=True):
+                os.dup2(old, k)
+                os.close(old)
+            file.seek(0)
+            text.append(file.read().decode(errors="replace"))
+
+
+def compiled(program: Program, target: Target, implementation: str) -> dict[str, Any]:
+    """What the compiler says of a program."""
+    topology = topologies.get_topology_desc(platform=target.platform, **target.options)
+    device: Any = topology.devices[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    arguments = [jax.ShapeDtypeStruct(s, d, sharding=sharding) for s, d in program.shapes]
+    platform = "gpu" if target.platform == "cuda" else target.platform
+    start = time.perf_counter()
+    found: dict[str, Any] = {"temporaries": None}
+    with heard() as said, rk.assume_device(platform, device.device_kind):
+        try:
+            done: Any = jax.jit(program.function(implementation)).lower(*arguments).compile()
+            found["temporaries"] = done.memory_analysis().temp_size_in_bytes
+            text = done.as_text() or ""
+        except Exception as error:  # whatever a compiler raises is what the table says
+            refused = isinstance(error, ValueError) and "cannot run" in str(error)
+            why = f"{type(error).__name__}: {error}"[:SHOWN_ERROR]
+            found["refused" if refused else "error"] = why
+            text = ""
+    found["seconds"] = round(time.perf_counter() - start, 2)
+    cycles = [int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', text)]
+    found["cycles"] = sum(cycles) if cycles else None
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", said[0])]
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said[0])
+    found["registers"] = max(registers, default=None)
+    found["spills"] = max((int(a) + int(b) for a, b in spills), default=None)
+    found["injected"] = said[0].count("C7519")
+    return found
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The results so far."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # behind the last end: a torn one
+    return [json.loads(line) for line in lines]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a line for each device, implementation and operation; refusals do not count."""
+    rows = [row for row in rows if "refused" not in row]
+    head = (
+        "| device | implementation | operation | compiled | most temporaries, bytes | in "
+        "| most registers | most spills, bytes |"
+    )
+    lines = [head, "|---|---|---|---|---:|---|---:|---:|"]
+    keys = dict.fromkeys((r["device"], r["implementation"], r["operation"]) for r in rows)
+    for key in keys:
+        some = [r for r in rows if (r["device"], r["implementation"], r["operation"]) == key]
+        done = [r for r in some if "error" not in r]
+        worst = max(done, key=lambda r: r["temporaries"], default=None)
+        cells = [*key, f"{len(done)} of {len(some)}"]
+        cells += [f"{worst['temporaries']:,}", worst["what"]] if worst else ["", ""]
+        for name in ("registers", "spills"):
+            known = [r[name] for r in done if r[name] is not None]
+            cells.append(str(max(known)) if known else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Compiles what is not known yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names, specs = ",".join(TARGETS), ",".join(SPECS)
+    parser.add_argument("--device", default=names, metavar="A,B", help=f"of {names} (default: all)")
+    parser.add_argument("--specs", default="gpu,ops", metavar="A,B", help=f"of {specs}")
+    parser.add_argument(
+        "--implementation", default="kernels,xla", metavar="A,B", help="kernels, xla or both"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/compiled"), metavar="DIR")
+    args = parser.parse_args()
+    for value, of in ((args.device, TARGETS), (args.specs, SPECS)):
+        unknown = [name for name in value.split(",") if name not in of]
+        if unknown:
+            parser.error(f"{unknown[0]!r} is none of {', '.join(of)}")
+    for platform, module in (("tpu", "libtpu"), ("cuda", "jax_cuda12_plugin")):
+        needed = any(TARGETS[name].platform == platform for name in args.device.split(","))
+        if needed and importlib.util.find_spec(module) is None:
+            parser.error(f"{module} is not installed; scripts/compile_kernels installs compilers")
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "compiled.jsonl"
+    rows = rows_of(path)
+    known = {(r["device"], r["implementation"], r["operation"], r["what"]) for r in rows}
+    programs = [p for name in args.specs.split(",") for p in SPECS[name](name)]
+    wanted = [
+        (device, "xla" if kind == "xla" else TARGETS[device].kernels, program)
+        for device in args.device.split(",")
+        for kind in args.implementation.split(",")
+        for program in programs
+    ]
+    asked = [(d, i, p) for d, i, p in wanted if i and (d, i, p.operation, p.what) not in known]
+    with path.open("a", encoding="utf-8") as file:
+        for k, (device, implementation, program) in enumerate(asked):
+            print(f"\r{k}/{len(asked)} {device} {program.what:<60}", end="", file=sys.stderr)
+            key = {"device": device, "implementation": implementation}
+            key |= {"operation": program.operation, "what": program.what}
+            row = {**key, **compiled(program, TARGETS[device], str(implementation))}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            rows.append(row)
+    print(file=sys.stderr)
+    text = f"JAX {jax.__version__}\n\n{table(rows)}\n"
+    bad = [r for r in rows if "error" in r or r["spills"]]
+    for r in bad:
+        why = r.get("error") or f"{r['spills']} bytes of spills"
+        text += f"\n{r['device']}, {r['implementation']}, {r['operation']} {r['what']}: {why}"
+    (args.out / "compiled.md").write_text(text + "\n", encoding="utf-8")
+    print(f"{text}\n\nwrote compiled.jsonl and compiled.md into {args.out}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
