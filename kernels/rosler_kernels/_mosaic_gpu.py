@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 DEPTH = 128  # rows of Omega a step: two hashes' worth, so that 64 columns keep 128 threads busy
 PIECE = 64  # side of the piece of a tile that is held in registers
 SWIZZLE = 128  # bytes
+NARROW = 64
+"""The swizzle of a product with normal entries. They are made 32 columns at a time, so that no
+register spills, and a piece that is written has whole swizzled rows."""
 MAX_NNZ = 16  # a longer list of compares a tile is not worth a kernel
 _LAYOUT = plgpu.Layout.WGMMA
 DTYPES = ("float32", "bfloat16", "float16")
@@ -83,11 +86,16 @@ def kernel(
     return made
 
 
-def shared(shape: tuple[int, ...], dtype: Any) -> Any:
-    """A tile in shared memory, laid out as TMA and wgmma want it."""
-    width = SWIZZLE // jnp.dtype(dtype).itemsize
+def swizzle(kind: str) -> int:
+    """Bytes that the operands of a product with a sketch of a family are swizzled by."""
+    return NARROW if family(kind).generator == "normal" else SWIZZLE
+
+
+def shared(shape: tuple[int, ...], dtype: Any, swizzle: int = SWIZZLE) -> Any:
+    """A tile in shared memory, laid out as TMA and wgmma want it: both operands alike."""
+    width = swizzle // jnp.dtype(dtype).itemsize
     of: Any = plgpu  # in JAX 0.12 both classes look abstract to a type checker
-    transforms = (of.TilingTransform((8, width)), of.SwizzleTransform(SWIZZLE))
+    transforms = (of.TilingTransform((8, width)), of.SwizzleTransform(swizzle))
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
@@ -170,10 +178,11 @@ class Generator(NamedTuple):
     ) -> None:
         """Fills ``omega``, one reference a part; the caller commits shared memory."""
         made = family(self.kind).generator
+        if made == "normal":
+            self._normals(omega, key, tile)
+            return
         if made == "signs":
             piece = self._signs(words, key, arrays["columns"], tile)
-        elif made == "normal":
-            piece = self._normals(key, tile)
         else:
             piece = self._sparse(arrays["codes"], tile)
         for i in range(DEPTH // PIECE):
@@ -228,25 +237,33 @@ class Generator(NamedTuple):
         high = _entries.sign_words(self.kind, key, block + np.uint32(1), column)
         return _entries.shift_words(low, high, lax.rem(row, np.int32(PIECE)).astype(jnp.uint32))
 
-    def _indices(self, i: int, j: int, tile: Tile) -> tuple[Array, Array]:
+    def _indices(self, at: tuple[Index, Index], width: int, tile: Tile) -> tuple[Array, Array]:
+        """Rows and columns of Omega, of a piece of the tile by its place and width."""
         axis = 1 if self.transpose else 0
-        at = (i * PIECE, j * PIECE)
-        row = self.mode.iota((PIECE, PIECE), axis) + (tile.row + np.int32(at[axis]))
-        column = self.mode.iota((PIECE, PIECE), 1 - axis) + (tile.column + np.int32(at[1 - axis]))
+        row = self.mode.iota((PIECE, width), axis) + (tile.row + at[axis])
+        column = self.mode.iota((PIECE, width), 1 - axis) + (tile.column + at[1 - axis])
         return row, column
 
-    def _normals(self, key: Words, tile: Tile) -> Callable[[int, int], Array]:
-        def piece(i: int, j: int) -> Array:
-            row, column = self._indices(i, j, tile)
-            return _entries.normal(key, row.astype(jnp.uint32), column.astype(jnp.uint32))
+    def _normals(self, omega: list[Any], key: Words, tile: Tile) -> None:
+        # A loop, not written out: the compiler would make several pieces at a time.
+        width = NARROW // jnp.dtype(omega[0].dtype).itemsize
+        across = np.int32(self.width // width)
 
-        return piece
+        @pl.loop(np.int32(0), np.int32(DEPTH // PIECE) * across)
+        def _(k: Array) -> None:
+            at = lax.div(k, across) * np.int32(PIECE), lax.rem(k, across) * np.int32(width)
+            row, column = self._indices(at, width, tile)
+            entries = _entries.normal(key, row.astype(jnp.uint32), column.astype(jnp.uint32))
+            place = (pl.ds(at[0], PIECE), pl.ds(at[1], width))
+            values = split(entries, omega[0].dtype, len(omega))
+            for ref, value in zip(omega, values, strict=True):
+                ref[place] = value
 
     def _sparse(self, codes: Any, tile: Tile) -> Callable[[int, int], Array]:
         axis = 1 if self.transpose else 0
 
         def piece(i: int, j: int) -> Array:
-            _, column = self._indices(i, j, tile)
+            _, column = self._indices((np.int32(i * PIECE), np.int32(j * PIECE)), PIECE, tile)
             at = _slice(tile.row + np.int32((i, j)[axis] * PIECE), PIECE)
             each = [
                 lax.broadcast_in_dim(

@@ -23,6 +23,7 @@ from .._entries import ceil_to
 from .._mosaic_gpu import (
     DEPTH,
     PIECE,
+    SWIZZLE,
     Generator,
     Mode,
     Tile,
@@ -32,6 +33,7 @@ from .._mosaic_gpu import (
     parts,
     refuse,
     shared,
+    swizzle,
 )
 from ..sketches import Sketch
 
@@ -162,16 +164,19 @@ def _launch(
         right = _Source(last, dict(zip(last.names, held[first_count:], strict=True)))
         _body(sizes, left, right, x_ref, core_ref, (y_ref, h_ref, z_ref), **scratch)
 
+    made = [outer.generator.kind for outer in (first, last) if outer.generator]
+    operand = functools.partial(shared, swizzle=min(map(swizzle, made), default=SWIZZLE))
+
     def tiles(outer: _Outer, width: int) -> list[Any]:
         count, stages = (outer.parts, 1) if outer.generator else (1, 2)
-        return [shared((stages, DEPTH, width), dtype) for _ in range(count)]
+        return [operand((stages, DEPTH, width), dtype) for _ in range(count)]
 
     scratch = {
-        "x_tiles": shared((2, ROWS, DEPTH), dtype),
+        "x_tiles": operand((2, ROWS, DEPTH), dtype),
         "left_tiles": tiles(first, sizes.s),
-        "core_tile": shared((sizes.s, sizes.l), dtype),
-        "h_tile": shared((ROWS, sizes.s), dtype),
-        "z_tile": shared((ROWS, sizes.l), dtype),
+        "core_tile": operand((sizes.s, sizes.l), dtype),
+        "h_tile": operand((ROWS, sizes.s), dtype),
+        "z_tile": operand((ROWS, sizes.l), dtype),
         "right_tiles": tiles(last, PIECE),
         "y_tile": shared((ROWS, PIECE), dtype),
         "words": plgpu.SMEM((2, 2 * max(sizes.s, PIECE)), jnp.uint32),

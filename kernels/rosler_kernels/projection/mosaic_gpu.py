@@ -34,6 +34,7 @@ from .._mosaic_gpu import (
     refuse,
     shared,
     split,
+    swizzle,
 )
 from ..hadamard import mosaic_gpu as hadamard
 from . import _srht
@@ -205,15 +206,18 @@ def _launch(plan: _Plan, x: Array, sketch: Sketch, padded: tuple[int, int]) -> A
         _body(plan, x_ref, key_ref, dict(zip(names, held, strict=True)), y_ref, **scratch)
 
     narrow, buffers = plan.parts.dtype, plan.parts.buffers
+    operand = functools.partial(shared, swizzle=swizzle(sketch.kind))
     scratch = {
-        "x_tiles": shared((blocks.stages, blocks.rows, DEPTH), x.dtype),
+        "x_tiles": (operand if plan.parts.x == 1 else shared)(
+            (blocks.stages, blocks.rows, DEPTH), x.dtype
+        ),
         "x_parts": [
-            shared((buffers, blocks.rows, DEPTH), narrow)
+            operand((buffers, blocks.rows, DEPTH), narrow)
             for _ in range(plan.parts.x)
             if plan.parts.x > 1
         ],
         "omega_parts": [
-            shared((buffers, DEPTH, blocks.cols), narrow) for _ in range(plan.parts.omega)
+            operand((buffers, DEPTH, blocks.cols), narrow) for _ in range(plan.parts.omega)
         ],
         "words": plgpu.SMEM(plan.generator.scratch(), jnp.uint32),
         "out_tile": shared((blocks.rows, blocks.cols), out_dtype),
