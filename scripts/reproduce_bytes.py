@@ -83,7 +83,7 @@ NETS: dict[str, Net] = {
     "dense": Net(_SURVIVE, _COARSE, _FORMS),
     "low-rank": Net(_SURVIVE, _COARSE, {**_FORMS, "method": "low-rank"}),
     "chain": Net(_SURVIVE, _COARSE, {**_FORMS, "method": "chain"}),
-    "seeded": Net(_SURVIVE, _COARSE, {**_FORMS, "method": "seeded", "rules": ["*=0.5"]}),
+    "seeded": Net(_SURVIVE, _COARSE, {**_FORMS, "method": "seeded", "rank": 48, "in_sketch": 256}),
     "srht-front": Net(_SURVIVE, _COARSE, {**_FORMS, "options": ["front=srht:196"]}),
     "dct-front": Net(_SURVIVE, _COARSE, {**_FORMS, "options": ["front=dct:144"]}),
     "fashion": Net("fashion", (0.0003, 0.0006, *_FINE[::2], 0.03, 0.05), _FASHION),
