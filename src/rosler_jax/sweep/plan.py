@@ -191,7 +191,7 @@ def _quick_compilation() -> dict[str, Any] | None:
     if jax.default_backend() != "cpu":
         return None
     options: dict[str, Any] = {"xla_backend_optimization_level": 1}
-    if jax.lib.__version__.startswith("0.10."):  # it refuses options that it does not know
+    if jax.__version_info__[:2] == (0, 10):  # others may refuse options that they do not know
         options |= {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
     return options
 

@@ -140,12 +140,15 @@ def _finish(
     wide: bool = False,
     groups: int = 1,
 ) -> str:
-    """Adds the end of a product; gives the expression of a pointer to it (of group ``g``)."""
+    """Adds the end of a product; gives the expression of a pointer to it (of vector ``v``)."""
     end, name = _end(unit, label, r, bias, wide, groups), f"{label}_finish"
     entries = ", ".join(end(str(g)) for g in range(groups))
-    ctype = f"rosler_finish_{'i64' if wide else 'i32'}"
-    unit.data.append(f"static const {ctype} {name}[{groups}] = {{{entries}}};")
-    return f"{name} + g" if groups > 1 else name
+    unit.data.append(f"static const {_finish_type(wide)} {name}[{groups}] = {{{entries}}};")
+    return f"{name} + v % {groups}" if groups > 1 else name
+
+
+def _finish_type(wide: bool) -> str:
+    return f"rosler_finish_{'i64' if wide else 'i32'}"
 
 
 class _Kernel(NamedTuple):
@@ -234,13 +237,11 @@ def _product(op: Product, unit: Unit, label: str) -> Step:
     w, bits, offset = _weights(op, unit, label, bits, groups)
     small = op.in_dtypes[0] == "int8"
     kernel = _kernel(unit, bits, op.wide, op.requant.shift, op.dtypes[0], small)
-    before = ""
     if groups == 1:
-        finish = _finish(unit, label, op.requant, op.bias, wide=op.wide)
+        before, finish = "", _finish(unit, label, op.requant, op.bias, wide=op.wide)
     else:  # known where it is used: a compiler then folds what all groups have in common
-        end, ctype = _end(unit, label, op.requant, op.bias, op.wide, groups), "rosler_finish_"
-        ctype += "i64" if op.wide else "i32"
-        finish, before = "&end", f"const {ctype} end = {end('g')}; "
+        end = _end(unit, label, op.requant, op.bias, op.wide, groups)("g")
+        before, finish = f"const {_finish_type(op.wide)} end = {end}; ", "&end"
     if op.window is None:
         return _dense(op, unit, label, (m, n), kernel, (w, finish))
     numbers = _source(op.in_dtypes[0], op.fill, op.dtypes[0])
@@ -325,7 +326,6 @@ def _signs(op: Signs, unit: Unit, label: str) -> Step:
     groups = op.bias.size // (op.sketch.rows if op.transpose else op.sketch.cols)
     finish = _finish(unit, label, op.requant, op.bias, groups=groups)
     stages = op.stages if isinstance(op, Cosines) else Stages()
-    finish = finish.replace("+ g", f"+ v % {groups}")
     call = Call(unit, INTEGER, label, op.sketch, finish, stages)
     return project_step(call, op.transpose, op.vectors)
 

@@ -3,11 +3,9 @@
 ROSLER_INLINE void rosler_rows_i32@T@(const rosler_finish_i32 *f, const int32_t *acc, int n,
                                        @Y@ *y)
 {
-    const int64_t half = (int64_t)1 << (f->shift - 1);
     int j;
     for (j = 0; j < n; ++j) {
         const int32_t m = f->multiplier[f->each ? j : 0];
-        const int32_t v = (int32_t)(((int64_t)acc[j] * m + half) >> f->shift);
-        y[j] = (@Y@)rosler_clip(v + f->zero, f->limits);
+        y[j] = (@Y@)rosler_clip((int32_t)(((int64_t)acc[j] * m + f->half) >> f->shift), f->limits);
     }
 }
