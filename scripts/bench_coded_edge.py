@@ -43,6 +43,12 @@ def accuracy(run: Path, calibration: Any, dtype: str, activations: int) -> float
     return float((labels == y).mean())
 
 
+def nonzero(run: Path) -> int:
+    """Stored numbers that are not zero."""
+    graph = load(model_path(run)).graph
+    return sum(int(np.count_nonzero(weight.values)) for weight in graph.weights())
+
+
 def rows(run: Path, dtype: str, activations: int, board: str) -> Iterator[str]:
     """A row of the table for each form."""
     calibration = calibration_of(run)
@@ -54,7 +60,8 @@ def rows(run: Path, dtype: str, activations: int, board: str) -> Iterator[str]:
         )  # fmt: skip
     if done.report["not_emulated"]:
         raise SystemExit(done.report["not_emulated"])
-    net = f"{run.name}, {dtype}, activations of {activations} bits, {right:.2%}"
+    net = f"{run.name}, {nonzero(run):,} numbers, {dtype}, activations of {activations} bits"
+    net += f", {right:.2%}"
     for form, row in done.report["weights"]["forms"].items():
         flash, data = row["flash_bytes"], row["data_bytes"]
         cells = [f"{flash:,}: {data:,} + {flash - data:,}"]

@@ -41,6 +41,9 @@ import rosler_kernels as rk
 from rosler_kernels.specs import KERNEL_FAMILIES, TABLES
 
 SHOWN_ERROR = 160
+FEW_BYTES = 4 << 20
+
+Row = dict[str, Any]
 
 
 class Target(NamedTuple):
@@ -213,7 +216,7 @@ def heard() -> Iterator[list[str]]:
             text.append(file.read().decode(errors="replace"))
 
 
-def compiled(program: Program, target: Target, implementation: str) -> dict[str, Any]:
+def compiled(program: Program, target: Target, implementation: str) -> Row:
     """What the compiler says of a program."""
     topology = topologies.get_topology_desc(platform=target.platform, **target.options)
     device: Any = topology.devices[0]
@@ -221,7 +224,7 @@ def compiled(program: Program, target: Target, implementation: str) -> dict[str,
     arguments = [jax.ShapeDtypeStruct(s, d, sharding=sharding) for s, d in program.shapes]
     platform = "gpu" if target.platform == "cuda" else target.platform
     start = time.perf_counter()
-    found: dict[str, Any] = {"temporaries": None}
+    found: Row = {"temporaries": None}
     with heard() as said, rk.assume_device(platform, device.device_kind):
         try:
             done: Any = jax.jit(program.function(implementation)).lower(*arguments).compile()
@@ -243,7 +246,7 @@ def compiled(program: Program, target: Target, implementation: str) -> dict[str,
     return found
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
+def rows_of(path: Path) -> list[Row]:
     """The results so far."""
     if not path.exists():
         return []
@@ -251,26 +254,58 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def grouped(rows: Sequence[Row], *names: str) -> dict[tuple[str, ...], list[Row]]:
+    """Rows by what they have in common."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
     """Markdown: a line for each device, implementation and operation; refusals do not count."""
+    lines = [
+        "| device | implementation | operation | compiled | most temporaries, MB | in | of at most "
+        f"{FEW_BYTES >> 20} MB |",
+        "|---|---|---|---|---:|---|---:|",
+    ]
     rows = [row for row in rows if "refused" not in row]
-    head = (
-        "| device | implementation | operation | compiled | most temporaries, bytes | in "
-        "| most registers | most spills, bytes |"
-    )
-    lines = [head, "|---|---|---|---|---:|---|---:|---:|"]
-    keys = dict.fromkeys((r["device"], r["implementation"], r["operation"]) for r in rows)
-    for key in keys:
-        some = [r for r in rows if (r["device"], r["implementation"], r["operation"]) == key]
-        done = [r for r in some if "error" not in r]
-        worst = max(done, key=lambda r: r["temporaries"], default=None)
+    for key, some in grouped(rows, "device", "implementation", "operation").items():
+        done = [row for row in some if "error" not in row]
         cells = [*key, f"{len(done)} of {len(some)}"]
-        cells += [f"{worst['temporaries']:,}", worst["what"]] if worst else ["", ""]
-        for name in ("registers", "spills"):
-            known = [r[name] for r in done if r[name] is not None]
-            cells.append(str(max(known)) if known else "")
+        if done:
+            worst = max(done, key=lambda row: row["temporaries"])
+            few = sum(row["temporaries"] <= FEW_BYTES for row in done)
+            cells += [f"{worst['temporaries'] / 1e6:,.1f}", worst["what"], str(few)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def registers_table(rows: Sequence[Row]) -> str:
+    """Markdown: what ptxas says of kernels, by operation, family and dtype."""
+    lines = [
+        "| device | operation | programs | registers | most spills, bytes | with C7519 |",
+        "|---|---|---:|---|---:|---:|",
+    ]
+    known = [row | {"of": _kind(row["what"])} for row in rows if row["registers"] is not None]
+    for (device, operation, of), some in grouped(known, "device", "operation", "of").items():
+        registers = [row["registers"] for row in some]
+        spills, injected = (max(row["spills"] for row in some), sum(map(_injected, some)))
+        each = f"{min(registers)} to {max(registers)}"
+        lines.append(
+            f"| {device} | {operation} {of} | {len(some)} | {each} | {spills} | {injected} |"
+        )
+    return "\n".join(lines)
+
+
+def _kind(what: str) -> str:
+    """Family (or how a chain is held) and dtype."""
+    words = what.replace(" + gradient", "").split()
+    return f"{words[0]} {words[-1]}" if words[0][0].isalpha() else words[-1]
+
+
+def _injected(row: Row) -> bool:
+    return row["injected"] > 0
 
 
 def main() -> int:
@@ -297,6 +332,9 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "compiled.jsonl"
     rows = rows_of(path)
+    whole = path.with_suffix(".tmp")  # without the line that an interruption tore
+    whole.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    whole.replace(path)
     known = {(r["device"], r["implementation"], r["operation"], r["what"]) for r in rows}
     programs = [p for name in args.specs.split(",") for p in SPECS[name](name)]
     wanted = [
@@ -316,7 +354,7 @@ def main() -> int:
             file.flush()
             rows.append(row)
     print(file=sys.stderr)
-    text = f"JAX {jax.__version__}\n\n{table(rows)}\n"
+    text = f"JAX {jax.__version__}\n\n{table(rows)}\n\n{registers_table(rows)}\n"
     bad = [r for r in rows if "error" in r or r["spills"]]
     for r in bad:
         why = r.get("error") or f"{r['spills']} bytes of spills"

@@ -121,19 +121,17 @@ def swept(wanted: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     Raises:
       RuntimeError: if it cannot be done.
     """
-    table = folder / TABLE
-    if not table.exists():
-        toml = folder.parent / f"{folder.name}.toml"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        axes = wanted["axes"]
-        lines = [f"{k} = {json.dumps(v)}" for k, v in wanted.items() if k != "axes"]
-        lines += ["[axes]", *(f"{k} = {{ grid = {v['grid']} }}" for k, v in axes.items())]
-        replace_text(toml, "\n".join(lines) + "\n")
-        place = "--resume" if (folder / "sweep.json").exists() else "--out"
-        command = [sys.executable, "-m", "rosler_jax", "sweep", str(toml), place, str(folder)]
-        if subprocess.run([*command, "--models"], check=False, stdout=sys.stderr).returncode:
-            raise RuntimeError(f"{folder} is not done; see above")
-    return read_rows(table)
+    toml = folder.parent / f"{folder.name}.toml"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    axes = wanted["axes"]
+    lines = [f"{k} = {json.dumps(v)}" for k, v in wanted.items() if k != "axes"]
+    lines += ["[axes]", *(f"{k} = {{ grid = {v['grid']} }}" for k, v in axes.items())]
+    replace_text(toml, "\n".join(lines) + "\n")
+    place = "--resume" if (folder / "sweep.json").exists() else "--out"  # refuses another sweep
+    command = [sys.executable, "-m", "rosler_jax", "sweep", str(toml), place, str(folder)]
+    if subprocess.run([*command, "--models"], check=False, stdout=sys.stderr).returncode:
+        raise RuntimeError(f"{folder} is not done; see above")
+    return read_rows(folder / TABLE)
 
 
 class Point(NamedTuple):
@@ -237,7 +235,8 @@ def main() -> int:
             net = net._replace(lambdas=tuple(map(float, args.lambdas.split(","))))
         try:
             if "teacher" in net.settings:
-                swept(spec(Net("", (0.0,), _TEACHER), 1, args.out, {}), args.out / "teacher")
+                data = {k: v for k, v in changes.items() if k == "data"}
+                swept(spec(Net("", (0.0,), _TEACHER), 1, args.out, data), args.out / "teacher")
             rows = swept(spec(net, args.seeds, args.out, changes), folder)
         except RuntimeError as error:
             print(f"{name} left out: {error}", file=sys.stderr)
