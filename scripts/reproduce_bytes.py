@@ -228,7 +228,7 @@ def main() -> int:
             print(f"{name} ({net.group}), lambda {net.lambdas}: {net.settings}")
         return 0
     changes = {k: getattr(args, k) for k in ("epochs", "data") if getattr(args, k) is not None}
-    points = []
+    points, failed = [], False
     for name in args.nets.split(","):
         net, folder = NETS[name], args.out / name
         if args.lambdas:
@@ -240,16 +240,18 @@ def main() -> int:
             rows = swept(spec(net, args.seeds, args.out, changes), folder)
         except RuntimeError as error:
             print(f"{name} left out: {error}", file=sys.stderr)
+            failed = True
             continue
         points += points_of(name, folder, rows, args.integers)
-    args.out.mkdir(parents=True, exist_ok=True)
+    if not points:
+        return 1
     with (args.out / "bytes.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(Point._fields)
         writer.writerows(points)
     draw(args.out / "bytes.png", points)
     print(f"{table_of(points)}\n\nwrote bytes.csv and bytes.png into {args.out}")
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":
