@@ -3,16 +3,19 @@
     scripts/bench_kernels --out runs/kernels
     scripts/bench_kernels --out runs/kernels --specs gpu --implementation mosaic_gpu,xla
 
-For every spec of rosler_kernels.specs the results are checked against float64 first; a wrong one
-ends the run with exit code 1. Then all candidates take turns in one process, after a warm-up, over
-three inputs in rotation: every implementation that can run here, and the baselines
+For every spec of rosler_kernels.specs the results are checked against float64 first; a wrong one is
+named, not timed, and the exit code is 1. Then all candidates take turns in one process, after a
+warm-up, over three inputs in rotation: every implementation that can run here, and the baselines
 
     stored   the matrix product with an Omega that lies in memory
     fresh    x @ jax.random.normal(...), made anew in every call
     torch    both of them, as "torch stored" and "torch fresh", where torch is installed
 
 The floor is the time to read x and write y once, at the bandwidth that a copy reaches in the same
-run. On a CPU the specs are small, and the output says so.
+run. On an NVIDIA GPU, times are those of the device's kernels alone, by CUPTI, and kernels.json has
+those of the wall, which hold the launches, beside them. On a CPU the specs are small, and the
+output says so. Each spec is on disk before the next begins: the same command goes on where an
+interrupted one stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +30,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,12 +37,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clocks import fitting, on_device, wall
 
 import rosler_kernels as rk
 from rosler_kernels.specs import TABLES, Spec, tolerance
 
 INPUTS = 3
-SECONDS = 0.05  # about how long one timing takes: as many calls as fit
 CHECKED_ROWS = 8
 TILE = 2**13
 
@@ -143,38 +145,44 @@ def torch_candidates(spec: Spec, xs: list[jax.Array]) -> dict[str, Callable[[int
     }
 
 
-def seconds(call: Callable[[int], Any], count: int) -> float:
-    """Mean seconds of a call, ``count`` calls in a row over rotating inputs."""
-    start = time.perf_counter()
-    for i in range(count):
-        result = call(i % INPUTS)
-    result.block_until_ready()
-    return (time.perf_counter() - start) / count
-
-
-def measure(spec: Spec, asked: list[str] | None, repeats: int, bandwidth: float) -> dict[str, Any]:
-    """One spec: checked, then timed in turns.
-
-    Raises:
-      ValueError: an implementation's result is wrong.
-    """
-    calls = candidates(spec, asked)
-    for name in calls:
-        if name in rk.IMPLEMENTATIONS:
+def sound(spec: Spec, calls: dict[str, Callable[[int], Any]]) -> dict[str, str]:
+    """Why implementations are left out: an error, or a wrong result."""
+    found = {}
+    for name in [name for name in calls if name in rk.IMPLEMENTATIONS]:
+        try:
             ratio = error(spec, calls[name](0), spec.inputs(0), spec.sketch(0))
-            if not ratio <= 1.0:
-                raise ValueError(f"{spec.name}: {name} is wrong, {ratio:.3g} times the tolerance")
-    counts = {}
-    for name, call in calls.items():
-        seconds(call, INPUTS)  # warm-up
-        counts[name] = max(1, min(1000, int(SECONDS / seconds(call, 1))))
+        except Exception as reason:  # of a compiler, or of the device: the table says it
+            found[name] = f"{type(reason).__name__}: {str(reason)[:160]}"
+            continue
+        if not ratio <= 1.0:
+            found[name] = f"wrong, {ratio:.3g} times the tolerance"
+    return found
+
+
+def timed(calls: dict[str, Callable[[int], Any]], repeats: int) -> dict[str, dict[str, Any]]:
+    """Seconds of every candidate, all in turns: by the wall, and of the device's kernels."""
+    counts = {name: fitting(call, INPUTS) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
+    device: dict[str, list[float]] = {name: [] for name in calls}
     # torch by itself: its idle threads spin for a while, and whatever came next would pay for that.
     for turn in ([n for n in calls if "torch" not in n], [n for n in calls if "torch" in n]):
         for k in range(repeats):
             for name in turn[:: -1 if k % 2 else 1]:
-                times[name].append(seconds(calls[name], counts[name]))
-    size = jnp.dtype(spec.dtype).itemsize
+                times[name].append(wall(calls[name], counts[name], INPUTS))
+                kernels = on_device(calls[name], min(counts[name], 4 * INPUTS), INPUTS)
+                device[name] += [] if kernels is None else [kernels]
+    return {"wall": times, "device": {n: t for n, t in device.items() if len(t) == repeats}}
+
+
+def measure(spec: Spec, asked: list[str] | None, repeats: int, bandwidth: float) -> dict[str, Any]:
+    """One spec: checked, then timed in turns."""
+    calls = candidates(spec, asked)
+    wrong = sound(spec, calls)
+    found = timed({name: call for name, call in calls.items() if name not in wrong}, repeats)
+    # One row has one clock: the device's where it tells of all that JAX runs, else the wall's.
+    told = all("torch" in name or name in found["device"] for name in found["wall"])
+    clock = "device" if told else "wall"
+    times, size = found[clock], jnp.dtype(spec.dtype).itemsize
     moved = spec.batch * (spec.rows + spec.cols) * size
     return {
         "name": spec.name,
@@ -185,10 +193,13 @@ def measure(spec: Spec, asked: list[str] | None, repeats: int, bandwidth: float)
         "bytes": moved,
         "flops": 2 * spec.batch * spec.rows * spec.cols,
         "floor_seconds": moved / bandwidth,
+        "wrong": wrong,
+        "clock": clock,
         "seconds": {
             name: dict(zip(("q1", "median", "q3"), quartiles(t), strict=True))
             for name, t in times.items()
         },
+        "wall_seconds": {name: statistics.median(t) for name, t in found["wall"].items()},
         # Over fresh, pair by pair: what stands side by side saw the same machine.
         "fresh_over": {
             name: statistics.median(f / a for f, a in zip(times["fresh"], t, strict=True))
@@ -203,12 +214,17 @@ def quartiles(t: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
+def once(call: Callable[[int], Any], count: int) -> float:
+    """Seconds of a call: the device's kernels where it tells, else by the wall."""
+    return on_device(call, count, INPUTS) or wall(call, count, INPUTS)
+
+
 def copy_bandwidth(size: int, repeats: int) -> float:
     """Bytes a second, read plus written, of the best of several copies."""
     x = jnp.zeros((size // 4,), jnp.float32)
     copy = jax.jit(lambda x, c: x + c)
     copy(x, 1.0).block_until_ready()
-    best = min(seconds(lambda i: copy(x, float(i)), 3) for _ in range(repeats))
+    best = min(once(lambda i: copy(x, float(i)), 3) for _ in range(repeats))
     return 2 * size / best
 
 
@@ -217,13 +233,13 @@ def matrix_rate(dtype: str, n: int, repeats: int) -> float:
     a = jnp.ones((n, n), dtype)
     product = jax.jit(lambda a, b: a @ b)
     product(a, a).block_until_ready()
-    best = min(seconds(lambda i: product(a, a), 1) for _ in range(repeats))
+    best = min(once(lambda i: product(a, a), 1) for _ in range(repeats))
     return 2 * n**3 / best
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table as Markdown."""
-    names = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
+    names = list(dict.fromkeys(n for row in rows for n in (*row["wrong"], *row["seconds"])))
     shown = [n for n in names if n in rk.IMPLEMENTATIONS]
     head = ["projection", "floor, ms", *(f"{n}, ms (quartiles)" for n in names)]
     head += [f"{n}: fresh / time" for n in shown] + [f"{n}: floor / time" for n in shown]
@@ -235,7 +251,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             cells.append(
                 f"{1e3 * t['median']:.3g} ({1e3 * t['q1']:.3g} to {1e3 * t['q3']:.3g})"
                 if t
-                else "-"
+                else ("**wrong**" if n in row["wrong"] else "-")
             )
         cells += [f"{row['fresh_over'][n]:.2f}x" if n in row["seconds"] else "-" for n in shown]
         for n in shown:
@@ -304,7 +320,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--specs", choices=sorted(TABLES), help="which specs; by default those for this device"
     )
-    parser.add_argument("--filter", default="", help="only specs whose name holds this text")
+    parser.add_argument(
+        "--filter",
+        default="",
+        metavar="A,B",
+        help="only specs whose name holds one of these texts, in their order",
+    )
     parser.add_argument(
         "--implementation", help="comma-separated; by default all that can run here"
     )
@@ -312,12 +333,38 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def chosen(options: argparse.Namespace) -> list[Spec]:
+    """The specs that are asked for, in the order of the filters."""
+    here = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    specs = TABLES[options.specs or here]
+    return list(
+        dict.fromkeys(s for text in options.filter.split(",") for s in specs if text in s.name)
+    )
+
+
+def save(out: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Table, numbers and plot."""
+    out.mkdir(parents=True, exist_ok=True)
+    write(out / "kernels.md", markdown(rows) + "\n")
+    write(out / "kernels.json", json.dumps({"about": facts, "rows": rows}, indent=2))
+
+
+def begun(out: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that an interrupted run of the same kind left; none of another device's."""
+    path = out / "kernels.json"
+    if not path.exists():
+        return []
+    held = json.loads(path.read_text(encoding="utf-8"))
+    same = ("device", "jax", "jaxlib", "repeats")
+    if any(held["about"].get(key) != facts.get(key) for key in same):
+        raise ValueError(f"{path} is of another device, version or --repeats; pass another --out")
+    return held["rows"]
+
+
 def main(arguments: list[str]) -> int:
     """Measures and writes kernels.md, kernels.json and kernels.png."""
     options = parse(arguments)
-    here = jax.default_backend()
-    table = options.specs or ("cpu" if here == "cpu" else "gpu")
-    specs = [spec for spec in TABLES[table] if options.filter in spec.name]
+    here, specs = jax.default_backend(), chosen(options)
     asked = options.implementation.split(",") if options.implementation else None
     unknown = set(asked or ()) - set(rk.IMPLEMENTATIONS)
     if unknown or not specs:
@@ -328,22 +375,28 @@ def main(arguments: list[str]) -> int:
         print("On a CPU: small specs, and nothing here speaks for a GPU or a TPU.")
     bandwidth = copy_bandwidth(2**28 if here == "cpu" else 2**31, 5)
     rate = matrix_rate(specs[0].dtype, 2048 if here == "cpu" else 8192, 3)
-    rows = []
-    for i, spec in enumerate(specs):
-        try:
-            rows.append(measure(spec, asked, options.repeats, bandwidth))
-        except ValueError as wrong:
-            print(f"error: {wrong}", file=sys.stderr)
-            return 1
-        print(f"[{i + 1}/{len(specs)}] {spec.name}", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
     facts = {**about(arguments), "bandwidth_bytes_a_second": bandwidth, "flops_a_second": rate}
-    text = markdown(rows)
-    write(options.out / "kernels.md", text + "\n")
-    write(options.out / "kernels.json", json.dumps({"about": facts, "rows": rows}, indent=2))
+    facts["repeats"] = options.repeats
+    try:
+        rows = begun(options.out, facts)
+    except ValueError as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
+    known = {row["name"] for row in rows}
+    for i, spec in enumerate(specs):
+        if spec.name in known:
+            continue
+        row = measure(spec, asked, options.repeats, bandwidth)
+        rows.append(row)
+        save(options.out, facts, rows)
+        times = ", ".join(f"{n} {1e3 * t['median']:.3g}" for n, t in row["seconds"].items())
+        print(f"[{i + 1}/{len(specs)}] {spec.name}, ms: {times}", flush=True)
+        for name, why in row["wrong"].items():
+            print(f"error: {spec.name}: {name} is {why}", file=sys.stderr, flush=True)
     draw(options.out / "kernels.png", rows, bandwidth, rate)
-    print(f"\n{facts}\n\n{text}\n\nwritten to {options.out}/kernels.md, kernels.json, kernels.png")
-    return 0
+    where = f"written to {options.out}/kernels.md, kernels.json, kernels.png"
+    print(f"\n{facts}\n\n{markdown(rows)}\n\n{where}")
+    return int(any(row["wrong"] for row in rows))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def test_bench_kernels_checks_times_and_writes(tmp_path):
 
 def test_bench_kernels_fails_on_a_wrong_result(tmp_path):
     program = (
-        "import runpy, sys; import rosler_kernels.specs as s;"
+        f"import runpy, sys; sys.path.insert(0, {str(SCRIPTS)!r});"
+        "import rosler_kernels.specs as s;"
         "s.tolerance = lambda spec: (0.0, 1e-30);"
         f"sys.argv = ['bench', '--out', {str(tmp_path)!r}, '--specs', 'small',"
         " '--filter', 'gaussian 40x150->70 float32'];"
@@ -50,7 +51,10 @@ def test_bench_kernels_fails_on_a_wrong_result(tmp_path):
     )
     assert done.returncode == 1
     assert "xla is wrong" in done.stderr
-    assert not (tmp_path / "kernels.json").exists()
+    (row,) = json.loads((tmp_path / "kernels.json").read_text())["rows"]
+    assert "xla" in row["wrong"]
+    assert "xla" not in row["seconds"]
+    assert "**wrong**" in (tmp_path / "kernels.md").read_text()
 
 
 @pytest.mark.parametrize("option", [("--filter", "nothing"), ("--implementation", "cuda")])

@@ -1,0 +1,50 @@
+"""Seconds of a call: by the wall, many in a row, and by the device's own record of its kernels."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+Call = Callable[[int], Any]
+"""From an input's number to a result that may not be ready yet."""
+
+SECONDS = 0.05  # about how long one timing takes: as many calls as fit
+
+
+def wall(call: Call, count: int, inputs: int) -> float:
+    """Mean seconds of ``count`` calls in a row over rotating inputs."""
+    start = time.perf_counter()
+    for i in range(count):
+        result = call(i % inputs)
+    result.block_until_ready()
+    return (time.perf_counter() - start) / count
+
+
+def fitting(call: Call, inputs: int, most: int = 1000) -> int:
+    """How many calls take about ``SECONDS``, after a warm-up."""
+    wall(call, inputs, inputs)
+    return max(1, min(most, int(SECONDS / wall(call, 1, inputs))))
+
+
+def on_device(call: Call, count: int, inputs: int) -> float | None:
+    """Median seconds that the kernels of a call take on an NVIDIA GPU, launches left out.
+
+    By CUPTI, through the profiler of Pallas' Mosaic GPU; None where there is none.
+    """
+    if jax.default_backend() != "gpu":
+        return None
+    try:
+        from jax.experimental.mosaic.gpu import profiler
+
+        turn = itertools.cycle(range(inputs))
+        _, found = profiler.measure(lambda: call(next(turn)), iterations=count)()
+    except Exception:  # no CUPTI, another user of it, or kernels that differ from call to call
+        return None
+    if found is None:
+        return None
+    return statistics.median(found if isinstance(found, list) else [found]) / 1e3
