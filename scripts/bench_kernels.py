@@ -92,7 +92,7 @@ def implementations(spec: Spec, asked: list[str] | None) -> list[str]:
     return found
 
 
-def candidates(spec: Spec, asked: list[str] | None) -> dict[str, Callable[[int], Any]]:
+def candidates(spec: Spec, asked: list[str] | None, torch: bool) -> dict[str, Callable[[int], Any]]:
     """What takes turns: from an input's number to a result that may not be ready yet."""
     xs = [spec.inputs(i) for i in range(INPUTS)]
     sketches = [spec.sketch(i) for i in range(INPUTS)]
@@ -115,7 +115,7 @@ def candidates(spec: Spec, asked: list[str] | None) -> dict[str, Callable[[int],
         out[name] = lambda i, run=run: run(xs[i], sketches[i])  # type: ignore[misc]
     out["stored"] = lambda i: product(xs[i], omega)
     out["fresh"] = lambda i: fresh(xs[i], keys[i])
-    if importlib.util.find_spec("torch"):
+    if torch and importlib.util.find_spec("torch"):
         out |= torch_candidates(spec, xs)
     return out
 
@@ -174,9 +174,10 @@ def timed(calls: dict[str, Callable[[int], Any]], repeats: int) -> dict[str, dic
     return {"wall": times, "device": {n: t for n, t in device.items() if len(t) == repeats}}
 
 
-def measure(spec: Spec, asked: list[str] | None, repeats: int, bandwidth: float) -> dict[str, Any]:
+def measure(
+    spec: Spec, calls: dict[str, Callable[[int], Any]], repeats: int, bandwidth: float
+) -> dict[str, Any]:
     """One spec: checked, then timed in turns."""
-    calls = candidates(spec, asked)
     wrong = sound(spec, calls)
     found = timed({name: call for name, call in calls.items() if name not in wrong}, repeats)
     # One row has one clock: the device's where it tells of all that JAX runs, else the wall's.
@@ -330,6 +331,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--implementation", help="comma-separated; by default all that can run here"
     )
     parser.add_argument("--repeats", type=int, default=9, help="timings of each (default 9)")
+    parser.add_argument("--torch", action=argparse.BooleanOptionalAction, default=True)
     return parser.parse_args(arguments)
 
 
@@ -386,7 +388,8 @@ def main(arguments: list[str]) -> int:
     for i, spec in enumerate(specs):
         if spec.name in known:
             continue
-        row = measure(spec, asked, options.repeats, bandwidth)
+        calls = candidates(spec, asked, options.torch)
+        row = measure(spec, calls, options.repeats, bandwidth)
         rows.append(row)
         save(options.out, facts, rows)
         times = ", ".join(f"{n} {1e3 * t['median']:.3g}" for n, t in row["seconds"].items())

@@ -52,6 +52,13 @@ def few_programs() -> Iterator[None]:
         jax.clear_caches()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def whole_float32() -> None:
+    """Products of float32 in float32, also on GPUs and TPUs, which else round their operands."""
+    if jax.default_backend() != "cpu":
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
 @pytest.fixture
 def strict_promotion() -> Iterator[None]:
     """JAX raises on implicit promotion of ranks and dtypes.

@@ -57,6 +57,11 @@ class Mode(NamedTuple):
             return lax.broadcasted_iota(jnp.int32, shape, axis)
         return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=layout)
 
+    def zeros(self, shape: tuple[int, int]) -> Array:
+        """float32 zeros in the layout of a product."""
+        made = jnp.zeros(shape, jnp.float32)
+        return made if self.interpret else plgpu.layout_cast(made, _LAYOUT)
+
     def load(self, ref: Any, layout: Any, optimized: bool = True) -> Array:
         """The whole of a reference, in registers of that layout."""
         if self.interpret:
@@ -113,9 +118,10 @@ class Parts(NamedTuple):
     omega: int
 
     def pairs(self) -> list[tuple[int, int]]:
-        """The products (part of x, part of Omega) that matter."""
+        """The products (part of x, part of Omega) that matter, the largest first."""
         limit = max(self.x, self.omega)
-        return [(i, j) for i in range(self.x) for j in range(self.omega) if i + j < limit]
+        pairs = [(i, j) for i in range(self.x) for j in range(self.omega) if i + j < limit]
+        return sorted(pairs, key=sum)
 
     @property
     def buffers(self) -> int:

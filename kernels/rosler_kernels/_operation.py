@@ -153,7 +153,9 @@ def _types(
     sizes, inner = _unmapped(types, maps)
     name, effects = implementation.name, no_effects
     if name is not None and IMPLEMENTATIONS[name].interpret:
-        run = functools.partial(_run, operation, Choice(name, ""), None, (), params)
+        choice = Choice(name, "")
+        options = _options(operation, choice, "cpu")
+        run = functools.partial(_run, operation, choice, None, (), params, options)
         effects = jax.make_jaxpr(run)(*inner).effects
     examples = inner[0].shape[: len(inner[0].shape) - operation.axes(**params)]
     shapes = [(*sizes, *examples, *shape) for shape in operation.shapes(*inner, **params)]
@@ -202,9 +204,10 @@ def _lower(
     choices, runs = set(), {}
     for platform, here in selection.targets(platforms, implementation.device).items():
         choice = selection.on_device(*question, implementation.name, here)
-        choices.add((choice.name, choice.blocks))
+        options = _options(operation, choice, here.platform)
+        choices.add((choice.name, tuple(sorted(options.items()))))
         runs[platform] = functools.partial(
-            _run, operation, choice, implementation.precision, maps, params
+            _run, operation, choice, implementation.precision, maps, params, options
         )
     each = functools.partial(_EACH.bind, runs=tuple(runs.items()), types=tuple(ctx.avals_out))
     run = next(iter(runs.values())) if len(choices) == 1 else each
@@ -226,11 +229,20 @@ for _platform in (None, "gpu", "tpu"):
     mlir.register_lowering(_EACH, _lower_each, platform=_platform)
 
 
-def _run(
-    operation: Operation, choice: Choice, precision: Any, maps: Any, params: Params, *operands: Any
-) -> tuple[Array, ...]:
+def _options(operation: Operation, choice: Choice, platform: str) -> Params:
+    """What the functions of a back end take besides the operands."""
     module = _module(operation, IMPLEMENTATIONS[choice.name].module)
     options = selection.backend_options(choice, getattr(module, "Blocks", None))
+    if getattr(module, "BY_PLATFORM", False):
+        options["platform"] = platform
+    return options
+
+
+def _run(
+    operation: Operation, choice: Choice, precision: Any, maps: Any, params: Params,
+    options: Params, *operands: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    module = _module(operation, IMPLEMENTATIONS[choice.name].module)
 
     def run(x: Array, *others: Array) -> tuple[Array, ...]:
         lead = x.shape[: x.ndim - operation.axes(**params)]

@@ -172,7 +172,7 @@ def test_operations_under_remat_of_scan():
 def test_the_second_call_compiles_nothing(call, monkeypatch):
     lowered = []
     project = xla.project
-    monkeypatch.setattr(xla, "project", lambda *a: lowered.append(a) or project(*a))
+    monkeypatch.setattr(xla, "project", lambda *a, **o: lowered.append(a) or project(*a, **o))
     apply = call(lambda x, seed: rk.project(x, rk.rademacher(seed, 53, 7)))
     for seed in range(3):
         apply(normal(0, 3, 53), jnp.uint32(seed))
@@ -188,7 +188,8 @@ def test_a_chain_is_one_program_where_nothing_is_traced(monkeypatch):
     first = call()
     np.testing.assert_array_equal(call(), first)
     assert len(made) == 1
-    assert "jit" not in str(jax.make_jaxpr(lambda x: rk.sketch_matmul(x, u.T @ u, u.T, u))(u))
+    if jax.__version_info__ < (0, 11):  # which inlines when it traces, and later ones as they lower
+        assert "jit" not in str(jax.make_jaxpr(lambda x: rk.sketch_matmul(x, u.T @ u, u.T, u))(u))
     monkeypatch.setenv(selection.VARIABLE, "xla")  # what is asked for is part of the key
     count = len(made)
     np.testing.assert_array_equal(call(), first)

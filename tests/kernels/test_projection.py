@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rosler_kernels as rk
-from rosler_kernels.projection import xla
+from rosler_kernels.projection import _dense, xla
 
 KINDS = list(rk.FAMILIES)
 RANDOM = [kind for kind in KINDS if not rk.FAMILIES[kind].fixed]
@@ -51,7 +51,7 @@ def test_matches_float64(kind, rows, cols, implementation):
 def test_many_tiles_match_one(kind, monkeypatch):
     sketch = new(kind, 3, 1000, 30)
     x, y = normal(0, (3, 1000)), normal(1, (3, 30))
-    monkeypatch.setattr(xla, "TILE_ENTRIES", 128 * 30)  # 7 tiles of 128 rows and one of 104
+    monkeypatch.setattr(_dense, "TILE_ENTRIES", 128 * 30)  # 7 tiles of 128 rows and one of 104
     got, back = jax.jit(xla.project)(x, sketch), jax.jit(xla.project_transpose)(y, sketch)
     np.testing.assert_allclose(got, np.asarray(x, np.float64) @ exact(sketch), atol=1e-4)
     np.testing.assert_allclose(back, np.asarray(y, np.float64) @ exact(sketch).T, atol=1e-4)

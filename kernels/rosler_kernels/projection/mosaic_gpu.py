@@ -266,29 +266,51 @@ def _body(
     for stage in range(blocks.stages):
         pl.when(np.int32(stage) < count)(functools.partial(fetch, np.int32(stage)))
 
-    def compute(acc: Any) -> Array:
+    def operands(step: Array) -> list[tuple[Any, Any]]:
+        slot, flip = (lax.rem(step, np.int32(d)) for d in (blocks.stages, plan.parts.buffers))
+        tile = _tile(plan, first + step, col * np.int32(n))
+        omega = [ref.at[flip] for ref in omega_parts]
+        plan.generator.write(omega, words, key, arrays, tile)
+        plgpu.barrier_wait(arrived.at[slot])
+        xs = _operands(plan, x_tiles.at[slot], [ref.at[flip] for ref in x_parts])
+        plgpu.commit_smem()
+        return [(xs[i], omega[j]) for i, j in plan.parts.pairs()]
+
+    def refill(step: Array) -> None:
+        @pl.when((step > 0) & (step - 1 + np.int32(blocks.stages) < count))
+        def _() -> None:
+            fetch(step - 1 + np.int32(blocks.stages))
+
+    def streamed(acc: Any) -> Array:
         @pl.loop(np.int32(0), count)
         def _(step: Array) -> None:
-            slot, flip = (lax.rem(step, np.int32(d)) for d in (blocks.stages, plan.parts.buffers))
-            tile = _tile(plan, first + step, col * np.int32(n))
-            omega = [ref.at[flip] for ref in omega_parts]
-            plan.generator.write(omega, words, key, arrays, tile)
-            plgpu.barrier_wait(arrived.at[slot])
-            operands = _operands(plan, x_tiles.at[slot], [ref.at[flip] for ref in x_parts])
-            plgpu.commit_smem()
-            for i, j in plan.parts.pairs():
-                plgpu.wgmma(acc, operands[i], omega[j])
+            pairs = operands(step)
+            for x_part, omega_part in pairs:
+                plgpu.wgmma(acc, x_part, omega_part)
             # The products before these are done: what they read can be filled again.
-            plgpu.wgmma_wait(len(plan.parts.pairs()) if plan.parts.buffers > 1 else 0)
-
-            @pl.when((step > 0) & (step - 1 + np.int32(blocks.stages) < count))
-            def _() -> None:
-                fetch(step - 1 + np.int32(blocks.stages))
+            plgpu.wgmma_wait(len(pairs) if plan.parts.buffers > 1 else 0)
+            refill(step)
 
         plgpu.wgmma_wait(0)
         return acc[...]
 
-    total = pl.run_scoped(compute, plgpu.ACC((m, n), jnp.float32))
+    def exact(step: Array, total: Array) -> Array:
+        # Tensor cores cut off what they add, so that a long sum in them drifts towards zero: here
+        # they sum one step alone, the smallest products first, and cores for float32 the steps.
+        def products(acc: Any) -> Array:
+            for x_part, omega_part in reversed(operands(step)):
+                plgpu.wgmma(acc, x_part, omega_part)
+            plgpu.wgmma_wait(0)
+            refill(step)
+            return acc[...]
+
+        return total + pl.run_scoped(products, plgpu.ACC((m, n), jnp.float32))
+
+    if plan.dtype == jnp.float32:
+        zeros = plan.generator.mode.zeros((m, n))
+        total = lax.fori_loop(np.int32(0), count, exact, zeros)
+    else:
+        total = pl.run_scoped(streamed, plgpu.ACC((m, n), jnp.float32))
     out_tile[...] = (total * plan.scale).astype(out_tile.dtype)
     plgpu.commit_smem()
     place = y_ref.at[part, pl.ds(row * np.int32(m), m), pl.ds(col * np.int32(n), n)]

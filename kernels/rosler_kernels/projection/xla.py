@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hadamard import xla as hadamard
-from ..products import wide_dot, widen
+from ..products import accumulator, widen
 from ..sketches import family
 from ..sketches._base import indices
 from ..sketches._separable import image_of
@@ -18,6 +18,10 @@ from ..sketches.pool import grid
 from ..sketches.rows import samples
 from ..sketches.srht import columns, order_bits, ranks, signs
 from . import _srht
+from ._blocks import by_examples
+from ._dense import by_blocks, narrowly
+from ._dense import project as _dense_project
+from ._dense import project_transpose as _dense_transpose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,42 +31,59 @@ if TYPE_CHECKING:
     from ..sketches import Sketch
     from ..sketches._separable import Separable
 
-TILE_ENTRIES = 2**18  # 1 MB of float32: stays in a core's second-level cache
 SPARSE_ROWS = 2**14
 """Rows whose nonzeros are held at a time."""
-_ROW_ALIGNMENT = 64  # rows that share a hash
 
 # Nanoseconds on two cores of a 2020s server, measured with scripts/bench_kernels: only their ratios
 # matter, and only to choose between two right algorithms.
 _PRODUCT, _ENTRY = 0.01, 0.8  # a multiplication in a matrix product; making an entry of Omega
 _GATHERED = 0.6  # fetching a number by its index
-_TRANSFORMED, _TRANSFORMED_FAR = 2.5, 8.0  # Hadamard transform of a number, in cache and beyond
-_CACHE = 2**21  # numbers
+_TRANSFORMED = 2.5  # Hadamard transform of a number
 _MANY = 2**20  # examples that a symbolic batch counts as
+_TENSOR_CORES = {2: 2048, 4: 256}
+"""Columns, by bytes of a number, up to which a GPU or a TPU multiplies by Omega in less time than
+it takes to write a transform down and read it."""
+
+BY_PLATFORM = True  # the functions are told JAX's name of what they run on: "cpu", "gpu", "tpu"
 
 
-def project(x: Float[Array, "b rows"], sketch: Sketch) -> Float[Array, "b cols"]:
+def project(
+    x: Float[Array, "b rows"], sketch: Sketch, *, platform: str = "cpu"
+) -> Float[Array, "b cols"]:
     """x Omega, accumulated in float32 at least."""
-    return _project(x.shape[0], sketch)(widen(x), sketch).astype(x.dtype)
+    if _dense(x, sketch, False, platform):
+        return _dense_project(x, sketch, platform)
+    run = _ALGORITHMS[family(sketch.kind).structure][0]
+    if platform == "cpu" and family(sketch.kind).structure == "separable":
+        return narrowly(x, sketch.cols, platform, lambda part: run(part, sketch))
+    return run(x, sketch)
 
 
-def project_transpose(y: Float[Array, "b cols"], sketch: Sketch) -> Float[Array, "b rows"]:
+def project_transpose(
+    y: Float[Array, "b cols"], sketch: Sketch, *, platform: str = "cpu"
+) -> Float[Array, "b rows"]:
     """y Omega^T, accumulated in float32 at least."""
-    return _transpose(y.shape[0], sketch)(widen(y), sketch).astype(y.dtype)
+    if _dense(y, sketch, True, platform):
+        return _dense_transpose(y, sketch, platform)
+    return _ALGORITHMS[family(sketch.kind).structure][1](y, sketch)
 
 
-def _project(batch: int, sketch: Sketch) -> Callable[[Array, Sketch], Array]:
+def _dense(x: Array, sketch: Sketch, transpose: bool, platform: str) -> bool:
+    """Whether Omega is made tile by tile, whatever its structure."""
     structure = family(sketch.kind).structure
-    if structure == "hadamard" and _dense_is_faster(batch, sketch):
-        return _dense_project
-    return _ALGORITHMS[structure][0]
-
-
-def _transpose(batch: int, sketch: Sketch) -> Callable[[Array, Sketch], Array]:
-    structure = family(sketch.kind).structure
-    if structure in ("hadamard", "sparse") and _dense_is_faster(batch, sketch):
-        return _dense_transpose
-    return _ALGORITHMS[structure][1]
+    accelerated = platform != "cpu"
+    if structure == "dense" or (structure == "sparse" and (accelerated or not transpose)):
+        return True
+    if structure == "separable":
+        # A reshape for windows is a copy on a TPU, whose last axes lie in tiles.
+        if _even_windows(sketch) is not None:
+            return platform == "tpu"
+        return image_of(sketch).width == 1
+    if structure not in ("hadamard", "sparse"):
+        return False
+    if accelerated:
+        return sketch.cols <= _TENSOR_CORES.get(x.dtype.itemsize, 0)
+    return _dense_is_faster(x.shape[0], sketch)
 
 
 def _dense_is_faster(batch: int, sketch: Sketch) -> bool:
@@ -72,62 +93,7 @@ def _dense_is_faster(batch: int, sketch: Sketch) -> bool:
     if family(sketch.kind).structure == "sparse":
         parameters = dict(sketch.params)
         return dense < _GATHERED * parameters["nnz"] * parameters.get("kappa", 1)
-    far = batch << order_bits(sketch.rows) > _CACHE
-    return dense < (_TRANSFORMED_FAR if far else _TRANSFORMED)
-
-
-# Dense entries: generate a tile of rows, multiply, add.
-
-
-def _tile_rows(sketch: Sketch) -> int:
-    if sketch.rows * sketch.cols <= TILE_ENTRIES:
-        return sketch.rows
-    fitting = TILE_ENTRIES // sketch.cols // _ROW_ALIGNMENT * _ROW_ALIGNMENT
-    return min(sketch.rows, max(_ROW_ALIGNMENT, fitting))
-
-
-def _tile(sketch: Sketch, row_start: int | Array, n_rows: int) -> Array:
-    return family(sketch.kind).tile(sketch, row_start, n_rows, 0, sketch.cols)
-
-
-def _dense_project(x: Array, sketch: Sketch) -> Array:
-    size = _tile_rows(sketch)
-    whole, rest = divmod(sketch.rows, size)
-    if whole == 1 and not rest:
-        return wide_dot(x, _tile(sketch, 0, size))
-
-    def step(i: Array, total: Array) -> Array:
-        part = jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1)
-        return total + wide_dot(part, _tile(sketch, i * size, size))
-
-    total = jnp.zeros((x.shape[0], sketch.cols), x.dtype)
-    total = jax.lax.fori_loop(0, whole, step, total)
-    if rest:
-        total = total + wide_dot(x[:, whole * size :], _tile(sketch, whole * size, rest))
-    return total
-
-
-def _dense_transpose(y: Array, sketch: Sketch) -> Array:
-    def part(first: int | Array, size: int) -> Array:
-        return wide_dot(y, _tile(sketch, first, size).T)
-
-    return _by_rows(y, sketch, _tile_rows(sketch), part)
-
-
-def _by_rows(
-    y: Array, sketch: Sketch, size: int, part: Callable[[int | Array, int], Array]
-) -> Array:
-    """y Omega^T, part(first, size) of it at a time."""
-    whole, rest = divmod(sketch.rows, size)
-    if whole == 1 and not rest:
-        return part(0, size)
-
-    def step(i: Array, out: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(out, part(i * size, size), i * size, axis=1)
-
-    out = jnp.zeros((y.shape[0], sketch.rows), y.dtype)
-    out = jax.lax.fori_loop(0, whole, step, out)
-    return out.at[:, whole * size :].set(part(whole * size, rest)) if rest else out
+    return dense < _TRANSFORMED
 
 
 # Sparse rows: one-hot tiles forwards (XLA's scatter is serial on CPU), a gather backwards.
@@ -135,15 +101,27 @@ def _by_rows(
 
 def _sparse_transpose(y: Array, sketch: Sketch) -> Array:
     size = min(sketch.rows, SPARSE_ROWS)
-    return _by_rows(y, sketch, size, functools.partial(_gathered, y, sketch))
+
+    def part(first: int | Array, size: int) -> Callable[[Array], Array]:
+        nonzeros = _nonzeros(sketch, first, size)
+        return lambda y: _gathered(widen(y), *nonzeros)
+
+    return by_blocks(y, sketch.rows, size, part)
 
 
-def _gathered(y: Array, sketch: Sketch, row_start: int | Array, n_rows: int) -> Array:
-    """Those columns of y Omega^T: each sums a few columns of y."""
+def _nonzeros(sketch: Sketch, row_start: int | Array, n_rows: int) -> tuple[Array, Array]:
+    """Columns and values of the nonzeros of those rows."""
     pattern = family(sketch.kind).pattern
     assert pattern is not None
     first = jnp.asarray(row_start, jnp.uint32)
-    column, value = _stored(lambda start, size: pattern(sketch, first + start, size), n_rows)
+    found: tuple[Array, Array] = _stored(
+        lambda start, size: pattern(sketch, first + start, size), n_rows
+    )
+    return found
+
+
+def _gathered(y: Array, column: Array, value: Array) -> Array:
+    """Those columns of y Omega^T: each sums a few columns of y."""
     terms = (
         jnp.take(y, column[:, k], axis=1, mode="clip") * value[None, :, k].astype(y.dtype)
         for k in range(column.shape[1])
@@ -157,13 +135,22 @@ def _gathered(y: Array, sketch: Sketch, row_start: int | Array, n_rows: int) -> 
 def _hadamard_project(x: Array, sketch: Sketch) -> Array:
     sign = _stored(functools.partial(signs, sketch), sketch.rows)
     chosen = _stored(_index_columns(sketch), sketch.cols)
-    return _srht.project(x, sketch, sign, chosen, hadamard.transform)
+
+    def run(x: Array) -> Array:
+        return _srht.project(widen(x), sketch, sign, chosen, hadamard.transform)
+
+    return by_examples(run, x, sketch.cols, x.dtype, 1 << order_bits(sketch.rows))
 
 
 def _hadamard_transpose(y: Array, sketch: Sketch) -> Array:
     sign = _stored(functools.partial(signs, sketch), sketch.rows)
-    rank = _stored(_index_ranks(sketch), 1 << order_bits(sketch.rows))
-    return _srht.project_transpose(y, sketch, sign, rank, hadamard.transform)
+    order = 1 << order_bits(sketch.rows)
+    rank = _stored(_index_ranks(sketch), order)
+
+    def run(y: Array) -> Array:
+        return _srht.project_transpose(widen(y), sketch, sign, rank, hadamard.transform)
+
+    return by_examples(run, y, sketch.rows, y.dtype, order)
 
 
 def _index_columns(sketch: Sketch) -> Callable[[Array, int], Array]:
@@ -199,13 +186,21 @@ def _stored(generate: Callable[[Array, int], Any], size: int) -> Any:
 
 def _rows_project(x: Array, sketch: Sketch) -> Array:
     index, scale = samples(sketch)
-    return jnp.take(x, index, axis=1, mode="clip") * scale[None, :].astype(x.dtype)
+    taken = widen(jnp.take(x, index, axis=1, mode="clip"))
+    return (taken * scale[None, :].astype(taken.dtype)).astype(x.dtype)
 
 
 def _rows_transpose(y: Array, sketch: Sketch) -> Array:
     index, scale = samples(sketch)
-    out = jnp.zeros((y.shape[0], sketch.rows), y.dtype)
-    return out.at[:, index].add(y * scale[None, :].astype(y.dtype), mode="promise_in_bounds")
+
+    def run(y: Array) -> Array:
+        y = widen(y)
+        out = jnp.zeros((y.shape[0], sketch.rows), y.dtype)
+        return out.at[:, index].add(y * scale[None, :].astype(y.dtype), mode="promise_in_bounds")
+
+    if accumulator(y.dtype) == y.dtype:
+        return run(y)
+    return by_examples(run, y, sketch.rows, y.dtype, sketch.rows)
 
 
 # Products along the axes of an image; vectors that are no images are dense, or a reshape.
@@ -214,13 +209,16 @@ def _rows_transpose(y: Array, sketch: Sketch) -> Array:
 def _separable_project(x: Array, sketch: Sketch) -> Array:
     image, windows = image_of(sketch), _even_windows(sketch)
     if windows is not None:
-        return jnp.sum(x.reshape(-1, *windows), axis=(2, 4)).reshape(-1, sketch.cols)
-    if image.width == 1:
-        return _dense_project(x, sketch)
-    of, channels = _factors(sketch, x.dtype), image.channels
-    boxes = _einsum("bijc,iu,jv->buvc", x.reshape(-1, *image), of.left, of.right)
-    kept = boxes.reshape(x.shape[0], -1, channels)[:, of.places]
-    return kept.reshape(x.shape[0], -1)[:, : sketch.cols]
+        boxes = jnp.sum(widen(x).reshape(-1, *windows), axis=(2, 4))
+        return boxes.reshape(-1, sketch.cols).astype(x.dtype)
+    of, channels = _factors(sketch, accumulator(x.dtype)), image.channels
+
+    def run(x: Array) -> Array:
+        boxes = _einsum("bijc,iu,jv->buvc", widen(x).reshape(-1, *image), of.left, of.right)
+        kept = boxes.reshape(x.shape[0], -1, channels)[:, of.places]
+        return kept.reshape(x.shape[0], -1)[:, : sketch.cols]
+
+    return by_examples(run, x, sketch.cols, x.dtype, sketch.rows)
 
 
 def _separable_transpose(y: Array, sketch: Sketch) -> Array:
@@ -229,16 +227,18 @@ def _separable_transpose(y: Array, sketch: Sketch) -> Array:
         a, _, b, _, c = windows
         spread = jnp.broadcast_to(y.reshape(-1, a, 1, b, 1, c), (y.shape[0], *windows))
         return spread.reshape(-1, sketch.rows)
-    if image.width == 1:
-        return _dense_transpose(y, sketch)
-    of, channels = _factors(sketch, y.dtype), image.channels
+    of, channels = _factors(sketch, accumulator(y.dtype)), image.channels
     a, b = of.left.shape[1], of.right.shape[1]
     count = of.places.size
     inverse = np.full(a * b, count)  # of those that are no columns: zeros behind all
     inverse[of.places] = np.arange(count)
-    y = jnp.pad(y, ((0, 0), (0, (count + 1) * channels - sketch.cols)))
-    boxes = y.reshape(y.shape[0], -1, channels)[:, inverse].reshape(-1, a, b, channels)
-    return _einsum("buvc,iu,jv->bijc", boxes, of.left, of.right).reshape(-1, sketch.rows)
+
+    def run(y: Array) -> Array:
+        y = jnp.pad(widen(y), ((0, 0), (0, (count + 1) * channels - sketch.cols)))
+        boxes = y.reshape(y.shape[0], -1, channels)[:, inverse].reshape(-1, a, b, channels)
+        return _einsum("buvc,iu,jv->bijc", boxes, of.left, of.right).reshape(-1, sketch.rows)
+
+    return by_examples(run, y, sketch.rows, y.dtype, sketch.rows)
 
 
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -260,7 +260,6 @@ def _even_windows(sketch: Sketch) -> tuple[int, int, int, int, int] | None:
 
 
 _ALGORITHMS = {
-    "dense": (_dense_project, _dense_transpose),
     "sparse": (_dense_project, _sparse_transpose),
     "hadamard": (_hadamard_project, _hadamard_transpose),
     "rows": (_rows_project, _rows_transpose),
