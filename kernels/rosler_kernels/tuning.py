@@ -25,7 +25,7 @@ class Tuned(NamedTuple):
     Attributes:
       wins: whether the kernel was measured to be faster than XLA near this shape.
       reason: one sentence.
-      blocks: the fastest block sizes near this shape, or None.
+      blocks: the fastest block sizes near this shape; None: those that the kernel chooses.
     """
 
     wins: bool
@@ -76,7 +76,7 @@ def lookup(device_kind: str, implementation: str, problem: Problem) -> Tuned:
     if not near:
         return Tuned(False, f"no measured shape of {' '.join(what)} is near {problem.shape}")
     _, best = min(near, key=lambda pair: pair[0])
-    blocks = tuple(sorted(best["blocks"].items()))
+    blocks = None if best["blocks"] is None else tuple(sorted(best["blocks"].items()))
     ratio = best["xla_over_kernel"]
     reason = f"measured {ratio:.2f}x XLA's speed at {tuple(best['shape'])} on {device_kind}"
     return Tuned(ratio > 1.0, reason, blocks)

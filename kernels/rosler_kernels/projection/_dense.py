@@ -71,8 +71,10 @@ class Entries(NamedTuple):
         if self._signs:
             return [jnp.sign(made).astype(self.narrow)]
         unit = made / self.scale
-        high = unit.astype(self.narrow)
-        return [high, (unit - high.astype(unit.dtype)).astype(self.narrow)]
+        # Not by a cast and back, which compilers leave out as more exact: nothing would remain.
+        of = jnp.finfo(self.narrow)
+        high = jax.lax.reduce_precision(unit, of.nexp, of.nmant)
+        return [high.astype(self.narrow), (unit - high).astype(self.narrow)]
 
     def product(self, x: Array, tiles: list[Array]) -> Array:
         """x times the sum of matrices from ``tile``, in the accumulator's dtype."""
