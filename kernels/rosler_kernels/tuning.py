@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from .selection import Problem
 
-NEAR = math.log(4.0)
-"""How far, in each dimension, a shape may be from a measured one: a factor of four."""
+NEAR = math.log(2.0)
+"""How far, in each dimension, a shape may be from a measured one: a factor of two."""
+
+CLEAR = 1.05
+"""How many times XLA's speed a kernel must have been measured at, to run unasked."""
 
 
 class Tuned(NamedTuple):
     """What the table says about a problem.
 
     Attributes:
-      wins: whether the kernel was measured to be faster than XLA near this shape.
+      wins: whether the kernel was measured to be clearly faster than XLA near this shape.
       reason: one sentence.
       blocks: the fastest block sizes near this shape; None: those that the kernel chooses.
     """
@@ -79,7 +82,7 @@ def lookup(device_kind: str, implementation: str, problem: Problem) -> Tuned:
     blocks = None if best["blocks"] is None else tuple(sorted(best["blocks"].items()))
     ratio = best["xla_over_kernel"]
     reason = f"measured {ratio:.2f}x XLA's speed at {tuple(best['shape'])} on {device_kind}"
-    return Tuned(ratio > 1.0, reason, blocks)
+    return Tuned(ratio > CLEAR, reason, blocks)
 
 
 def _distance(a: list[int], b: tuple[int, ...]) -> float:

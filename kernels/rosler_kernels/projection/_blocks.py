@@ -26,9 +26,9 @@ def over(count: int, size: int, step: Callable[[Any, int, Any], Any], carry: Any
     return step(whole * size, rest, carry) if rest else carry
 
 
-def fitting(each: int) -> int:
-    """How many examples of so many numbers make a block."""
-    return max(1, NUMBERS // max(1, each))
+def fitting(each: int, numbers: int | None = None) -> int:
+    """How many examples of so many numbers make a block, by default of ``NUMBERS``."""
+    return max(1, (NUMBERS if numbers is None else numbers) // max(1, each))
 
 
 def pays(dtype: Any, platform: str) -> bool:

@@ -50,8 +50,8 @@ class Entries(NamedTuple):
     few: int
 
     def fused(self, dtype: Any) -> bool:
-        """Whether one product makes a result of a dtype, with no copy of its sums."""
-        return accumulator(dtype) == dtype if self.narrow is None else self._signs
+        """Whether a product makes a result of a dtype, with no copy of its sums."""
+        return self.narrow is not None or accumulator(dtype) == dtype
 
     @property
     def _signs(self) -> bool:
@@ -75,6 +75,10 @@ class Entries(NamedTuple):
         of = jnp.finfo(self.narrow)
         high = jax.lax.reduce_precision(unit, of.nexp, of.nmant)
         return [high.astype(self.narrow), (unit - high).astype(self.narrow)]
+
+    def beside(self, x: Array) -> Array:
+        """x as often as a tile has parts, to multiply by all in one product: of a small x."""
+        return x if self.narrow is None or self._signs else jnp.concatenate([x, x], axis=1)
 
     def product(self, x: Array, tiles: list[Array]) -> Array:
         """x times the sum of matrices from ``tile``, in the accumulator's dtype."""
@@ -151,18 +155,20 @@ def project_transpose(
     """y Omega^T, summed in float32 at least."""
     of = entries(sketch, y.dtype, platform)
 
-    def made(first: Any, size: int) -> list[Array]:
-        return [tile.T for tile in of.tile(first, size, 0, sketch.cols)]
+    def made(first: Any, size: int) -> Array:
+        return jnp.concatenate(of.tile(first, size, 0, sketch.cols), axis=1).T
 
     if of.fused(y.dtype) and sketch.rows * sketch.cols <= of.limit:
-        return of.product(y, made(0, sketch.rows)).astype(y.dtype)
+        return of.product(of.beside(y), [made(0, sketch.rows)]).astype(y.dtype)
     size = min(sketch.rows, max(_ROWS, of.limit // sketch.cols // _ROWS * _ROWS))
 
     def part(first: Any, size: int) -> Callable[[Array], Array]:
-        tiles = made(first, size)
-        return lambda y: of.product(y, tiles)
+        tile = made(first, size)
+        return lambda y: of.product(of.beside(y), [tile])
 
-    return by_blocks(y, sketch.rows, size, part, _blocks.pays(y.dtype, platform))
+    numbers = TILE_BYTES // y.dtype.itemsize if platform != "cpu" else _blocks.NUMBERS
+    pays = _blocks.pays(y.dtype, platform)
+    return by_blocks(y, sketch.rows, size, part, numbers if pays else None)
 
 
 def by_blocks(
@@ -170,7 +176,7 @@ def by_blocks(
     rows: int,
     size: int,
     part: Callable[[Any, int], Callable[[Array], Array]],
-    pays: bool = True,
+    numbers: int | None = _blocks.NUMBERS,
 ) -> Array:
     """A result (b, rows) in blocks of columns, and each of them in blocks of examples.
 
@@ -179,9 +185,10 @@ def by_blocks(
       rows: columns of the result.
       size: of its blocks.
       part: (first, size) -> from some examples to their block; what it makes is made once.
-      pays: whether blocks of examples do.
+      numbers: of a block of examples; None: all examples at once.
     """
-    examples = _blocks.fitting(size) if pays and isinstance(y.shape[0], int) else None
+    known = isinstance(y.shape[0], int)
+    examples = _blocks.fitting(size, numbers) if numbers is not None and known else None
     if examples is not None and examples >= y.shape[0]:
         examples = None  # all at once
     if size == rows and examples is None:
