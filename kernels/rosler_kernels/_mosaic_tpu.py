@@ -40,8 +40,8 @@ def parallel(grid: int, interpret: bool) -> Any:
     return pltpu.CompilerParams(dimension_semantics=order)
 
 
-def out_struct(shape: tuple[int, ...], operands: Sequence[Array]) -> Any:
-    """A float32 result that varies over the mesh axes, under ``shard_map``, that any operand does.
+def out_struct(shape: tuple[int, ...], dtype: Any, operands: Sequence[Array]) -> Any:
+    """A result that varies over the mesh axes, under ``shard_map``, that any operand does.
 
     JAX 0.10.2 and later call what varies ``manual_axis_type``, earlier ones ``vma``.
     """
@@ -49,8 +49,8 @@ def out_struct(shape: tuple[int, ...], operands: Sequence[Array]) -> Any:
     kind = jax.typeof(union)
     for name in ("manual_axis_type", "vma"):
         if hasattr(kind, name):
-            return jax.ShapeDtypeStruct(shape, jnp.float32, **{name: getattr(kind, name)})
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
+            return jax.ShapeDtypeStruct(shape, dtype, **{name: getattr(kind, name)})
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def interpret_params(interpret: bool) -> Any:

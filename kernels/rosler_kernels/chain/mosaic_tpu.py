@@ -117,7 +117,8 @@ def chain(
             pl.BlockSpec((batch, ranks[1]), lambda i, k: (i, 0)),
         ],
         out_shape=[
-            out_struct((rows, k), (x, core, *first.arrays, *last.arrays)) for k in (outputs, *ranks)
+            out_struct((rows, k), jnp.float32, (x, core, *first.arrays, *last.arrays))
+            for k in (outputs, *ranks)
         ],
         scratch_shapes=[
             pltpu.VMEM((in_tile, ranks[0]), dtype),

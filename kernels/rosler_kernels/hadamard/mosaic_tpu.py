@@ -44,7 +44,8 @@ def transform(x: Float[Array, "b n"], *, interpret: bool = False) -> Float[Array
     low = min(bits, _LANES.bit_length() - 1)
     height = max(_LANES, 1 << (bits - low))
     rows = ceil_to(ceil_to(b * n, _LANES) // _LANES, height)
-    flat = pad_to(x.astype(jnp.float32).reshape(-1), (rows * _LANES,)).reshape(rows, _LANES)
+    narrow = x.astype(jnp.float32) if x.dtype == jnp.float16 else x  # the unit has no float16
+    flat = pad_to(narrow.reshape(-1), (rows * _LANES,)).reshape(rows, _LANES)
     call = pl.pallas_call(
         _kernel,
         grid=(rows // height,),
@@ -54,7 +55,7 @@ def transform(x: Float[Array, "b n"], *, interpret: bool = False) -> Float[Array
             pl.BlockSpec((_LANES, _LANES), lambda i: (0, 0)),
         ],
         out_specs=pl.BlockSpec((height, _LANES), lambda i: (i, 0)),
-        out_shape=out_struct(flat.shape, (flat,)),
+        out_shape=out_struct(flat.shape, flat.dtype, (flat,)),
         compiler_params=parallel(1, interpret),
         interpret=interpret_params(interpret),
     )
@@ -68,4 +69,5 @@ def _diagonal(bits: int, size: int) -> Array:
 
 
 def _kernel(x: Any, left: Any, right: Any, y: Any) -> None:
-    y[...] = dot(left[...], dot(x[...], right[...], 0), 0)
+    wide = dot(left[...], dot(x[...].astype(jnp.float32), right[...], 0), 0)
+    y[...] = wide.astype(y.dtype)

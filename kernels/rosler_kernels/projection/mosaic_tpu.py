@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -69,28 +70,34 @@ def run(
         fast = _srht.by_transform(transpose, x, sketch, transform, hadamard.MAX_ORDER)
         if fast is not None:
             return fast
-    dtype = operand_dtype(x.dtype, sketch.kind)
-    launch = functools.partial(_launch, transpose, sketch, group, blocks or Blocks(), interpret)
+    # No float16 in the kernel: the unit has none.
+    narrow = jnp.float32 if x.dtype == jnp.float16 else x.dtype
+    one = len(offsets) == 1
+    how = _How(blocks or Blocks(), narrow if one else jnp.dtype(jnp.float32), interpret)
+    launch = functools.partial(_launch, transpose, sketch, group, how)
+    if one:
+        return launch(x.astype(narrow), 0).astype(x.dtype)
     total = None
     for i, offset in enumerate(offsets):  # tiled memory has no place for a shift by any number
-        part = launch(x[offset : offset + rows].astype(dtype), i * group)
+        part = launch(x[offset : offset + rows].astype(narrow), i * group)
         total = part if total is None else total + part
     assert total is not None
-    return (total * _entries.scale(sketch)).astype(x.dtype)
+    return total.astype(x.dtype)
 
 
 project, project_transpose = (functools.partial(run, way) for way in (False, True))
 
 
-def _launch(
-    transpose: bool,
-    sketch: Sketch,
-    group: int,
-    blocks: Blocks,
-    interpret: bool,
-    x: Array,
-    base: int,
-) -> Array:
+class _How(NamedTuple):
+    """Tiles, dtype of the result, and whether to interpret."""
+
+    blocks: Blocks
+    dtype: Any
+    interpret: bool
+
+
+def _launch(transpose: bool, sketch: Sketch, group: int, how: _How, x: Array, base: int) -> Array:
+    blocks, _, interpret = how
     batch = min(blocks.batch, ceil_to(x.shape[0], 16))
     rows = min(blocks.rows, ceil_to(group, 2 * BLOCK))
     cols = min(blocks.cols, ceil_to(sketch.cols, 2 * BLOCK))
@@ -105,7 +112,8 @@ def _launch(
     row = (lambda i, j, k: j) if transpose else (lambda i, j, k: k)
     column = (lambda i, j, k: k) if transpose else (lambda i, j, k: j)
     operands = generator.operands(sketch, base, size[1], size[2])
-    kernel = functools.partial(_kernel, generator, transpose, inner // inner_tile)
+    steps, scale = inner // inner_tile, _entries.scale(sketch)
+    kernel = functools.partial(_kernel, generator, transpose, steps, scale)
     call = pl.pallas_call(
         kernel,
         grid=(size[0] // batch, outer // outer_tile, inner // inner_tile),
@@ -114,9 +122,9 @@ def _launch(
             *generator.specs(row, column, operands[1].shape[1]),
         ],
         out_specs=pl.BlockSpec((batch, outer_tile), lambda i, j, k: (i, j)),
-        out_shape=out_struct((size[0], outer), (x, *operands)),
+        out_shape=out_struct((size[0], outer), how.dtype, (x, *operands)),
         scratch_shapes=[
-            pltpu.VMEM((rows, cols), x.dtype),
+            pltpu.VMEM((rows, cols), operand_dtype(x.dtype, sketch.kind)),
             pltpu.VMEM((batch, outer_tile), jnp.float32),
         ],
         compiler_params=parallel(3, interpret),
@@ -130,6 +138,7 @@ def _kernel(
     generator: Generator,
     transpose: bool,
     steps: int,
+    scale: np.float32,
     x: Any,
     scalars: Any,
     vector: Any,
@@ -145,8 +154,8 @@ def _kernel(
 
     row_tile, col_tile = (j, k) if transpose else (k, j)
     generator.write(omega, scalars, vector, row_tile, col_tile)
-    total[...] += dot(x[...], omega[...], 1 if transpose else 0)
+    total[...] += dot(x[...].astype(omega.dtype), omega[...], 1 if transpose else 0)
 
     @pl.when(k == steps - 1)
     def _() -> None:
-        y[...] = total[...]
+        y[...] = (total[...] * scale).astype(y.dtype)
