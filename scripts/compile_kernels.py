@@ -9,6 +9,11 @@ tells whether it compiled, the temporaries that the compiler's own memory analys
 kernels for GPUs ptxas' registers and spills, of programs for TPUs the cycles that the compiler
 estimates for its own fusions (none for kernels). It is compiler output; nothing is run or timed.
 
+Of kernels for GPUs it also has what their machine code says, where ptxas and nvdisasm are on the
+PATH (nvdisasm comes with CUDA, or with triton's wheel): shared memory, blocks that a multiprocessor
+holds, instructions of the loop, and a bound of the time, see scripts/kernel_facts.py. The specs
+"steps" and "sweep" are whole training steps and a whole sweep through XLA.
+
 Each result is on disk before the next begins: interrupted, the same command goes on. The exit code
 is 1 if a program did not compile or a kernel spills.
 """
@@ -19,6 +24,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
@@ -30,15 +36,17 @@ from typing import Any, NamedTuple
 
 # What the compilers ask of their surroundings where no device is; read when JAX is imported.
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
-os.environ.update(TPU_ACCELERATOR_TYPE="v5litepod-4", MOSAIC_GPU_DUMP_PTXAS="1")
+os.environ.update(TPU_ACCELERATOR_TYPE="v5litepod-4")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import jax.numpy as jnp
+import kernel_facts
 from jax.experimental import topologies
 
 import rosler_kernels as rk
-from rosler_kernels.specs import KERNEL_FAMILIES, TABLES
+from rosler_kernels import tuning
+from rosler_kernels.specs import KERNEL_FAMILIES, TABLES, Spec
 
 SHOWN_ERROR = 160
 FEW_BYTES = 4 << 20
@@ -114,13 +122,19 @@ class Program(NamedTuple):
       operation: its name.
       what: sketch, shape, dtype, direction.
       function: of arrays, given an implementation.
-      shapes: of these arrays, and their dtype.
+      arguments: their shapes and dtypes.
+      spec: of a projection alone.
     """
 
     operation: str
     what: str
     function: Callable[[str], Callable[..., Any]]
-    shapes: tuple[tuple[tuple[int, ...], str], ...]
+    arguments: tuple[Any, ...]
+    spec: Spec | None = None
+
+
+def _arrays(*given: tuple[tuple[int, ...], str]) -> tuple[Any, ...]:
+    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in given)
 
 
 def projections(table: str) -> Iterator[Program]:
@@ -132,7 +146,8 @@ def projections(table: str) -> Iterator[Program]:
             return lambda x: project(x, spec.sketch(0), implementation=implementation)
 
         width = spec.cols if spec.transpose else spec.rows
-        yield Program("project", spec.name, function, (((spec.batch, width), spec.dtype),))
+        arguments = _arrays(((spec.batch, width), spec.dtype))
+        yield Program("project", spec.name, function, arguments, spec)
 
 
 def operations(_: str = "") -> Iterator[Program]:
@@ -159,9 +174,8 @@ def _gradient(
 
         return jax.value_and_grad(loss, tuple(range(len(shapes))))
 
-    return Program(
-        operation, f"{what} {dtype} + gradient", function, tuple((s, dtype) for s in shapes)
-    )
+    arguments = _arrays(*((shape, dtype) for shape in shapes))
+    return Program(operation, f"{what} {dtype} + gradient", function, arguments)
 
 
 def _project(kind: str) -> Callable[..., Any]:
@@ -190,9 +204,26 @@ def _patches(name: str, x: Any) -> Any:
     return rk.project_patches(x, sketch, **options)  # type: ignore[arg-type]
 
 
+def whole(table: str) -> Iterator[Program]:
+    """Training steps, or a sweep: of XLA alone."""
+    import compile_steps
+
+    made, name = (
+        (compile_steps.steps, "step") if table == "steps" else (compile_steps.sweep, "sweep")
+    )
+    for what, function, arguments in made():
+        yield Program(name, what, _always(function), arguments)
+
+
+def _always(function: Callable[..., Any]) -> Callable[[str], Callable[..., Any]]:
+    return lambda _: function
+
+
 SPECS: dict[str, Callable[[str], Iterator[Program]]] = {
     **dict.fromkeys(TABLES, projections),
     "ops": operations,
+    "steps": whole,
+    "sweep": whole,
 }
 
 
@@ -221,29 +252,69 @@ def compiled(program: Program, target: Target, implementation: str) -> Row:
     topology = topologies.get_topology_desc(platform=target.platform, **target.options)
     device: Any = topology.devices[0]
     sharding = jax.sharding.SingleDeviceSharding(device)
-    arguments = [jax.ShapeDtypeStruct(s, d, sharding=sharding) for s, d in program.shapes]
+    arguments = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), program.arguments
+    )
     platform = "gpu" if target.platform == "cuda" else target.platform
     start = time.perf_counter()
     found: Row = {"temporaries": None}
-    with heard() as said, rk.assume_device(platform, device.device_kind):
+    with heard(), dumped() as folder, rk.assume_device(platform, device.device_kind):
         try:
             done: Any = jax.jit(program.function(implementation)).lower(*arguments).compile()
-            found["temporaries"] = done.memory_analysis().temp_size_in_bytes
-            text = done.as_text() or ""
+            memory, text = done.memory_analysis(), done.as_text() or ""
+            found["temporaries"] = memory.temp_size_in_bytes
+            found["arguments"] = memory.argument_size_in_bytes
+            found["outputs"] = memory.output_size_in_bytes
         except Exception as error:  # whatever a compiler raises is what the table says
             refused = isinstance(error, ValueError) and "cannot run" in str(error)
             why = f"{type(error).__name__}: {error}"[:SHOWN_ERROR]
             found["refused" if refused else "error"] = why
             text = ""
-    found["seconds"] = round(time.perf_counter() - start, 2)
-    cycles = [int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', text)]
-    found["cycles"] = sum(cycles) if cycles else None
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", said[0])]
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said[0])
-    found["registers"] = max(registers, default=None)
-    found["spills"] = max((int(a) + int(b) for a, b in spills), default=None)
-    found["injected"] = said[0].count("C7519")
+        found["seconds"] = round(time.perf_counter() - start, 2)
+        cycles = [int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', text)]
+        found["cycles"] = sum(cycles) if cycles else None
+        if implementation == "mosaic_gpu":
+            found |= kernel_facts.facts_of(folder) | (machine_code(program, folder) or {})
     return found
+
+
+@contextlib.contextmanager
+def dumped() -> Iterator[Path]:
+    """A folder into which Mosaic GPU writes what it makes."""
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["MOSAIC_GPU_DUMP_TO"] = name
+        try:
+            yield Path(name)
+        finally:
+            del os.environ["MOSAIC_GPU_DUMP_TO"]
+
+
+def machine_code(program: Program, folder: Path) -> Row | None:
+    """What the machine code of a kernel says, and bounds of a projection's time."""
+    facts, code = kernel_facts.facts_of(folder), kernel_facts.machine_code(folder)
+    if code is None or "registers" not in facts:
+        return None
+    spec = program.spec
+    if spec is None:
+        return {"loop": kernel_facts.loop_of(code)._asdict()}
+    from rosler_kernels._mosaic_gpu import NARROW
+    from rosler_kernels.projection import mosaic_gpu as gpu
+
+    inner, cols = (spec.cols, spec.rows) if spec.transpose else (spec.rows, spec.cols)
+    parts = gpu.parts(jnp.dtype(spec.dtype), spec.kind)
+    blocks = gpu.default_blocks(spec.batch, cols, inner, parts)
+    pieces = gpu.DEPTH // gpu.PIECE * blocks.cols // (NARROW // 2)
+    loop = kernel_facts.loop_of(code, pieces if spec.kind == "gaussian" else 1)
+    transformed = loop.products != len(parts.pairs()) * gpu.DEPTH // 16 * blocks.rows // 64
+    if transformed:  # another kernel than that of tiles
+        return {"loop": loop._asdict()}
+    steps = math.ceil(math.ceil(inner / gpu.DEPTH) / blocks.splits)
+    moved = jnp.dtype(spec.dtype).itemsize * spec.batch * (spec.rows + spec.cols)
+    products = 2 * spec.batch * spec.rows * spec.cols * len(parts.pairs())
+    return {
+        "loop": loop._asdict(),
+        "bound": kernel_facts.bound(loop, facts, steps, moved, products),
+    }
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -282,20 +353,61 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def registers_table(rows: Sequence[Row]) -> str:
-    """Markdown: what ptxas says of kernels, by operation, family and dtype."""
+    """Markdown: what ptxas and the launch say of kernels, by operation, family and dtype."""
     lines = [
-        "| device | operation | programs | registers | most spills, bytes | with C7519 |",
-        "|---|---|---:|---|---:|---:|",
+        "| device | operation | programs | registers | most spills, bytes | shared memory, KB "
+        "| blocks a multiprocessor | loop: instructions a warp | waits | with C7519 |",
+        "|---|---|---:|---|---:|---|---|---|---|---:|",
     ]
-    known = [row | {"of": _kind(row["what"])} for row in rows if row["registers"] is not None]
+    known = [row | {"of": _kind(row["what"])} for row in rows if row.get("registers") is not None]
     for (device, operation, of), some in grouped(known, "device", "operation", "of").items():
-        registers = [row["registers"] for row in some]
+        held = [kernel_facts.resident(r["registers"], r["threads"], r["shared"]) for r in some]
+        loops = [row["loop"] for row in some if "loop" in row]
         spills, injected = (max(row["spills"] for row in some), sum(map(_injected, some)))
-        each = f"{min(registers)} to {max(registers)}"
-        lines.append(
-            f"| {device} | {operation} {of} | {len(some)} | {each} | {spills} | {injected} |"
-        )
+        cells = [device, f"{operation} {of}", str(len(some))]
+        cells += [_range([row["registers"] for row in some]), str(spills)]
+        cells += [_range([round(row["shared"] / 1e3) for row in some]), _range(held)]
+        cells += [_range([loop[k] for loop in loops]) for k in ("instructions", "waits")]
+        lines.append(f"| {' | '.join(cells)} | {injected} |")
     return "\n".join(lines)
+
+
+def bounds_table(rows: Sequence[Row]) -> str:
+    """Markdown: the static bounds of projections, and what was measured on an H100."""
+    held = {
+        (e["operation"], e["kind"], e["dtype"], tuple(e["shape"])): e
+        for e in tuning.table()["mosaic_gpu"].get("NVIDIA H100 80GB HBM3", [])
+        if e["blocks"] is None
+    }
+    specs = {spec.name: spec for table in TABLES.values() for spec in table}
+    lines = [
+        "| projection | memory, us | products | issue | measured, us | over the largest "
+        "| cycles an instruction |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if "bound" not in row:
+            continue
+        spec, bound = specs[row["what"]], row["bound"]
+        inner, outer = (spec.cols, spec.rows) if spec.transpose else (spec.rows, spec.cols)
+        operation = "project_transpose" if spec.transpose else "project"
+        entry = held.get((operation, spec.kind, spec.dtype, (spec.batch, inner, outer)))
+        cells = [row["what"], *(f"{bound[k]:,.0f}" for k in ("memory", "products", "issue"))]
+        if entry is None:
+            cells += ["", "", ""]
+        else:
+            taken = entry["kernel_microseconds"]
+            cells += [f"{taken:,.0f}", f"{taken / max(bound.values()):.2f}"]
+            cells += [f"{taken / bound['issue']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _range(values: list[int]) -> str:
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _kind(what: str) -> str:
@@ -305,7 +417,21 @@ def _kind(what: str) -> str:
 
 
 def _injected(row: Row) -> bool:
-    return row["injected"] > 0
+    return bool(row.get("injected"))
+
+
+def report(rows: list[Row]) -> str:
+    """All tables of which there is something."""
+    parts = [f"JAX {jax.__version__}"]
+    parts += [table([r for r in rows if r["operation"] not in ("step", "sweep")])]
+    parts += [registers_table(rows), bounds_table(rows)]
+    if any(row["operation"] in ("step", "sweep") for row in rows):
+        import compile_steps
+
+        parts += [compile_steps.step_table(rows)]
+        sweeps = [r for r in rows if r["operation"] == "sweep" and "error" not in r]
+        parts += [compile_steps.sweep_line(row) for row in sweeps]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> int:
@@ -343,7 +469,13 @@ def main() -> int:
         for kind in args.implementation.split(",")
         for program in programs
     ]
-    asked = [(d, i, p) for d, i, p in wanted if i and (d, i, p.operation, p.what) not in known]
+    whole_programs = ("step", "sweep")
+    asked = [
+        (d, i, p)
+        for d, i, p in wanted
+        if i and (d, i, p.operation, p.what) not in known
+        if i == "xla" or p.operation not in whole_programs
+    ]
     with path.open("a", encoding="utf-8") as file:
         for k, (device, implementation, program) in enumerate(asked):
             print(f"\r{k}/{len(asked)} {device} {program.what:<60}", end="", file=sys.stderr)
@@ -354,8 +486,8 @@ def main() -> int:
             file.flush()
             rows.append(row)
     print(file=sys.stderr)
-    text = f"JAX {jax.__version__}\n\n{table(rows)}\n\n{registers_table(rows)}\n"
-    bad = [r for r in rows if "error" in r or r["spills"]]
+    text = report(rows)
+    bad = [r for r in rows if "error" in r or r.get("spills")]
     for r in bad:
         why = r.get("error") or f"{r['spills']} bytes of spills"
         text += f"\n{r['device']}, {r['implementation']}, {r['operation']} {r['what']}: {why}"

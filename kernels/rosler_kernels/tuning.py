@@ -67,7 +67,7 @@ def lookup(device_kind: str, implementation: str, problem: Problem) -> Tuned:
     Returns:
       Tuned.
     """
-    entries = table().get(implementation, {}).get(device_kind, [])
+    where, entries = _measured(implementation, device_kind)
     if not entries:
         return Tuned(
             False,
@@ -81,8 +81,21 @@ def lookup(device_kind: str, implementation: str, problem: Problem) -> Tuned:
     _, best = min(near, key=lambda pair: pair[0])
     blocks = None if best["blocks"] is None else tuple(sorted(best["blocks"].items()))
     ratio = best["xla_over_kernel"]
-    reason = f"measured {ratio:.2f}x XLA's speed at {tuple(best['shape'])} on {device_kind}"
+    reason = f"measured {ratio:.2f}x XLA's speed at {tuple(best['shape'])} on {where}"
+    if where != device_kind:
+        reason += f", which has the multiprocessors of {device_kind}; not measured there"
     return Tuned(ratio > CLEAR, reason, blocks)
+
+
+def _measured(implementation: str, device_kind: str) -> tuple[str, list[dict[str, Any]]]:
+    """The kind whose measurements count, and they: a Hopper GPU has another's, if none of its own.
+
+    Where kernels win they are bound by what a multiprocessor issues, which is alike in all of them.
+    """
+    devices = table().get(implementation, {})
+    if device_kind in devices or not is_hopper(device_kind):
+        return device_kind, devices.get(device_kind, [])
+    return next(((k, e) for k, e in devices.items() if is_hopper(k)), (device_kind, []))
 
 
 def _distance(a: list[int], b: tuple[int, ...]) -> float:

@@ -89,6 +89,40 @@ def test_compile_kernels_refuses_what_does_not_exist(tmp_path, options, said):
     assert not (tmp_path / "o").exists()
 
 
+SASS = """
+        /*0000*/                   MOV R1, R2 ;
+.L_x_2:
+        /*0010*/                   LOP3.LUT R5, R4, R3, RZ, 0xc0, !PT ;
+.L_x_1:
+        /*0020*/                   FMUL R6, R5, R5 ;
+        /*0030*/              @P0 BRA `(.L_x_1) ;
+.L_x_0:
+        /*0040*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR20], R23 ;
+        /*0050*/              @!P1 BRA `(.L_x_0) ;
+        /*0060*/                   BAR.SYNC.DEFER_BLOCKING 0x1, 0x80 ;
+        /*0070*/                   HGMMA.64x128x16.F32.BF16 R88, gdesc[UR44].tnspB, R88 ;
+        /*0080*/                   WARPGROUP.DEPBAR.LE gsb0, 0x1 ;
+        /*0090*/               @P2 BRA `(.L_x_2) ;
+        /*00a0*/                   EXIT ;
+"""
+
+
+def test_a_loop_is_found_in_machine_code(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import kernel_facts
+
+    loop = kernel_facts.loop_of(SASS)
+    assert loop == kernel_facts.Loop(2, 9, 1, 1, 1)
+    assert kernel_facts.loop_of(SASS, inner=4).instructions == 9 + 3 * 2  # not the wait's
+    # A block of 128 threads: registers allow 512 / 200, shared memory 1.
+    facts = {"blocks": 264, "threads": 128, "shared": 198_680, "registers": 200}
+    assert kernel_facts.resident(200, 128, 198_680) == 1
+    assert kernel_facts.resident(200, 128, 50_000) == 2
+    chip = kernel_facts.Chip(132, 1e9, 1e12, 1e15)
+    bound = kernel_facts.bound(loop, facts, steps=10, moved=10**6, operations=10**9, chip=chip)
+    assert bound == pytest.approx({"memory": 1.0, "products": 1.0, "issue": 2 * 92 / 1e3})
+
+
 def test_compile_kernels_for_a_tpu_where_its_compiler_is(tmp_path):
     out = tmp_path / "o"
     options = ("--device", "tpu-v5e", "--specs", "ops", "--out", out)

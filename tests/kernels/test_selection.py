@@ -119,10 +119,12 @@ def test_a_gpu_runs_a_kernel_only_where_it_was_measured_to_win(monkeypatch):
         assert rk.explain(SKETCH, (10**6, 1024)).name == "xla"
         assert rk.explain(SKETCH, SHAPE, jnp.bfloat16).name == "xla"
     with rk.assume_device("gpu", "NVIDIA H200"):
-        assert "was not measured on NVIDIA H200" in rk.explain(SKETCH, SHAPE).reason
+        kin = rk.explain(SKETCH, (1000, 1024))
+        assert kin.name == "mosaic_gpu"
+        assert kin.reason.endswith("multiprocessors of NVIDIA H200; not measured there")
     with rk.assume_device("gpu", "NVIDIA A100-SXM4-80GB"):
         assert "Hopper" in rk.explain(SKETCH, SHAPE).reason
-    entry["xla_over_kernel"] = 0.9
+    entry["xla_over_kernel"] = 1.02  # too close to tell
     with rk.assume_device("gpu", H100):
         assert rk.explain(SKETCH, SHAPE).name == "xla"
 
