@@ -60,7 +60,9 @@ def test_many_tiles_match_one(kind, monkeypatch):
     np.testing.assert_allclose(back, np.asarray(y, np.float64) @ exact(sketch).T, atol=1e-4)
 
 
-@pytest.mark.parametrize("limits", [{}, {"TILE_BYTES": 64 * 40 * 4, "NUMBERS": 20 * 64}], ids=len)
+@pytest.mark.parametrize(
+    "limits", [{}, {"TILE_BYTES": (64 * 40 * 4,) * 2, "NUMBERS": 20 * 64}], ids=len
+)
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("kind", KINDS)

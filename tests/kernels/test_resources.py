@@ -29,7 +29,7 @@ LARGE = [
     for transpose in (False, True)
     if not (kind == "dct" and shape[1] > 46_340)  # the longest axis whose squares fit 32 bits
 ]
-TILE = 4 * _dense.TILE_ENTRIES if CPU else _dense.TILE_BYTES
+TILE = 4 * _dense.TILE_ENTRIES if CPU else _dense.TILE_BYTES[1]
 # A tile, its words, and a copy; a block of the input, one of the output, and two between them.
 # cuBLAS takes 32 MB for itself, and XLA parts of a product whose sums it splits.
 ALLOWED = 3 * TILE + 4 * 4 * _blocks.NUMBERS + (0 if CPU else 32 << 20)
