@@ -273,6 +273,8 @@ def compiled(program: Program, target: Target, implementation: str) -> Row:
         found["seconds"] = round(time.perf_counter() - start, 2)
         cycles = [int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', text)]
         found["cycles"] = sum(cycles) if cycles else None
+        fast = re.findall(r'"memory_space":"1","offset":"\d+","size":"(\d+)"', text)
+        found["vmem"] = max(map(int, fast), default=None)  # of one fusion or kernel
         if implementation == "mosaic_gpu":
             found |= kernel_facts.facts_of(folder) | (machine_code(program, folder) or {})
     return found
@@ -337,8 +339,8 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown: a line for each device, implementation and operation; refusals do not count."""
     lines = [
         "| device | implementation | operation | compiled | most temporaries, MB | in | of at most "
-        f"{FEW_BYTES >> 20} MB |",
-        "|---|---|---|---|---:|---|---:|",
+        f"{FEW_BYTES >> 20} MB | most VMEM, MB | most cycles of XLA's fusions, millions |",
+        "|---|---|---|---|---:|---|---:|---:|---:|",
     ]
     rows = [row for row in rows if "refused" not in row]
     for key, some in grouped(rows, "device", "implementation", "operation").items():
@@ -348,8 +350,15 @@ def table(rows: Sequence[Row]) -> str:
             worst = max(done, key=lambda row: row["temporaries"])
             few = sum(row["temporaries"] <= FEW_BYTES for row in done)
             cells += [f"{worst['temporaries'] / 1e6:,.1f}", worst["what"], str(few)]
+            cells += [_most(done, "vmem"), _most(done, "cycles")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _most(rows: Sequence[Row], name: str) -> str:
+    """The largest of what some rows have, in millions."""
+    values = [row[name] for row in rows if row.get(name)]
+    return f"{max(values) / 1e6:,.1f}" if values else ""
 
 
 def registers_table(rows: Sequence[Row]) -> str:
