@@ -57,13 +57,13 @@ def tools() -> tuple[str, str] | None:
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """Blocks, threads of each, bytes of shared memory, registers, spills; of the first kernel."""
+    """Blocks, threads of each, bytes of shared memory of the first kernel; registers of all."""
     found = _launch(folder)
-    said = "".join(p.read_text(errors="replace") for p in sorted(folder.glob("*.ptxas"))[:1])
-    used = re.search(r"Used (\d+) registers", said)
-    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    if found and used and spills:
-        found |= {"registers": int(used[1]), "spills": int(spills[1]) + int(spills[2])}
+    said = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.ptxas")))
+    used = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    if found and used:
+        found |= {"registers": max(used), "spills": max(int(a) + int(b) for a, b in spills)}
         found["injected"] = said.count("C7519")
     return found
 

@@ -294,9 +294,13 @@ def _body(
         plgpu.wgmma_wait(0)
         return acc[...]
 
-    def exact(step: Array, total: Array) -> Array:
+    def sum_so_far() -> Array:
+        return plan.generator.mode.load(out_tile, plgpu.Layout.WGMMA)
+
+    def exact(step: Array) -> None:
         # Tensor cores cut off what they add, so that a long sum in them drifts towards zero: here
         # they sum one step alone, the smallest products first, and cores for float32 the steps.
+        # The sum waits in shared memory: beside normal entries there are no registers for it.
         def products(acc: Any) -> Array:
             for x_part, omega_part in reversed(operands(step)):
                 plgpu.wgmma(acc, x_part, omega_part)
@@ -304,11 +308,13 @@ def _body(
             refill(step)
             return acc[...]
 
-        return total + pl.run_scoped(products, plgpu.ACC((m, n), jnp.float32))
+        part = pl.run_scoped(products, plgpu.ACC((m, n), jnp.float32))
+        out_tile[...] = sum_so_far() + part
 
     if plan.dtype == jnp.float32:
-        zeros = plan.generator.mode.zeros((m, n))
-        total = lax.fori_loop(np.int32(0), count, exact, zeros)
+        out_tile[...] = plan.generator.mode.zeros((m, n))
+        pl.loop(np.int32(0), count)(exact)
+        total = sum_so_far()
     else:
         total = pl.run_scoped(streamed, plgpu.ACC((m, n), jnp.float32))
     out_tile[...] = (total * plan.scale).astype(out_tile.dtype)
