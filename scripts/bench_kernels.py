@@ -37,13 +37,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clocks import fitting, on_device, wall
+from clocks import fitting, on_device, seconds, wall
 
 import rosler_kernels as rk
-from rosler_kernels.specs import TABLES, Spec, tolerance
+from rosler_kernels.specs import TABLES, Spec, matching, tolerance
 
 INPUTS = 3
 CHECKED_ROWS = 8
+OPTIONS = ("implementation", "repeats", "torch")  # that a run which goes on must share
 TILE = 2**13
 
 
@@ -215,17 +216,12 @@ def quartiles(t: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def once(call: Callable[[int], Any], count: int) -> float:
-    """Seconds of a call: the device's kernels where it tells, else by the wall."""
-    return on_device(call, count, INPUTS) or wall(call, count, INPUTS)
-
-
 def copy_bandwidth(size: int, repeats: int) -> float:
     """Bytes a second, read plus written, of the best of several copies."""
     x = jnp.zeros((size // 4,), jnp.float32)
     copy = jax.jit(lambda x, c: x + c)
     copy(x, 1.0).block_until_ready()
-    best = min(once(lambda i: copy(x, float(i)), 3) for _ in range(repeats))
+    best = min(seconds(lambda i: copy(x, float(i)), 3, INPUTS) for _ in range(repeats))
     return 2 * size / best
 
 
@@ -234,7 +230,7 @@ def matrix_rate(dtype: str, n: int, repeats: int) -> float:
     a = jnp.ones((n, n), dtype)
     product = jax.jit(lambda a, b: a @ b)
     product(a, a).block_until_ready()
-    best = min(once(lambda i: product(a, a), 1) for _ in range(repeats))
+    best = min(seconds(lambda i: product(a, a), 1, INPUTS) for _ in range(repeats))
     return 2 * n**3 / best
 
 
@@ -335,15 +331,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def chosen(options: argparse.Namespace) -> list[Spec]:
-    """The specs that are asked for, in the order of the filters."""
-    here = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    specs = TABLES[options.specs or here]
-    return list(
-        dict.fromkeys(s for text in options.filter.split(",") for s in specs if text in s.name)
-    )
-
-
 def save(out: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Table, numbers and plot."""
     out.mkdir(parents=True, exist_ok=True)
@@ -357,16 +344,17 @@ def begun(out: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     held = json.loads(path.read_text(encoding="utf-8"))
-    same = ("device", "jax", "jaxlib", "repeats")
+    same = ("device", "jax", "jaxlib", *OPTIONS)
     if any(held["about"].get(key) != facts.get(key) for key in same):
-        raise ValueError(f"{path} is of another device, version or --repeats; pass another --out")
+        raise ValueError(f"{path} is of another device, version or options; pass another --out")
     return held["rows"]
 
 
 def main(arguments: list[str]) -> int:
     """Measures and writes kernels.md, kernels.json and kernels.png."""
     options = parse(arguments)
-    here, specs = jax.default_backend(), chosen(options)
+    here = jax.default_backend()
+    specs = matching(options.specs or ("cpu" if here == "cpu" else "gpu"), options.filter)
     asked = options.implementation.split(",") if options.implementation else None
     unknown = set(asked or ()) - set(rk.IMPLEMENTATIONS)
     if unknown or not specs:
@@ -378,7 +366,7 @@ def main(arguments: list[str]) -> int:
     bandwidth = copy_bandwidth(2**28 if here == "cpu" else 2**31, 5)
     rate = matrix_rate(specs[0].dtype, 2048 if here == "cpu" else 8192, 3)
     facts = {**about(arguments), "bandwidth_bytes_a_second": bandwidth, "flops_a_second": rate}
-    facts["repeats"] = options.repeats
+    facts |= {name: getattr(options, name) for name in OPTIONS}
     try:
         rows = begun(options.out, facts)
     except ValueError as reason:

@@ -23,6 +23,11 @@ def wall(call: Call, count: int, inputs: int) -> float:
     return (time.perf_counter() - start) / count
 
 
+def seconds(call: Call, count: int, inputs: int) -> float:
+    """Of a call: the device's kernels where it tells, else by the wall."""
+    return on_device(call, count, inputs) or wall(call, count, inputs)
+
+
 def fitting(call: Call, inputs: int, most: int = 1000) -> int:
     """How many calls take about ``SECONDS``, after a warm-up."""
     wall(call, inputs, inputs)

@@ -277,7 +277,8 @@ def compiled(program: Program, target: Target, implementation: str) -> Row:
         fast = re.findall(r'"memory_space":"1","offset":"\d+","size":"(\d+)"', text)
         found["vmem"] = max(map(int, fast), default=None)  # of one fusion or kernel
         if implementation == "mosaic_gpu":
-            found |= kernel_facts.facts_of(folder) | (machine_code(program, folder) or {})
+            facts = kernel_facts.facts_of(folder)
+            found |= facts | machine_code(program, folder, facts)
     return found
 
 
@@ -292,11 +293,11 @@ def dumped() -> Iterator[Path]:
             del os.environ["MOSAIC_GPU_DUMP_TO"]
 
 
-def machine_code(program: Program, folder: Path) -> Row | None:
+def machine_code(program: Program, folder: Path, facts: Row) -> Row:
     """What the machine code of a kernel says, and bounds of a projection's time."""
-    facts, code = kernel_facts.facts_of(folder), kernel_facts.machine_code(folder)
+    code = kernel_facts.machine_code(folder)
     if code is None or "registers" not in facts:
-        return None
+        return {}
     spec = program.spec
     if spec is None:
         return {"loop": kernel_facts.loop_of(code)._asdict()}

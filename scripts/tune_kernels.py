@@ -26,13 +26,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import clocks
 import jax
 import numpy as np
-from clocks import fitting, on_device, wall
 
 import rosler_kernels as rk
 from rosler_kernels import selection, tuning
-from rosler_kernels.specs import TABLES, Spec
+from rosler_kernels.specs import TABLES, Spec, matching
 
 INPUTS = 2
 COMPILERS = 12  # at once
@@ -79,10 +79,9 @@ def function(spec: Spec, implementation: str, blocks: Any) -> Any:
 
 
 def seconds(call: Callable[[int], Any], repeats: int) -> float:
-    """Median seconds of a call: of the device's kernels, or by the wall."""
-    count = min(fitting(call, INPUTS), 16)
-    each = lambda: on_device(call, count, INPUTS) or wall(call, count, INPUTS)  # noqa: E731
-    return statistics.median(each() for _ in range(repeats))
+    """Median seconds of a call."""
+    count = min(clocks.fitting(call, INPUTS), 16)
+    return statistics.median(clocks.seconds(call, count, INPUTS) for _ in range(repeats))
 
 
 def compiled(run: Any, x: Any, sketch: Any) -> Any:
@@ -175,8 +174,7 @@ def main(arguments: list[str]) -> int:
     here = selection.device()
     kind = options.device_kind or here.kind
     implementation = "mosaic_gpu" if tuning.is_hopper(kind) else "mosaic_tpu"
-    table = TABLES[options.specs]
-    specs = list(dict.fromkeys(s for t in options.filter.split(",") for s in table if t in s.name))
+    specs = matching(options.specs, options.filter)
     tried = candidates(implementation, options.quick)
     if options.dry_run:
         print("\n".join(map(str, tried)))

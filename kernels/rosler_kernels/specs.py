@@ -104,6 +104,17 @@ GPU = _table(
 TABLES = {"small": SMALL, "cpu": CPU, "gpu": GPU}
 
 
+def matching(table: str, texts: str) -> list[Spec]:
+    """Those of a table whose name holds one of some texts, in the order of the texts.
+
+    Args:
+      table: a key of ``TABLES``.
+      texts: with commas between them.
+    """
+    specs = TABLES[table]
+    return list(dict.fromkeys(s for text in texts.split(",") for s in specs if text in s.name))
+
+
 def tolerance(spec: Spec) -> tuple[float, float]:
     """(relative, absolute) error of a right result against float64.
 

@@ -62,3 +62,40 @@ def by_examples(run: Callable[[Array], Array], x: Array, cols: int, dtype: Any, 
         return jax.lax.dynamic_update_slice_in_dim(out, part, first, 0)
 
     return over(x.shape[0], size, step, jnp.zeros((x.shape[0], cols), dtype))
+
+
+def by_blocks(
+    y: Array,
+    rows: int,
+    size: int,
+    part: Callable[[Any, int], Callable[[Array], Array]],
+    numbers: int | None = NUMBERS,
+) -> Array:
+    """A result (b, rows) in blocks of columns, and each of them in blocks of examples.
+
+    Args:
+      y: (b, n).
+      rows: columns of the result.
+      size: of its blocks.
+      part: (first, size) -> from some examples to their block; what it makes is made once.
+      numbers: of a block of examples; None: all examples at once.
+    """
+    known = isinstance(y.shape[0], int)
+    count = fitting(size, numbers) if numbers is not None and known else None
+    if count is not None and count >= y.shape[0]:
+        count = None  # all at once
+    if size == rows and count is None:
+        return part(0, rows)(y).astype(y.dtype)
+
+    def column(first: Any, size: int, out: Array) -> Array:
+        run = part(first, size)
+
+        def some(at: Any, size: int, out: Array) -> Array:
+            block = run(examples(y, at, size)).astype(y.dtype)
+            return jax.lax.dynamic_update_slice(out, block, (at, first))
+
+        if count is None:
+            return jax.lax.dynamic_update_slice_in_dim(out, run(y).astype(y.dtype), first, axis=1)
+        return over(y.shape[0], count, some, out)
+
+    return over(rows, size, column, jnp.zeros((y.shape[0], rows), y.dtype))

@@ -176,41 +176,4 @@ def project_transpose(
 
     numbers = TILE_BYTES[0] // y.dtype.itemsize if platform != "cpu" else _blocks.NUMBERS
     pays = _blocks.pays(y.dtype, platform)
-    return by_blocks(y, sketch.rows, size, part, numbers if pays else None)
-
-
-def by_blocks(
-    y: Array,
-    rows: int,
-    size: int,
-    part: Callable[[Any, int], Callable[[Array], Array]],
-    numbers: int | None = _blocks.NUMBERS,
-) -> Array:
-    """A result (b, rows) in blocks of columns, and each of them in blocks of examples.
-
-    Args:
-      y: (b, n).
-      rows: columns of the result.
-      size: of its blocks.
-      part: (first, size) -> from some examples to their block; what it makes is made once.
-      numbers: of a block of examples; None: all examples at once.
-    """
-    known = isinstance(y.shape[0], int)
-    examples = _blocks.fitting(size, numbers) if numbers is not None and known else None
-    if examples is not None and examples >= y.shape[0]:
-        examples = None  # all at once
-    if size == rows and examples is None:
-        return part(0, rows)(y).astype(y.dtype)
-
-    def column(first: Any, size: int, out: Array) -> Array:
-        run = part(first, size)
-
-        def some(at: Any, count: int, out: Array) -> Array:
-            block = run(_blocks.examples(y, at, count)).astype(y.dtype)
-            return jax.lax.dynamic_update_slice(out, block, (at, first))
-
-        if examples is None:
-            return jax.lax.dynamic_update_slice_in_dim(out, run(y).astype(y.dtype), first, axis=1)
-        return _blocks.over(y.shape[0], examples, some, out)
-
-    return _blocks.over(rows, size, column, jnp.zeros((y.shape[0], rows), y.dtype))
+    return _blocks.by_blocks(y, sketch.rows, size, part, numbers if pays else None)

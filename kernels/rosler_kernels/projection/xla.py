@@ -18,8 +18,8 @@ from ..sketches.pool import grid
 from ..sketches.rows import samples
 from ..sketches.srht import columns, order_bits, ranks, signs
 from . import _srht
-from ._blocks import by_examples
-from ._dense import by_blocks, narrowly
+from ._blocks import NUMBERS, by_blocks, by_examples
+from ._dense import narrowly
 from ._dense import project as _dense_project
 from ._dense import project_transpose as _dense_transpose
 
@@ -38,7 +38,7 @@ SPARSE_ROWS = 2**14
 # matter, and only to choose between two right algorithms.
 _PRODUCT, _ENTRY = 0.01, 0.8  # a multiplication in a matrix product; making an entry of Omega
 _GATHERED = 0.6  # fetching a number by its index
-_TRANSFORMED = 2.5  # Hadamard transform of a number
+_TRANSFORMED, _TRANSFORMED_FAR = 2.5, 8.0  # Hadamard transform of a number, in cache and beyond
 _MANY = 2**20  # examples that a symbolic batch counts as
 _TENSOR_CORES = {2: 2048, 4: 256}
 """Columns, by bytes of a number, up to which a GPU or a TPU multiplies by Omega in less time than
@@ -51,7 +51,7 @@ def project(
     x: Float[Array, "b rows"], sketch: Sketch, *, platform: str = "cpu"
 ) -> Float[Array, "b cols"]:
     """x Omega, accumulated in float32 at least."""
-    if _dense(x, sketch, False, platform):
+    if _by_tiles(x, sketch, False, platform):
         return _dense_project(x, sketch, platform)
     run = _ALGORITHMS[family(sketch.kind).structure][0]
     if platform == "cpu" and family(sketch.kind).structure == "separable":
@@ -63,12 +63,12 @@ def project_transpose(
     y: Float[Array, "b cols"], sketch: Sketch, *, platform: str = "cpu"
 ) -> Float[Array, "b rows"]:
     """y Omega^T, accumulated in float32 at least."""
-    if _dense(y, sketch, True, platform):
+    if _by_tiles(y, sketch, True, platform):
         return _dense_transpose(y, sketch, platform)
     return _ALGORITHMS[family(sketch.kind).structure][1](y, sketch)
 
 
-def _dense(x: Array, sketch: Sketch, transpose: bool, platform: str) -> bool:
+def _by_tiles(x: Array, sketch: Sketch, transpose: bool, platform: str) -> bool:
     """Whether Omega is made tile by tile, whatever its structure."""
     structure = family(sketch.kind).structure
     accelerated = platform != "cpu"
@@ -93,7 +93,8 @@ def _dense_is_faster(batch: int, sketch: Sketch) -> bool:
     if family(sketch.kind).structure == "sparse":
         parameters = dict(sketch.params)
         return dense < _GATHERED * parameters["nnz"] * parameters.get("kappa", 1)
-    return dense < _TRANSFORMED
+    far = 1 << order_bits(sketch.rows) >= NUMBERS  # an example alone is a block
+    return dense < (_TRANSFORMED_FAR if far else _TRANSFORMED)
 
 
 # Sparse rows: one-hot tiles forwards (XLA's scatter is serial on CPU), a gather backwards.
