@@ -6,19 +6,22 @@ how its result lies on the mesh is refused.
 
 from __future__ import annotations
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import rosler_kernels as rk
 from rosler_jax import linen
 from rosler_jax.nn import SketchConv, SketchEinsum, SketchLinear
 from rosler_jax.nn.two_factor import TwoFactorLinear
-from rosler_jax.optim import ares_bp, restrict_rank
+from rosler_jax.optim import ares_bp, restrict_rank, scale_by_sketched_adam
 
 IMAGES = (8, 7, 7, 6)
 LAYERS = {
@@ -178,6 +181,59 @@ def check_divided_factors():
     close(got, want, "divided factors")
 
 
+def check_sketched_moments(kinds):
+    """Weights in shards: moments lie as their weights, and no gradient is gathered.
+
+    ``kinds``: of the mesh's axes, explicit or left to the compiler.
+    """
+    mesh = jax.make_mesh((2, 2), ("fsdp", "model"), axis_types=(kinds, kinds))
+    key, (m, n), rank = jax.random.key(4), (64, 96), 4
+    params = {
+        "a": {"kernel": jax.random.normal(key, (m, n))},
+        "b": {"kernel": jax.random.normal(key, (n, m))},
+    }
+    places = {
+        name: {"kernel": NamedSharding(mesh, spec)}
+        for name, spec in (("a", P("fsdp", "model")), ("b", P("model", "fsdp")))
+    }
+    variants = (
+        {}, {"scaling": "tensor", "along": "longer"}, {"scaling": "subspace"},
+        {"scaling": "subspace", "family": "dct_columns"}, {"state_dtype": jnp.int8},
+    )  # fmt: skip
+    for options in variants:
+        tx = scale_by_sketched_adam(rank, refresh=2, **options)
+
+        def steps(params, state, tx=tx):
+            for _ in range(3):
+                updates, state = tx.update(jax.tree.map(jnp.sin, params), state)
+                params = jax.tree.map(lambda p, u: p + u / 100, params, updates)
+            return params, state
+
+        want, _ = jax.jit(steps)(params, tx.init(params))
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, places)
+            state = tx.init(placed)
+            if "state_dtype" not in options:
+                along = options.get("along", "shorter")
+                lies = state.sketched.mu["a/kernel"]
+                spec = P(None, "model" if along == "shorter" else "fsdp", None)
+                assert lies.sharding.is_equivalent_to(NamedSharding(mesh, spec), 3), lies.sharding
+            compiled = jax.jit(steps).lower(placed, state).compile()
+            got, _ = compiled(placed, state)
+            gathered = all_gathered(compiled.as_text())
+        close(got, want, f"{kinds} {options}")
+        # Of a gradient a device would gather a quarter at least; sketches and bases are smaller.
+        # Which cosines are the largest is known from all of a column.
+        few = options.get("family") == "dct_columns" or max(gathered, default=0) < m * n // 4
+        assert few, (kinds, options, gathered)
+
+
+def all_gathered(program):
+    """Numbers in the results of a program's gathers over the mesh."""
+    found = re.findall(r"= \(?\w+\[([\d,]*)\]\S* all-gather", program)
+    return [math.prod(map(int, filter(None, shape.split(",")))) for shape in found]
+
+
 if __name__ == "__main__":
     data = jax.make_mesh((4,), ("data",))
     check_layers(data)
@@ -185,4 +241,6 @@ if __name__ == "__main__":
     check_training(data)
     check_kernels(data)
     check_divided_factors()
+    for kinds in (AxisType.Explicit, AxisType.Auto):
+        check_sketched_moments(kinds)
     print("equal")

@@ -8,7 +8,7 @@ from .patches.api import project_patches
 from .products import accumulator, outer
 from .projection.api import explain, project, project_transpose
 from .selection import IMPLEMENTATIONS, Choice, assume_device, use_implementation
-from .sharding import by_example
+from .sharding import automatically, by_example
 from .sketches import (
     FAMILIES,
     Family,
@@ -38,6 +38,7 @@ __all__ = [
     "Sketch",
     "accumulator",
     "assume_device",
+    "automatically",
     "block_perm",
     "by_example",
     "dct",

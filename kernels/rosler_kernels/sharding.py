@@ -76,3 +76,31 @@ def by_example(
     outside = jax.sharding.get_abstract_mesh().empty
     with jax.sharding.use_abstract_mesh(mesh) if outside else contextlib.nullcontext():
         return divided(*leaves)
+
+
+def automatically(function: Callable[..., T], out: P, *operands: Any) -> T:
+    """function(*operands), in explicit mode divided by the compiler; its result lies as ``out``.
+
+    Outside explicit mode this is the plain call.
+
+    Args:
+      function: of arrays.
+      out: how its one result lies on the mesh.
+      operands: arrays.
+
+    Returns:
+      the function's result.
+
+    >>> import jax.numpy as jnp
+    >>> automatically(jnp.dot, P(), jnp.ones((2, 3)), jnp.ones(3)).shape
+    (2,)
+    """
+    meshes = [jax.typeof(operand).sharding.mesh for operand in operands]
+    mesh = next((m for m in meshes if AxisType.Explicit in m.axis_types), None)
+    if mesh is None:
+        return function(*operands)
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+    outside = jax.sharding.get_abstract_mesh().empty
+    with jax.sharding.use_abstract_mesh(mesh) if outside else contextlib.nullcontext():
+        return jax.sharding.auto_axes(function, axes=explicit, out_sharding=out)(*operands)

@@ -24,7 +24,15 @@ from rosler_jax.nn import (
     SketchState,
     TwoFactorLinear,
 )
-from rosler_jax.optim import ares_bp, extract_factors, restrict_rank
+from rosler_jax.optim import (
+    ares_bp,
+    compact_state,
+    extract_factors,
+    restrict_rank,
+    scale_by_sketched,
+    scale_by_sketched_adam,
+    sketched_adamw,
+)
 from rosler_jax.rate import rate_coded
 from rosler_jax.size import size_report
 from rosler_jax.sketchify import Rule, sketchify
@@ -47,6 +55,7 @@ __all__ = [
     "TwoFactors",
     "__version__",
     "ares_bp",
+    "compact_state",
     "extract_factors",
     "factors",
     "finish",
@@ -60,7 +69,10 @@ __all__ = [
     "rate_coded",
     "restrict_rank",
     "save",
+    "scale_by_sketched",
+    "scale_by_sketched_adam",
     "size_report",
+    "sketched_adamw",
     "sketchify",
     "trace",
 ]

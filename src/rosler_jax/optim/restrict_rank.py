@@ -14,7 +14,7 @@ import rosler_kernels as rk
 from rosler_jax._linalg import low_rank_product
 from rosler_jax._verdict import verdict as verdict_of
 from rosler_jax.optim import _landing
-from rosler_jax.optim._checks import static_int
+from rosler_jax.optim._checks import key_words, static_int, typed_key, whole_number
 from rosler_jax.optim._matrices import select_matrices, stacked_svd
 
 if TYPE_CHECKING:
@@ -33,30 +33,6 @@ class RestrictRankState(NamedTuple):
     moved: jax.Array  # shape=(k,), dtype=bool; has the inner optimiser ever moved the weight?
     restricted: jax.Array  # shape=(), dtype=bool; was the last update a restriction?
     landing: _landing.Landing  # where the last restriction took the weights: entries of them
-
-
-def _check_every(every: int | Int[Array, ""]) -> int | Int[Array, ""]:
-    """Lets an integer scalar array through unchecked, since its value may not be known yet."""
-    if isinstance(every, jax.Array):
-        if every.ndim or not jnp.issubdtype(every.dtype, jnp.integer):
-            raise TypeError(
-                f"every must be an integer scalar, got {every.dtype}{list(every.shape)}"
-            )
-        return every
-    return static_int("every", every, 1)
-
-
-def _key_words(seed: int | Key[Array, ""] | UInt32[Array, "2"]) -> UInt32[Array, "2"]:
-    """Two seed words: plain numbers, so that the state can be saved, compared and vmapped."""
-    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
-        return jax.random.bits(seed, (2,), jnp.uint32)
-    if jnp.shape(seed) == (2,):
-        return jnp.asarray(seed, jnp.uint32)
-    if jnp.ndim(seed):
-        raise ValueError(
-            f"seed has shape {jnp.shape(seed)}; pass an int, a PRNG key or two uint32 words"
-        )
-    return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
 
 
 def _restrict(
@@ -182,7 +158,7 @@ def restrict_rank(
     rank-restricted training of Li et al. (2021), doi 10.1038/s43588-021-00039-6.
     """
     rank = static_int("rank", rank, 1)
-    every = _check_every(every)
+    every = whole_number("every", every, 1)
     power_iterations = static_int("power_iterations", power_iterations, 0)
     oversampling = static_int("oversampling", oversampling, 0)
     inner = optax.with_extra_args_support(inner)
@@ -192,7 +168,7 @@ def restrict_rank(
         chosen = [leaves[i] for _, i, _ in select_matrices(params, rank, view, where)]
         return RestrictRankState(
             count=jnp.zeros([], jnp.int32),
-            key=_key_words(seed),
+            key=key_words(seed),
             inner_state=inner.init(params),
             moved=jnp.zeros(len(chosen), bool),
             restricted=jnp.asarray(False),
@@ -206,7 +182,7 @@ def restrict_rank(
         def restrict(
             state: RestrictRankState, weights: list[Array], updates: list[Array]
         ) -> tuple[list[Array], _landing.Landing]:
-            words = jax.random.wrap_key_data(state.key, impl="threefry2x32")
+            words = typed_key(state.key)
             key = jax.random.fold_in(words, state.count)
             steps = []
             for i, (seen, w, u) in enumerate(zip(views, weights, updates, strict=True)):
