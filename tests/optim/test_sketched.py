@@ -403,8 +403,11 @@ def test_refuses_options_that_it_does_not_know(options, message):
 def test_refuses_a_state_of_other_parameters():
     tx = scale_by_sketched_adam(RANK)
     state = tx.init({"a": {"kernel": jnp.ones((8, 9))}})
-    with pytest.raises(ValueError, match="holds 'a/kernel' as a sketch of shape"):
+    with pytest.raises(ValueError, match="of 'a/kernel' the state holds sketches of"):
         tx.update({"a": {"kernel": jnp.ones((8, 19))}}, state)
+    with pytest.raises(ValueError, match="holds sketches of nothing"):
+        few = scale_by_sketched_adam(RANK, view=lambda name, shape: VIEWS[name])
+        few.update(tree(), few.init({"bias": jnp.ones(7)}))
     with pytest.raises(ValueError, match="at most 46340"):
         long = {"kernel": jax.ShapeDtypeStruct((50_000, 50_001), jnp.float32)}
         jax.eval_shape(scale_by_sketched_adam(1, family="dct_columns").init, long)

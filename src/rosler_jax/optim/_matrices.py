@@ -22,7 +22,12 @@ Chosen = list[tuple[str, int, MatrixView]]
 
 
 def select_matrices(
-    params: Any, rank: int, view: View = None, where: Where | None = None
+    params: Any,
+    rank: int,
+    view: View = None,
+    where: Where | None = None,
+    *,
+    can_be_none: bool = False,
 ) -> Chosen:
     """Selects the leaves that hold matrices to be held at a rank.
 
@@ -32,6 +37,7 @@ def select_matrices(
       view: says which leaves are matrices and how, see :func:`rosler_jax.views.select`.
       where: predicate on a leaf's name such as ``"hidden/kernel"``. With a ``view`` it narrows the
         choice; without one it is the choice, and a leaf of two axes is seen as ``(in, out)``.
+      can_be_none: whether a tree without matrices is all right.
 
     Returns:
       Name, position among the leaves of ``params`` and view, in order. Without ``where`` only those
@@ -50,7 +56,7 @@ def select_matrices(
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         shapes[path_name(path)] = jnp.shape(leaf)
     seen = _picked(params, where) if view is None and where is not None else select(params, view)
-    if shapes and not seen and where is None:
+    if shapes and not seen and where is None and not can_be_none:
         raise ValueError(
             f"no matrix is known among the parameters {_some(shapes)}: without view= only leaves "
             "named kernel of two axes are; pass view=rosler_jax.matrix_views(model) or a dict of "

@@ -91,7 +91,9 @@ def compact_state(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, CompactState]:
-        updates, new = inner.update(updates, decode(state.inner_state), params, **extra_args)
+        held = decode(state.inner_state)
+        found, new = inner.update(updates, held, params, **extra_args)
+        updates = as_dtypes_of(found, updates)
         count = optax.safe_increment(state.count)
         coded = encode(new, dtype, jax.random.fold_in(typed_key(state.key), count))
         return updates, CompactState(count, state.key, coded)
@@ -125,6 +127,11 @@ def encode(state: Any, dtype: jnp.dtype, key: Key[Array, ""]) -> Any:
 def decode(state: Any) -> Any:
     """The state, its floating arrays in float32."""
     return jax.tree.map(_widened, state, is_leaf=lambda node: isinstance(node, Coded))
+
+
+def as_dtypes_of(updates: Any, gradients: Any) -> Any:
+    """Updates in the dtypes of the gradients: moments in float32 would make float32 of all."""
+    return jax.tree.map(lambda u, g: u.astype(g.dtype), updates, gradients)
 
 
 def _is_held(leaf: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +15,7 @@ import rosler_kernels as rk
 from rosler_jax.optim import _bases, _moments, _subspaces
 from rosler_jax.optim._checks import key_words, one_of, static_int, typed_key, whole_number
 from rosler_jax.optim._matrices import select_matrices
-from rosler_jax.optim.compact_state import check_dtype, decode, encode
+from rosler_jax.optim.compact_state import as_dtypes_of, check_dtype, decode, encode
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key, UInt32
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 SCALINGS = ("channel", "tensor", "subspace")
 
+# What a state holds of no weights: a leaf, so that `optax.tree.map_params`, which makes a state of
+# no parameters to see where those of one lie, takes the weights' sketches for something else.
+_NOTHING = functools.partial(jnp.zeros, 0)
+
 
 class SketchedState(NamedTuple):
     """State of :func:`scale_by_sketched`; arrays of the sketched weights by their names."""
@@ -35,8 +40,8 @@ class SketchedState(NamedTuple):
     key: jax.Array  # shape=(2,), dtype=jnp.uint32; seed of the sketches, constant
     sketched: Any  # the inner optimiser's, of sketches (matrices, kept, rank)
     rest: Any  # the inner optimiser's, of the other parameters
-    norms: dict[str, jax.Array]  # (matrices,) each; of the last update, where growth is limited
-    columns: dict[str, jax.Array]  # (matrices, rank) each, int32; where columns are selected
+    norms: Any  # (matrices,) each; of the last update, where growth is limited
+    columns: Any  # (matrices, rank) each, int32; where columns are selected
 
 
 class _Options(NamedTuple):
@@ -142,24 +147,31 @@ def scale_by_sketched(
 
     def weights_of(tree: Any) -> list[Weight]:
         leaves = jax.tree.leaves(tree)
-        chosen = select_matrices(tree, options.rank, view, where)
+        chosen = select_matrices(tree, options.rank, view, where, can_be_none=view is not None)
         return [_bases.weight_of(*found, leaves[found[1]], options.along) for found in chosen]
 
     def init_fn(params: optax.Params) -> SketchedState:
         key, weights, leaves = key_words(seed), weights_of(params), jax.tree.leaves(params)
         for weight in weights:
             _bases.check(options.family, weight)
+        state = SketchedState(
+            count=jnp.zeros([], jnp.int32),
+            key=key,
+            sketched=_NOTHING(),
+            rest=inner.init(_without(params, weights)),
+            norms=_NOTHING(),
+            columns=_NOTHING(),
+        )
+        if not weights:
+            return _stored(state, options)
         zeros = {
             w.name: w.zeros(options.rank, rk.accumulator(leaves[w.index].dtype)) for w in weights
         }
         sketched = inner.init(zeros)
         if options.momentum == "project":
             _moments.check(sketched, zeros)
-        state = SketchedState(
-            count=jnp.zeros([], jnp.int32),
-            key=key,
+        state = state._replace(
             sketched=sketched,
-            rest=inner.init(_without(params, weights)),
             norms={w.name: jnp.zeros(w.matrices) for w in weights if options.limit is not None},
             columns=_first_columns(options, weights),
         )
@@ -173,35 +185,44 @@ def scale_by_sketched(
     ) -> tuple[optax.Updates, SketchedState]:
         leaves, treedef = jax.tree.flatten(updates)
         weights = weights_of(updates)
-        others = None if params is None else _without(params, weights)
         _check_same(weights, state, options.rank)
-        rest, rest_state = inner.update(
-            _without(updates, weights), _read(state.rest, options), others, **extra_args
-        )
+        others = None if params is None else _without(params, weights)
+        small = _without(updates, weights)
+        rest, rest_state = inner.update(small, _read(state.rest, options), others, **extra_args)
+        rest = rest if options.dtype is None else as_dtypes_of(rest, small)
         state = state._replace(rest=rest_state, sketched=_read(state.sketched, options))
-        gradients = {w.name: leaves[w.index] for w in weights}
-        selects = options.family == _bases.COSINES
-        find = _subspaces.selected if selects else _subspaces.random
-        bases, turns, columns = find(state, gradients, weights, options)
-        r = {w.name: w.down(gradients[w.name], bases[w.name]) for w in weights}
-        moments = _moments_now(state, turns, r, options, inner)
-        n, sketched = inner.update(r, moments, None, **extra_args)
         new: Arrays = {}
-        norms: Arrays = {}
-        for w in weights:
-            args = (w, gradients[w.name], r[w.name], n[w.name], bases[w.name])
-            new[w.name], norm = _whole(*args, state.norms.get(w.name), options)
-            norms |= {} if norm is None else {w.name: norm}
-        state = state._replace(
-            count=optax.safe_increment(state.count),
-            sketched=sketched,
-            norms=norms,
-            columns=columns,
-        )
-        merged = _merged(treedef, rest, new, weights)
-        return merged, _stored(state, options)
+        if weights:
+            gradients = {w.name: leaves[w.index] for w in weights}
+            new, state = _update_sketched(gradients, state, weights, options, inner, extra_args)
+        state = state._replace(count=optax.safe_increment(state.count))
+        return _merged(treedef, rest, new, weights), _stored(state, options)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _update_sketched(
+    gradients: Arrays,
+    state: SketchedState,
+    weights: list[Weight],
+    options: _Options,
+    inner: optax.GradientTransformationExtraArgs,
+    extra_args: dict[str, Any],
+) -> tuple[Arrays, SketchedState]:
+    """Updates of the sketched weights, and the state after them."""
+    selects = options.family == _bases.COSINES
+    find = _subspaces.selected if selects else _subspaces.random
+    bases, turns, columns = find(state, gradients, weights, options)
+    r = {w.name: w.down(gradients[w.name], bases[w.name]) for w in weights}
+    moments = _moments_now(state, turns, r, options, inner)
+    n, sketched = inner.update(r, moments, None, **extra_args)
+    new: Arrays = {}
+    norms: Arrays = {}
+    for w in weights:
+        args = (w, gradients[w.name], r[w.name], n[w.name], bases[w.name])
+        new[w.name], norm = _whole(*args, state.norms.get(w.name), options)
+        norms |= {} if norm is None else {w.name: norm}
+    return new, state._replace(sketched=sketched, norms=norms, columns=columns)
 
 
 def _checked(
@@ -266,14 +287,16 @@ def _first_columns(options: _Options, weights: list[Weight]) -> Arrays:
 def _check_same(weights: list[Weight], state: SketchedState, rank: int) -> None:
     """Refuses gradients whose matrices are not those that the state was made for."""
     expected = {w.name: (w.matrices, w.kept, rank) for w in weights}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.sketched):
-        name = path[-1].key if isinstance(path[-1], jax.tree_util.DictKey) else None
-        if name is None:
-            continue
-        if expected.get(name) != leaf.shape:
+    held = {
+        path[-1].key: leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.sketched)
+        if path and isinstance(path[-1], jax.tree_util.DictKey)
+    }
+    for name in [*held, *(expected if isinstance(state.sketched, jax.Array) else ())]:
+        if held.get(name) != expected.get(name):
             raise ValueError(
-                f"the state holds {name!r} as a sketch of shape {leaf.shape}, the gradients make "
-                f"it {expected.get(name, 'none')}; call init with these parameters"
+                f"of {name!r} the state holds sketches of {held.get(name, 'nothing')}, the "
+                f"gradients make {expected.get(name, 'nothing')}; call init with these parameters"
             )
 
 
