@@ -58,6 +58,7 @@ LEVELS = {
     "rosler_jax.tasks": 3,
     "rosler_jax.methods": 3,
     "rosler_jax.learner": 3,
+    "rosler_jax.delta": 4,
     "rosler_jax.units": 4,
     "rosler_jax.modelfile": 3,
     "rosler_jax._convert": 2,

@@ -93,8 +93,8 @@ def _split_short(data: bytes) -> Parts:
     """A file of version 3."""
     _check_sum(data)
     body = memoryview(data)[: -_CHECKSUM.size]
-    stored_size, start = _read_leb128(body, _SHORT_PREFIX.size)
-    payload_size, start = _read_leb128(body, start)
+    stored_size, start = read_leb128(body, _SHORT_PREFIX.size)
+    payload_size, start = read_leb128(body, start)
     middle = start + stored_size
     end = middle + payload_size
     if end > len(body):
@@ -121,7 +121,7 @@ def leb128(size: int) -> bytes:
     return bytes([low | 128]) + leb128(rest) if rest else bytes([low])
 
 
-def _read_leb128(data: memoryview, start: int) -> tuple[int, int]:
+def read_leb128(data: memoryview, start: int) -> tuple[int, int]:
     """A size, and where it ends."""
     found = bytes(data[start : start + 8])
     length = next((k + 1 for k, byte in enumerate(found) if byte < 128), 0)
