@@ -10,6 +10,7 @@ from __future__ import annotations
 from rosler_jax import factors, initializers, models, nn, optim, quantization
 from rosler_jax._layer_views import matrix_views
 from rosler_jax._version import __version__
+from rosler_jax.delta import load_delta, save_delta, seeded_delta
 from rosler_jax.factors import SeededFactors, SketchFactors, TwoFactors
 from rosler_jax.finish import finish
 from rosler_jax.graph import Graph, trace
@@ -61,6 +62,7 @@ __all__ = [
     "finish",
     "initializers",
     "load",
+    "load_delta",
     "matrix_views",
     "models",
     "nn",
@@ -69,8 +71,10 @@ __all__ = [
     "rate_coded",
     "restrict_rank",
     "save",
+    "save_delta",
     "scale_by_sketched",
     "scale_by_sketched_adam",
+    "seeded_delta",
     "size_report",
     "sketched_adamw",
     "sketchify",

@@ -70,6 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "names of their own",
     )
 
+    parser.add_argument(
+        "--delta",
+        metavar="FILE",
+        help="C in float32: add rosler_tune, which takes the model to any numbers of this delta",
+    )
+
     training = parser.add_argument_group(
         "training on the device", "C: writes rosler_train.h and rosler_train.c, too"
     )
@@ -115,9 +121,17 @@ def run(args: argparse.Namespace) -> Outcome:
         others=others,
         name=args.name,
         weights=args.weights,
+        delta=None if args.delta is None else _delta(args.delta, graph),
     )
     files = [str(path) for path in done.files]
     return Outcome("\n".join([done.text, "", "wrote", *files]), {"files": files, **done.report})
+
+
+def _delta(path: str, graph: Graph) -> Any:
+    """A delta of the graph's weights."""
+    from rosler_jax.delta import load_delta
+
+    return load_delta(path, graph)[0]
 
 
 def _training(args: argparse.Namespace) -> Any:

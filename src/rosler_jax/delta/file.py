@@ -28,6 +28,7 @@ from rosler_jax._files import replace_file
 from rosler_jax._frame import leb128, read_leb128
 from rosler_jax._quantized import QuantizedTensor, integer_levels
 from rosler_jax.delta._forms import FORMS
+from rosler_jax.delta._graph import as_base
 from rosler_jax.delta.seeded_delta import seeded_delta
 from rosler_jax.quantization import quantize
 
@@ -81,6 +82,7 @@ def decode_delta(
     data: bytes, base: Any, *, view: View = None, name: str = "delta"
 ) -> tuple[SeededDelta, Float[Array, " k"]]:
     """The inverse of :func:`encode_delta`; see :func:`load_delta`."""
+    base, view = as_base(base, view)
     try:
         form, rank, k, seed, wrt, end = _head(data)
         values = _read_numbers(data[end:-4], k)
@@ -177,7 +179,8 @@ def load_delta(
 
     Args:
       path: of the file.
-      base: the model that the delta was made for: ``delta.apply(base, z)`` is the tuned one.
+      base: the model that the delta was made for, ``delta.apply(base, z)`` is the tuned one; or a
+        graph of it, or what :func:`rosler_jax.load` gave, whose weights are ``params``.
       view: as of :func:`seeded_delta`.
 
     Returns:

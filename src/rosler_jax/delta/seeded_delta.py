@@ -17,6 +17,7 @@ import rosler_kernels as rk
 from rosler_jax._layer_views import matrix_views
 from rosler_jax._paths import path_name
 from rosler_jax.delta._forms import FORMS, change
+from rosler_jax.delta._graph import as_base
 from rosler_jax.optim._checks import one_of, static_int
 from rosler_jax.optim._matrices import select_matrices
 from rosler_kernels.hashing import bounded, threefry_2x32
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     Wrt = str | Sequence[str] | Callable[[str], bool]
 
-_NUMBERS, _SIDES = 0, 1  # streams of a weight's seed
+NUMBERS, SIDES = 0, 1  # streams of a weight's seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,7 @@ def shared(
     Every k of the total in a row are all k, rotated by a random offset, each with a random sign: an
     isometry. So no number of a delta is without use, and all have use alike.
     """
-    first, second, *_ = seeds_of(seed, "", _NUMBERS)
+    first, second, *_ = seeds_of(seed, "", NUMBERS)
     row = jnp.uint32(start) + jnp.arange(size, dtype=jnp.uint32)
     offset = bounded(threefry_2x32((first[0], first[1]), (row // k, jnp.uint32(0)))[0], k)
     sign = rk.tile(rk.rademacher(second, total, 1), start, size)[:, 0]
@@ -218,7 +219,7 @@ def seeded_delta(
     row. What is random is made again from the seed: the same bits on every device.
 
     Args:
-      base: the model: an NNX module, or any tree of parameters.
+      base: the model: an NNX module, any tree of parameters, a graph, or a loaded model.
       k: numbers of the delta; None for D.
       seed: 0 to 2^32 - 1.
       form, rank: as above.
@@ -256,6 +257,7 @@ def seeded_delta(
     if seed >= 2**32:
         raise ValueError(f"seed {seed} is outside [0, 2^32); pass a 32-bit integer")
     rank = 0 if rule.factors is None else static_int("rank", rank, 1)
+    base, view = as_base(base, view)
     if isinstance(base, nnx.Module):
         view = matrix_views(base) if view is None else view
         base = nnx.state(base, nnx.Param)
@@ -303,7 +305,7 @@ def _bases(plan: Plan, base: Any) -> dict[str, Any]:
     leaves = {path_name(path): w for path, w in jax.tree_util.tree_leaves_with_path(base)}
     return {
         weight.name: rule.bases(
-            seeds_of(plan.seed, weight.name, _SIDES),
+            seeds_of(plan.seed, weight.name, SIDES),
             weight.view.to_matrices(leaves[weight.name]),
             weight.matrices,
             plan.rank,

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,9 @@ from rosler_jax.graph import Graph, run_batch
 from rosler_jax.graph._source import TraceError
 from rosler_jax.graph.kinds import Gather
 from rosler_jax.graph.save import Model, load, model_path
+
+if TYPE_CHECKING:
+    from rosler_jax.delta import SeededDelta
 
 DTYPES = ("float32", *WEIGHT_BITS)
 EXAMPLES = 16  # inputs and outputs that are written beside a C model
@@ -67,6 +70,7 @@ class Options(NamedTuple):
       others: inputs of the same kind as the calibration's, to see how many saturate.
       name: what all names in C code begin with.
       weights: how they lie in the flash of C code.
+      delta: changes weights of C code on the device.
     """
 
     dtype: str = "float32"
@@ -79,6 +83,7 @@ class Options(NamedTuple):
     others: Any = None
     name: str = DEFAULT
     weights: str = "packed"
+    delta: SeededDelta | None = None
 
 
 class Exported(NamedTuple):
@@ -112,6 +117,7 @@ def export(
     others: Any = None,
     name: str = DEFAULT,
     weights: str = "packed",
+    delta: SeededDelta | None = None,
 ) -> Exported:
     """Exports a trained model.
 
@@ -138,6 +144,9 @@ def export(
         ``"packed"``; ``"coded"``, decoded to RAM by ``rosler_init``; ``"streamed"``, decoded row by
         row in products with one vector; ``"sparse"``, those that are not zero alone. The outputs
         are the same. The report compares them where most weights are zero.
+      delta: made for the model's parameters (``load(...).params``, say): C code in float32 then
+        has ``rosler_tune``, which takes the model to any numbers of it; the weights that it changes
+        take RAM as well as flash.
 
     Returns:
       The files and the report.
@@ -170,6 +179,11 @@ def export(
             f"weights {weights!r} cannot train on the device, which stores them anew: export with "
             "weights 'packed', or without training"
         )
+    if delta is not None and (target, dtype, weights, train) != ("c", "float32", "packed", None):
+        raise ExportError(
+            "delta= is for C code in float32, with packed weights, that does not train; else apply "
+            "the delta before the export"
+        )
     check_name(name)
     graph = _graph(model, input_shape)
     options = Options(
@@ -183,6 +197,7 @@ def export(
         others,
         name,
         weights,
+        delta,
     )
     done = TARGETS[target](graph, options)
     return Exported(put(Path(out), done.files, done.stale), done.report, done.text)
@@ -252,7 +267,9 @@ def _form(
     model: Any, inputs: Any, options: Options, weights: str
 ) -> tuple[CSource, report.Counted | None, str | None]:
     """The C code with weights of some form, and what an emulated inference takes, or why not."""
-    source = write_c(model, probabilities=options.probabilities, weights=weights)
+    source = write_c(
+        model, probabilities=options.probabilities, weights=weights, delta=options.delta
+    )
     if options.board is None:
         return source, None, None
     with tempfile.TemporaryDirectory() as work:

@@ -5,6 +5,7 @@ from rosler_jax.nn._variables import SketchParam, SketchSeed, SketchState
 from rosler_jax.nn.conv import SketchConv
 from rosler_jax.nn.einsum import SketchEinsum, SketchLinearGeneral
 from rosler_jax.nn.linear import SketchLinear
+from rosler_jax.nn.sketched_dot_general import one_byte, sketch_policy, sketched_dot_general
 from rosler_jax.nn.two_factor import TwoFactorLinear
 
 __all__ = [
@@ -18,4 +19,7 @@ __all__ = [
     "TwoFactorLinear",
     "functional",
     "lifts",
+    "one_byte",
+    "sketch_policy",
+    "sketched_dot_general",
 ]

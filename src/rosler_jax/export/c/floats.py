@@ -27,6 +27,7 @@ from rosler_jax.export.c.sketches import (
     filled_bytes,
     project_step,
 )
+from rosler_jax.export.c.tuned import tuned
 from rosler_jax.export.c.unit import FLOAT, Step, Unit, float32_literal, literal
 from rosler_jax.export.c.windows import (
     is_depthwise,
@@ -85,6 +86,10 @@ def _matrix(unit: Unit, label: str, weight: np.ndarray, groups: int) -> tuple[st
 
 def _weights(unit: Unit, label: str, weight: Weight, groups: int) -> tuple[str, int, int, str]:
     """The same for a stored weight, which may be decoded at the start."""
+    name = tuned(unit, label, weight)
+    if name is not None:
+        m = math.prod(weight.values.shape[:-1])
+        return name, m, weight.values.shape[-1], ""
     matrix = float_matrix(weight) if groups == 1 else None
     name = None if matrix is None else decoded(unit, label, matrix, "f32")
     if matrix is None or name is None:

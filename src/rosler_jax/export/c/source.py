@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rosler_jax._version import __version__
 from rosler_jax.export import softmax
 from rosler_jax.export._errors import ExportError
+from rosler_jax.export.c import tuned
 from rosler_jax.export.c.integers import wire_integers
 from rosler_jax.export.c.program import wire
 from rosler_jax.export.c.unit import (
@@ -22,6 +23,9 @@ from rosler_jax.export.c.unit import (
 from rosler_jax.export.c.wiring import Wiring, mentions, statements, unused
 from rosler_jax.export.integer import Program
 from rosler_jax.graph.graph import Graph
+
+if TYPE_CHECKING:
+    from rosler_jax.delta import SeededDelta
 
 CTYPE = {
     "float32": "float", "int32": "int32_t", "bool": "uint8_t", "int16": "int16_t",
@@ -95,7 +99,7 @@ class CSource(NamedTuple):
 
 def write_c(
     model: Graph | Program, *, probabilities: bool = False, poison: int | None = None,
-    weights: str = "packed",
+    weights: str = "packed", delta: SeededDelta | None = None,
 ) -> CSource:  # fmt: skip
     """Writes a model as C99: constant data, kernels, and a function that calls them in order.
 
@@ -104,6 +108,7 @@ def write_c(
       probabilities: whether to add ``rosler_softmax``.
       poison: for tests: a byte that is written over memory when nobody needs it.
       weights: how they lie in flash: a key of :data:`rosler_jax.export.c.coded.FORMS`.
+      delta: of a graph: its weights are tuned on the device, by ``rosler_tune``.
 
     Returns:
       The texts and what they take.
@@ -111,11 +116,17 @@ def write_c(
     Raises:
       ExportError: for an operation that C code does not have.
     """
-    unit = Unit(poison=poison, weights=weights)
+    unit = Unit(poison=poison, weights=weights, delta=delta)
+    if delta is not None:
+        tuned.check(delta)
     inputs, outputs = _ports(model)
     wiring = _wiring(model, unit, _names("x", inputs))
     lines, arena = statements(wiring, _names("y", outputs), poison)
     arena_bytes = max(arena.bytes, unit.start_bytes)
+    if delta is not None:
+        unit.data.append("static int rosler_is_tuned;")
+        unit.functions.append(tuned.function(unit))
+        lines.insert(0, "if (!rosler_is_tuned) {\n        rosler_tune(0);\n    }")
     if unit.start:
         unit.functions.append(_init(unit))
         lines.insert(0, "if (!rosler_decoded) {\n        rosler_init(arena);\n    }")
@@ -139,6 +150,11 @@ def _init(unit: Unit) -> str:
     start = ["unsigned char *a = (unsigned char *)arena->words;", *unit.start]
     body = "\n".join(f"    {line}" for line in [*start, "rosler_decoded = 1;"])
     return f"static int rosler_decoded;\n\nvoid rosler_init(rosler_arena *arena)\n{{\n{body}\n}}"
+
+
+def _tune(unit: Unit) -> str:
+    """What the header says of a delta."""
+    return "" if unit.delta is None else tuned.ABOUT.replace("@K@", str(unit.delta.plan.k))
 
 
 def _ports(model: Graph | Program) -> tuple[list[Port], list[Port]]:
@@ -251,6 +267,7 @@ def _header(
 int rosler_argmax(const rosler_output *y);
 """ if len(outputs) == 1 and outputs[0].dtype != "bool" else ""  # fmt: skip
     decoded = f"#define ROSLER_DECODED_BYTES {unit.ram_bytes}\n" if unit.start else ""
+    about_start = (_INIT if unit.start else "") + _tune(unit)
     about = f"{' (integers, see ROSLER_OUTPUT_SCALE)' if integer else ''}"
     return f"""/* Written by rosler-jax {__version__}; do not edit. */
 #ifndef ROSLER_MODEL_H
@@ -287,7 +304,7 @@ typedef struct {{
 
 /* Computes the network's outputs{about}. */
 {_prototype(inputs, outputs)};
-{_INIT if unit.start else ""}{argmax}{_SOFTMAX[outputs[0].dtype] if probabilities else ""}{quantize}
+{about_start}{argmax}{_SOFTMAX[outputs[0].dtype] if probabilities else ""}{quantize}
 #ifdef __cplusplus
 }}
 #endif

@@ -7,9 +7,12 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from rosler_jax.delta import SeededDelta
 
 FOLDERS = tuple(Path(__file__).parent / name for name in ("kernels", "train/kernels"))
 """Where templates lie; a name is unique in all of them."""
@@ -103,6 +106,9 @@ class Unit:
       start: statements that come before the first call; ``a`` points to the arena.
       start_bytes: of the arena that they need.
       ram_bytes: of variables that they fill, beside the arena.
+      delta: changes weights on the device.
+      tuned: names of the weights that it has met.
+      tunes: statements that change them, of its numbers ``z``.
     """
 
     kernels: list[str] = dataclasses.field(default_factory=list)
@@ -116,6 +122,9 @@ class Unit:
     start: list[str] = dataclasses.field(default_factory=list)
     start_bytes: int = 0
     ram_bytes: int = 0
+    delta: SeededDelta | None = None
+    tuned: list[str] = dataclasses.field(default_factory=list)
+    tunes: list[str] = dataclasses.field(default_factory=list)
 
     def use(self, name: str, names: dict[str, str] | None = None) -> None:
         """Adds a kernel, its placeholders filled in."""
