@@ -168,6 +168,7 @@ class Runs:
         self.data = text()
 
     def get(self, name: str, rate: float, seed: int) -> dict[str, float]:
+        """A run's result, trained if it is not there."""
         key = f"{name} | {rate:.3g} | {seed} | {self.steps} | {tuple(self.size)}"
         if key not in self.rows:
             print(f"  {name}, rate {rate:.3g}, seed {seed}", file=sys.stderr, flush=True)

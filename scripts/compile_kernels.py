@@ -12,7 +12,8 @@ estimates for its own fusions (none for kernels). It is compiler output; nothing
 Of kernels for GPUs it also has what their machine code says, where ptxas and nvdisasm are on the
 PATH (nvdisasm comes with CUDA, or with triton's wheel): shared memory, blocks that a multiprocessor
 holds, instructions of the loop, and a bound of the time, see scripts/kernel_facts.py. The specs
-"steps" and "sweep" are whole training steps and a whole sweep through XLA.
+"steps" and "sweep" are whole training steps and a whole sweep through XLA, "llama" and
+"activations" those of scripts/large_shapes.py.
 
 Each result is on disk before the next begins: interrupted, the same command goes on. The exit code
 is 1 if a program did not compile or a kernel spills.
@@ -205,14 +206,22 @@ def _patches(name: str, x: Any) -> Any:
 
 
 def whole(table: str) -> Iterator[Program]:
-    """Training steps, or a sweep: of XLA alone."""
+    """Training steps, a sweep, updates and gradients of large models: of XLA alone."""
     import compile_steps
+    import large_shapes
 
-    made, name = (
-        (compile_steps.steps, "step") if table == "steps" else (compile_steps.sweep, "sweep")
-    )
+    made, name = {
+        "steps": (compile_steps.steps, "step"),
+        "sweep": (compile_steps.sweep, "sweep"),
+        "llama": (large_shapes.llama_updates, "large"),
+        "activations": (large_shapes.activations, "large"),
+    }[table]
     for what, function, arguments in made():
         yield Program(name, what, _always(function), arguments)
+
+
+WHOLE = ("step", "sweep", "large")
+"""Operations that are programs through XLA alone."""
 
 
 def _always(function: Callable[..., Any]) -> Callable[[str], Callable[..., Any]]:
@@ -222,8 +231,7 @@ def _always(function: Callable[..., Any]) -> Callable[[str], Callable[..., Any]]
 SPECS: dict[str, Callable[[str], Iterator[Program]]] = {
     **dict.fromkeys(TABLES, projections),
     "ops": operations,
-    "steps": whole,
-    "sweep": whole,
+    **dict.fromkeys(("steps", "sweep", "llama", "activations"), whole),
 }
 
 
@@ -265,6 +273,7 @@ def compiled(program: Program, target: Target, implementation: str) -> Row:
             found["temporaries"] = memory.temp_size_in_bytes
             found["arguments"] = memory.argument_size_in_bytes
             found["outputs"] = memory.output_size_in_bytes
+            found["flops"] = (done.cost_analysis() or {}).get("flops")
         except Exception as error:  # whatever a compiler raises is what the table says
             refused = isinstance(error, ValueError) and "cannot run" in str(error)
             why = f"{type(error).__name__}: {error}"[:SHOWN_ERROR]
@@ -434,8 +443,13 @@ def _injected(row: Row) -> bool:
 def report(rows: list[Row]) -> str:
     """All tables of which there is something."""
     parts = [f"JAX {jax.__version__}"]
-    parts += [table([r for r in rows if r["operation"] not in ("step", "sweep")])]
+    parts += [table([r for r in rows if r["operation"] not in WHOLE])]
     parts += [registers_table(rows), bounds_table(rows)]
+    large = [row for row in rows if row["operation"] == "large"]
+    if large:
+        import large_shapes
+
+        parts += [large_shapes.table(large)]
     if any(row["operation"] in ("step", "sweep") for row in rows):
         import compile_steps
 
@@ -480,12 +494,11 @@ def main() -> int:
         for kind in args.implementation.split(",")
         for program in programs
     ]
-    whole_programs = ("step", "sweep")
     asked = [
         (d, i, p)
         for d, i, p in wanted
         if i and (d, i, p.operation, p.what) not in known
-        if i == "xla" or p.operation not in whole_programs
+        if i == "xla" or p.operation not in WHOLE
     ]
     with path.open("a", encoding="utf-8") as file:
         for k, (device, implementation, program) in enumerate(asked):

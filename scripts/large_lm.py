@@ -61,6 +61,7 @@ class Block(nnx.Module):
         self.norms = nnx.List([nnx.RMSNorm(d, rngs=rngs) for _ in range(2)])
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """The layer's output."""
         x = x + self.attention(self.norms[0](x), mask=mask)
         return x + self.down(nnx.gelu(self.up(self.norms[1](x))))
 
@@ -76,6 +77,7 @@ class LanguageModel(nnx.Module):
         self.head = nnx.Linear(size.width, BYTES, use_bias=False, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Logits of tokens (batch, length)."""
         length = tokens.shape[-1]
         x = self.bytes(tokens) + self.places(jnp.arange(length))
         mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
