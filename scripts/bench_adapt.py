@@ -3,12 +3,12 @@
     python scripts/bench_adapt.py --out runs/adapt                 # both tasks; resumable
     python scripts/bench_adapt.py --out runs/adapt --tasks cwru --seeds 1
 
-Two tasks: bearings from motor load 0 to load 3 (CWRU, nine classes of faults; windows of 512
-samples, split in time; a perceptron 257-64-32-10), and handwriting from MNIST to scikit-learn's
-8 x 8 digits, enlarged (784-64-32-10). The base is trained on the first data of each; a delta on the second's
-training split. Numbers are trained with the bits that they take (``rate_coded``), those of every
-method alike, over prices of a bit; the learning rate of each price is the best of a grid by
-validation. Bytes are those of the delta's file.
+Two tasks: bearings from motor load 0 to load 3 (CWRU, nine classes of faults; spectra of windows
+of 512 samples, split in time; a perceptron 257-64-32-10), and handwriting from MNIST to
+scikit-learn's 8 x 8 digits, enlarged (784-64-32-10). The base is trained on the first data of each,
+a delta on the training split of the second. Numbers are trained with the bits that they take
+(``rate_coded``), those of every method alike, over prices of a bit; the learning rate of each price
+is the best of a grid by validation. Bytes are those of the delta's file.
 """
 
 from __future__ import annotations

@@ -2,13 +2,18 @@
 
     scripts/bench_large quality --out runs/large                 # trains; resumable; hours on a CPU
     scripts/bench_large quality --methods adamw,channel-20 --steps 200
-    scripts/bench_large time --out runs/large                    # a step of each, in turns
+    scripts/bench_large time                                     # a step of each, in turns
+    scripts/bench_large activations                              # ways to keep less of them
     scripts/bench_large llama                                    # LLaMA-7B, by shapes alone
 
 ``quality`` trains the model of ``large_lm`` with every method for the same number of steps. The
 learning rate is the best of a grid of factors of two by the validation text, searched with the
 first seed until the best is not the grid's last; the other seeds train with it. What the table has
 is bits a byte of the test text.
+
+``time`` and ``activations`` time compiled steps in turns, after a warm-up each, and count the bytes
+of temporaries by the compiler's own analysis. What other devices would take, their compilers say:
+``scripts/compile_kernels --specs llama,activations``.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +34,7 @@ import numpy as np
 import optax
 from flax import nnx
 from large_lm import LanguageModel, Size, Text, bits, held_out, text, windows
+from large_shapes import VARIANTS, Sizes, gradients, llama_state_bytes, weights_of
 
 from rosler_jax import compact_state, matrix_views, sketched_adamw
 from rosler_jax._files import replace_text
@@ -224,6 +230,89 @@ def quality(options: argparse.Namespace) -> None:
     print(f"wrote {out / 'quality.md'} and {out / 'quality.png'}")
 
 
+def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, one of each a round."""
+    for call in calls.values():
+        jax.block_until_ready(call())
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(rounds):
+        print(f"\r  round {i + 1}/{rounds}", end="", file=sys.stderr, flush=True)
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(call())
+            found[name].append(time.perf_counter() - begin)
+    print(file=sys.stderr)
+    return found
+
+
+def timed(options: argparse.Namespace) -> None:
+    """A training step and an update alone of every optimiser, against AdamW's."""
+    size = Size()
+    model = LanguageModel(size, nnx.Rngs(0))
+    graphdef, given = nnx.split(model, nnx.Param)
+    params, views = nnx.to_pure_dict(given), matrix_views(model)
+    starts = np.arange(size.batch) * 1000
+    tokens = jnp.asarray(windows(text().train, starts, size.length))
+    gradient = jax.jit(jax.grad(lambda p: bits(graphdef, p, tokens)))
+    grads, updates, memory = gradient(params), {}, {}
+    for name, method in METHODS.items():
+        tx = method.make(1e-3, views)
+        state = tx.init(params)
+        # Steps other than the first: no new subspace.
+        state = jax.jit(tx.update)(grads, state, params)[1]
+        update = jax.jit(lambda g, s, p, tx=tx: optax.apply_updates(p, tx.update(g, s, p)[0]))
+        compiled: Any = update.lower(grads, state, params).compile()
+        memory[name] = compiled.memory_analysis()
+        updates[name] = functools.partial(update, grads, state, params)
+    seconds = in_turns({"gradient": lambda: gradient(params), **updates}, options.rounds)
+    step = {name: statistics.median(times) for name, times in seconds.items()}
+    print("| update | times AdamW's | of the gradient's time | temporaries, MB |")
+    print("|---|---:|---:|---:|")
+    for name in METHODS:
+        ratio = [a / b for a, b in zip(seconds[name], seconds["adamw"], strict=True)]
+        spread = statistics.quantiles(ratio, n=4)
+        print(
+            f"| {name} | {statistics.median(ratio):.2f} ({spread[0]:.2f} to {spread[2]:.2f}) | "
+            f"{step[name] / step['gradient']:.2f} | {memory[name].temp_size_in_bytes / 1e6:.1f} |"
+        )
+
+
+def activations(options: argparse.Namespace) -> None:
+    """A gradient of a transformer in every way: bytes, operations and time here."""
+    sizes = Sizes(width=256, heads=4, depth=4, length=256, batch=8)
+    key, weights = jax.random.key(0), weights_of(sizes, jnp.float32)
+    leaves, tree = jax.tree.flatten(weights)
+    arrays = [
+        jax.random.normal(jax.random.fold_in(key, i), a.shape) / a.shape[0] ** 0.5
+        for i, a in enumerate(leaves)
+    ]
+    given = jax.tree.unflatten(tree, arrays)
+    x = jax.random.normal(key, (sizes.batch, sizes.length, sizes.width))
+    calls, facts = {}, {}
+    for name, variant in VARIANTS.items():
+        compiled: Any = jax.jit(gradients(variant, sizes)).lower(given, x).compile()
+        cost = compiled.cost_analysis() or {}
+        facts[name] = compiled.memory_analysis().temp_size_in_bytes, cost.get("flops", 0.0)
+        calls[name] = functools.partial(compiled, given, x)
+    seconds = in_turns(calls, options.rounds)
+    print("| backward pass | temporaries, MB | operations, G | times as it is |")
+    print("|---|---:|---:|---:|")
+    for name in VARIANTS:
+        ratio = [a / b for a, b in zip(seconds[name], seconds["as it is"], strict=True)]
+        spread = statistics.quantiles(ratio, n=4)
+        print(
+            f"| {name} | {facts[name][0] / 1e6:.1f} | {facts[name][1] / 1e9:.1f} | "
+            f"{statistics.median(ratio):.2f} ({spread[0]:.2f} to {spread[2]:.2f}) |"
+        )
+
+
+def by_shapes(options: argparse.Namespace) -> None:
+    """Bytes of LLaMA-7B's optimisers."""
+    print("| optimiser | state, GB |\n|---|---:|")
+    for name, size in llama_state_bytes().items():
+        print(f"| {name} | {size / 1e9:.3f} |")
+
+
 def _deviation(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
@@ -256,6 +345,15 @@ def main() -> None:
         help=f"of {'; '.join(METHODS)}",
     )  # fmt: skip
     command.set_defaults(run=quality)
+    for name, run, about in (
+        ("time", timed, "of a step, against AdamW"),
+        ("activations", activations, "ways to keep less for the backward pass"),
+    ):
+        command = commands.add_parser(name, help=about)
+        command.add_argument("--rounds", type=int, default=31, help="of one call each")
+        command.set_defaults(run=run)
+    command = commands.add_parser("llama", help="bytes of LLaMA-7B's optimisers, by shapes")
+    command.set_defaults(run=by_shapes)
     options = parser.parse_args()
     unknown = set(getattr(options, "methods", None) or ()) - set(METHODS)
     if unknown:
