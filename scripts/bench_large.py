@@ -115,6 +115,16 @@ METHODS: dict[str, Method] = {
     "subspace, 20, cosines": Method(
         _sketched(20, refresh=20, scaling="subspace", family="dct_columns"), 4e-3
     ),
+    "combined, 20, cosines": Method(
+        _sketched(20, refresh=20, scaling="combined", family="dct_columns"), 4e-3
+    ),
+    "combined, 20, srht": Method(
+        _sketched(20, refresh=20, scaling="combined", family="srht"), 4e-3
+    ),
+    "combined, 80, cosines, int8": Method(
+        _sketched(80, refresh=20, scaling="combined", family="dct_columns", state_dtype=jnp.int8),
+        4e-3,
+    ),
     "subspace, 80, cosines, int8": Method(
         _sketched(80, refresh=20, scaling="subspace", family="dct_columns", state_dtype=jnp.int8),
         4e-3,

@@ -95,6 +95,12 @@ class ByHand:
                 self.v = self.v @ turn**2 + self.v.mean(-1, keepdims=True) * rest
 
     def whole(self, g, r, n, omega, lost):
+        if self.o["scaling"] == "combined":
+            p = omega * np.sqrt(RANK / lost)
+            inside, across = g @ p, np.swapaxes(p, 1, 2)
+            rest = g - inside @ across
+            size = functools.partial(np.linalg.norm, axis=-1, keepdims=True)
+            return n @ across + rest * size(n) / size(inside)
         if self.o["scaling"] == "subspace":
             return n @ np.swapaxes(omega, 1, 2)
         over = {"channel": -1, "tensor": (-2, -1)}[self.o["scaling"]]
@@ -146,6 +152,9 @@ CASES = [
     *itertools.product(
         ("dct_columns",), ("channel", "subspace"), ("project", "restart"), ("longer",), (None,)
     ),
+    *itertools.product(
+        ("dct_columns", "gaussian"), ("combined",), ("project",), ("shorter", "longer"), (None, 1.01)
+    ),
     *((family, "channel", "keep", "longer", 1.05) for family in ("srht", "rademacher")),
     ("rademacher", "subspace", "project", "inputs", None),
     ("rademacher", "subspace", "project", "outputs", 1.1),
@@ -173,7 +182,7 @@ def test_follows_the_algorithm_by_hand(family, scaling, momentum, along, limit):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("scaling", ["channel", "subspace"])
+@pytest.mark.parametrize("scaling", ["channel", "subspace", "combined"])
 def test_every_family_has_updates_of_adams_size(family, scaling):
     # Adam's first update of every number is 1 or -1: of a whole matrix, a norm of sqrt(m n). Of
     # channels it is sqrt(E[r / chi^2_r]) = sqrt(r / (r - 2)) times that with a Gaussian sketch.
@@ -221,7 +230,8 @@ def test_state_is_as_small_as_it_says():
 
 @pytest.mark.parametrize("options", [
     {"scaling": "channel"}, {"scaling": "tensor", "rank": 1}, {"scaling": "subspace", "refresh": 5},
-    {"scaling": "subspace", "family": "dct_columns", "refresh": 5}, {"state_dtype": jnp.int8},
+    {"scaling": "subspace", "family": "dct_columns", "refresh": 5},
+    {"scaling": "combined", "family": "dct_columns", "refresh": 5}, {"state_dtype": jnp.int8},
     {"state_dtype": jnp.bfloat16},
 ])  # fmt: skip
 def test_converges_on_a_parabola(options):

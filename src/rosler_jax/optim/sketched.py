@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, Array]
 
-SCALINGS = ("channel", "tensor", "subspace")
+SCALINGS = ("channel", "tensor", "subspace", "combined")
 
 # What a state holds of no weights: a leaf, so that `optax.tree.map_params`, which makes a state of
 # no parameters to see where those of one lie, takes the weights' sketches for something else.
@@ -83,7 +83,10 @@ def scale_by_sketched(
 
     - ``"channel"``: ``G diag(s)``, ``s_j = c ||N_j|| / ||R_j||`` for each of the n columns;
     - ``"tensor"``: ``c ||N|| / ||R|| G``, one number a matrix, for ranks down to 1;
-    - ``"subspace"``: ``c Omega N``: the update has rank r.
+    - ``"subspace"``: ``c Omega N``: the update has rank r;
+    - ``"combined"``: in the subspace as Adam would have it, and what of G lies beside it scaled as
+      channels: ``c (P N' + (G - P P^T G) diag(s))``, P of the columns of Omega, orthonormal (those
+      of ``srht`` and ``dct_columns`` are).
 
     ``c`` is by default such that an update is as large as the inner optimiser's of the whole
     gradient would be: with Adam's learning rate where Adam was. ``E[Omega Omega^T] = I``.
@@ -106,7 +109,7 @@ def scale_by_sketched(
       scaling: as above.
       refresh: updates from one subspace to the next, an int or an integer scalar array (not
         checked); None keeps the first.
-      momentum: as above. Default: ``"project"`` for subspaces, else ``"keep"``.
+      momentum: as above. Default: ``"project"`` for subspaces, combined or not, else ``"keep"``.
       along: the axis that is lost: ``"shorter"`` or ``"longer"`` of the two, ``"inputs"`` or
         ``"outputs"``. The longer one leaves the smaller state, the shorter one the more channels.
       scale: ``c``.
@@ -139,8 +142,8 @@ def scale_by_sketched(
       (64, 256)
 
     Source: channel and tensor scaling with the limit: Zhu et al. (APOLLO), arXiv:2412.05270,
-    algorithm 1; subspaces: Zhao et al. (GaLore), arXiv:2403.03507; selected cosines:
-    arXiv:2505.17967. That ``Omega`` is regenerated and how squares are taken over is ours.
+    algorithm 1; subspaces: Zhao et al. (GaLore), arXiv:2403.03507; combined: Chen et al. (Fira),
+    arXiv:2410.01623; selected cosines: arXiv:2505.17967. That ``Omega`` is regenerated and how squares are taken over is ours.
     """
     options = _checked(rank, family, scaling, refresh, momentum, along, scale, limit, state_dtype)
     inner = optax.with_extra_args_support(inner)
@@ -229,10 +232,10 @@ def _checked(
     rank: Any, family: Any, scaling: Any, refresh: Any, momentum: Any, along: Any, scale: Any,
     limit: Any, dtype: Any,
 ) -> _Options:  # fmt: skip
-    is_subspace = one_of("scaling", scaling, SCALINGS) == "subspace"
+    is_subspace = one_of("scaling", scaling, SCALINGS) in ("subspace", "combined")
     momentum = momentum or ("project" if is_subspace else "keep")
     if limit == "auto":
-        limit = None if is_subspace else 1.01
+        limit = None if scaling == "subspace" else 1.01
     return _Options(
         rank=static_int("rank", rank, 1),
         family=one_of("family", family, _bases.FAMILIES),
@@ -330,17 +333,28 @@ def _whole(
     options: _Options,
 ) -> tuple[Float[Array, "*shape"], Float[Array, " g"] | None]:
     """A weight's update, and the norm of each of its matrices where growth is limited."""
+    share, scale = options.rank / w.lost, 1.0 if options.scale is None else options.scale
+    factor = jnp.full(r.shape[:2], scale, r.dtype)
     if options.scaling == "subspace":
-        scale = 1.0 if options.scale is None else options.scale
-        g, factor = w.up(n, basis).astype(g.dtype), jnp.full(r.shape[:2], scale, r.dtype)
+        g = w.up(n, basis).astype(g.dtype)
+    elif options.scaling == "combined":
+        ratio = _ratios(r, n, -1) / math.sqrt(share)
+        inside = w.up(n, basis) * math.sqrt(share)
+        beside = g.astype(inside.dtype) - w.up(r, basis) * share
+        ones = jnp.ones(w.matrices, ratio.dtype)
+        g = (inside + w.scaled(beside, ratio, ones)).astype(g.dtype)
     else:
-        scale = math.sqrt(w.lost / options.rank) if options.scale is None else options.scale
+        scale = math.sqrt(1 / share) if options.scale is None else options.scale
         over = -1 if options.scaling == "channel" else (-2, -1)
-        before, after = (jnp.linalg.norm(a, axis=over, keepdims=True)[..., 0] for a in (r, n))
-        ratio = after / jnp.where(before > 0, before, 1)
-        factor = jnp.broadcast_to(jnp.where(before > 0, scale * ratio, 0), r.shape[:2])
+        factor = jnp.broadcast_to(scale * _ratios(r, n, over), r.shape[:2])
     if last is None or options.limit is None:
         return w.scaled(g, factor, jnp.ones(w.matrices, factor.dtype)), None
     norm, most = w.norms(g, factor), last * options.limit
     limited = jnp.where((last > 0) & (norm > most), most / jnp.where(norm > 0, norm, 1), 1)
     return w.scaled(g, factor, limited.astype(factor.dtype)), (norm * limited).astype(last.dtype)
+
+
+def _ratios(r: Float[Array, "g k r"], n: Float[Array, "g k r"], over: Any) -> Float[Array, "g _"]:
+    """``||N|| / ||R||`` of each slice, 0 where nothing came in."""
+    before, after = (jnp.linalg.norm(a, axis=over, keepdims=True)[..., 0] for a in (r, n))
+    return jnp.where(before > 0, after / jnp.where(before > 0, before, 1), 0)
