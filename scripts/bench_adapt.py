@@ -276,9 +276,10 @@ def draw(name: str, held: dict[str, Any], seeds: int, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for method in METHODS:
+    for i, method in enumerate(METHODS):
         found = sorted(points(name, method, held, seeds), key=lambda point: point["bytes"])
-        axes.plot([p["bytes"] for p in found], [p["test"] for p in found], "o-", label=method)
+        style = ("o-", "s--", "^:")[i // 6]
+        axes.plot([p["bytes"] for p in found], [p["test"] for p in found], style, label=method)
     axes.set(xscale="log", xlabel="bytes of the delta's file", ylabel="test accuracy, %")
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=150)

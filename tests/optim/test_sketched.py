@@ -153,7 +153,8 @@ CASES = [
         ("dct_columns",), ("channel", "subspace"), ("project", "restart"), ("longer",), (None,)
     ),
     *itertools.product(
-        ("dct_columns", "gaussian"), ("combined",), ("project",), ("shorter", "longer"), (None, 1.01)
+        ("dct_columns", "gaussian"), ("combined",), ("project",), ("shorter", "longer"),
+        (None, 1.01),
     ),
     *((family, "channel", "keep", "longer", 1.05) for family in ("srht", "rademacher")),
     ("rademacher", "subspace", "project", "inputs", None),

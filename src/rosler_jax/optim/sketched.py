@@ -143,7 +143,8 @@ def scale_by_sketched(
 
     Source: channel and tensor scaling with the limit: Zhu et al. (APOLLO), arXiv:2412.05270,
     algorithm 1; subspaces: Zhao et al. (GaLore), arXiv:2403.03507; combined: Chen et al. (Fira),
-    arXiv:2410.01623; selected cosines: arXiv:2505.17967. That ``Omega`` is regenerated and how squares are taken over is ours.
+    arXiv:2410.01623; selected cosines: arXiv:2505.17967. That ``Omega`` is regenerated and how
+    squares are taken over is ours.
     """
     options = _checked(rank, family, scaling, refresh, momentum, along, scale, limit, state_dtype)
     inner = optax.with_extra_args_support(inner)
