@@ -99,7 +99,7 @@ class Method(NamedTuple):
 
 
 METHODS: dict[str, Method] = {
-    **{f"full, {k} numbers": Method("full", k=k) for k in (32, 128, 512)},
+    **{f"full, {k} numbers": Method("full", k=k) for k in (32, 128, 512, 2048)},
     **{f"LoRA rank 1, {k} shared": Method("lora", 1, k) for k in (32, 128)},
     **{f"lora-xs rank 4, {k} shared": Method("lora-xs", 4, k) for k in (16, 32)},
     "lora-xs rank 4": Method("lora-xs"),

@@ -86,7 +86,7 @@ NETS: dict[str, Net] = {
     "seeded": Net(_SURVIVE, _COARSE, {**_FORMS, "method": "seeded", "rank": 48, "in_sketch": 256}),
     "srht-front": Net(_SURVIVE, _COARSE, {**_FORMS, "options": ["front=srht:196"]}),
     "dct-front": Net(_SURVIVE, _COARSE, {**_FORMS, "options": ["front=dct:144"]}),
-    "fashion": Net("fashion", (0.0003, 0.0006, *_FINE[::2], 0.03, 0.05), _FASHION),
+    "fashion": Net("fashion", (0.0001, 0.00015, 0.0003, 0.0006, *_FINE[::2], 0.03, 0.05), _FASHION),
     "cwru": Net("cwru", (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15), _CWRU),
     "cifar-resnet8": Net("cifar10", (0.001, 0.003), {**_CIFAR, "model": "resnet8"}),
     "cifar-resnet20": Net("cifar10", (0.001, 0.003), {**_CIFAR, "model": "resnet20"}),

@@ -264,7 +264,7 @@ def test_damaged_files_are_refused(data):
 ])  # fmt: skip
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
-        seeded_delta({"kernel": jnp.ones((8, 9))}, **options)
+        seeded_delta({"kernel": jnp.ones((8, 9))}, **{"form": "lora-xs"} | options)
 
 
 def test_refuses_what_cannot_be():
