@@ -99,36 +99,24 @@ def _galore(rank: int, gap: int) -> Callable[..., optax.GradientTransformation]:
     return make
 
 
+_COSINES = {"refresh": 20, "family": "dct_columns"}
 METHODS: dict[str, Method] = {
-    "adamw": Method(_adamw, 4e-3),
-    "adamw, bf16": Method(_adamw_in(jnp.bfloat16), 4e-3),
-    "adamw, int8": Method(_adamw_in(jnp.int8), 4e-3),
-    "adafactor": Method(lambda rate, views: optax.adafactor(rate), 4e-3),
-    "sgd": Method(lambda rate, views: optax.sgd(rate), 0.5),
-    "galore, 20": Method(_galore(20, 100), 4e-3),
-    "channel, 20": Method(_sketched(20, refresh=100), 4e-3),
-    "channel, 20, srht": Method(_sketched(20, refresh=100, family="srht"), 4e-3),
-    "channel, 80, int8": Method(_sketched(80, refresh=100, state_dtype=jnp.int8), 4e-3),
-    "channel, 4": Method(_sketched(4, refresh=100), 4e-3),
-    "tensor, 1": Method(_sketched(1, refresh=100, scaling="tensor"), 4e-3),
-    "subspace, 20": Method(_sketched(20, refresh=20, scaling="subspace"), 4e-3),
-    "subspace, 20, cosines": Method(
-        _sketched(20, refresh=20, scaling="subspace", family="dct_columns"), 4e-3
+    "adamw": Method(_adamw, 2e-3),
+    "adamw, int8": Method(_adamw_in(jnp.int8), 2e-3),
+    "adamw, bf16": Method(_adamw_in(jnp.bfloat16), 2e-3),
+    "adafactor": Method(lambda rate, views: optax.adafactor(rate), 16e-3),
+    "galore, 16": Method(_galore(16, 100), 16e-3),
+    "combined, 16, cosines": Method(_sketched(16, scaling="combined", **_COSINES), 16e-3),
+    "combined, 16, srht": Method(
+        _sketched(16, scaling="combined", refresh=20, family="srht"), 16e-3
     ),
-    "combined, 20, cosines": Method(
-        _sketched(20, refresh=20, scaling="combined", family="dct_columns"), 4e-3
+    "combined, 8, cosines": Method(_sketched(8, scaling="combined", **_COSINES), 16e-3),
+    "combined, 64, cosines, int8": Method(
+        _sketched(64, scaling="combined", state_dtype=jnp.int8, **_COSINES), 16e-3
     ),
-    "combined, 20, srht": Method(
-        _sketched(20, refresh=20, scaling="combined", family="srht"), 4e-3
-    ),
-    "combined, 80, cosines, int8": Method(
-        _sketched(80, refresh=20, scaling="combined", family="dct_columns", state_dtype=jnp.int8),
-        4e-3,
-    ),
-    "subspace, 80, cosines, int8": Method(
-        _sketched(80, refresh=20, scaling="subspace", family="dct_columns", state_dtype=jnp.int8),
-        4e-3,
-    ),
+    "channel, 16": Method(_sketched(16, scaling="channel", refresh=100), 16e-3),
+    "subspace, 16, cosines": Method(_sketched(16, scaling="subspace", **_COSINES), 16e-3),
+    "tensor, 1": Method(_sketched(1, scaling="tensor", refresh=100), 16e-3),
 }
 """Every method by name: a new one is one line here."""
 
