@@ -164,7 +164,18 @@ def largest_columns(weight: Weight, g: Float[Array, "*shape"], rank: int) -> Int
     """The frequencies in which each matrix of a gradient has most of its norm, ascending."""
     frequencies = jnp.arange(weight.lost, dtype=jnp.int32)[None, :]
     whole = cosine_columns(frequencies, weight.lost, g.dtype)[0]
-    parts = jnp.sum(jnp.square(weight.down(g, whole)), axis=1)
+    equation = "mn,mr->nr" if weight.loses_inputs else "mn,nr->mr"
+
+    def squares(g: Array, whole: Array) -> Array:
+        def one(matrix: Array) -> Array:
+            wide = rk.accumulator(matrix.dtype)
+            found = jnp.einsum(equation, matrix, whole, preferred_element_type=wide)
+            return jnp.sum(jnp.square(found), axis=0)
+
+        # One after the other: a transform takes as much memory as its matrix.
+        return jax.lax.map(one, weight.view.to_matrices(g))
+
+    parts = rk.automatically(squares, P(None, None), g, whole)
     return jnp.sort(jax.lax.top_k(parts, rank)[1], axis=-1).astype(jnp.int32)
 
 
