@@ -16,6 +16,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from rosler_jax.nn import one_byte, sketched_dot_general
+
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings"}
 BYTES = 256
 
@@ -49,30 +51,35 @@ def text() -> Text:
 
 
 class Block(nnx.Module):
-    """A layer of a transformer that looks back alone, normalised before each part."""
+    """A layer of a transformer that looks back alone, normalised before each part.
 
-    def __init__(self, size: Size, rngs: nnx.Rngs):
+    ``keep``: share of its rows that the sketches of the two large products keep; None for all.
+    """
+
+    def __init__(self, size: Size, rngs: nnx.Rngs, keep: float | None = None):
         d = size.width
         self.attention = nnx.MultiHeadAttention(
             size.heads, d, use_bias=False, decode=False, rngs=rngs
         )
-        self.up = nnx.Linear(d, 4 * d, use_bias=False, rngs=rngs)
-        self.down = nnx.Linear(4 * d, d, use_bias=False, rngs=rngs)
+        dot = jax.lax.dot_general if keep is None else sketched_dot_general(keep)
+        self.act = nnx.gelu if keep is None else one_byte(nnx.gelu)
+        self.up = nnx.Linear(d, 4 * d, use_bias=False, dot_general=dot, rngs=rngs)
+        self.down = nnx.Linear(4 * d, d, use_bias=False, dot_general=dot, rngs=rngs)
         self.norms = nnx.List([nnx.RMSNorm(d, rngs=rngs) for _ in range(2)])
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """The layer's output."""
         x = x + self.attention(self.norms[0](x), mask=mask)
-        return x + self.down(nnx.gelu(self.up(self.norms[1](x))))
+        return x + self.down(self.act(self.up(self.norms[1](x))))
 
 
 class LanguageModel(nnx.Module):
     """Logits of the next byte."""
 
-    def __init__(self, size: Size, rngs: nnx.Rngs):
+    def __init__(self, size: Size, rngs: nnx.Rngs, keep: float | None = None):
         self.bytes = nnx.Embed(BYTES, size.width, rngs=rngs)
         self.places = nnx.Embed(size.length, size.width, rngs=rngs)
-        self.blocks = nnx.List([Block(size, rngs) for _ in range(size.depth)])
+        self.blocks = nnx.List([Block(size, rngs, keep) for _ in range(size.depth)])
         self.norm = nnx.RMSNorm(size.width, rngs=rngs)
         self.head = nnx.Linear(size.width, BYTES, use_bias=False, rngs=rngs)
 

@@ -10,12 +10,13 @@ from flax import nnx
 from rosler_jax import _convert, _replace
 from rosler_jax._convert import Rule
 from rosler_jax.delta._forms import FORMS
+from rosler_jax.delta.seeded_delta import SeededDelta
 from rosler_jax.nn import SketchLinear
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-    from rosler_jax.delta.seeded_delta import SeededDelta, Tuned
+    from rosler_jax.delta.seeded_delta import Tuned
 
 LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum)
 
@@ -52,8 +53,6 @@ class Injected(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."], *args: Any, **options: Any) -> Float[Array, "..."]:
         """The layer's output for ``x``, and the delta's."""
-        from rosler_jax.delta.seeded_delta import SeededDelta
-
         bases = {self.weight.name: tuple(basis[...] for basis in self.bases)}
         found = SeededDelta(self.plan, bases).factors(self.weight, self.z[...])
         assert found is not None
