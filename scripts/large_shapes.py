@@ -57,8 +57,11 @@ OPTIMISERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "GaLore of optax, rank 256": lambda: optax.contrib.scale_by_galore(256, 200),
     "channel, rank 256": lambda: _sketched(256),
     "channel, rank 256, int8": lambda: _sketched(256, state_dtype=jnp.int8),
-    "subspace of cosines, rank 256": lambda: _sketched(
-        256, scaling="subspace", family="dct_columns"
+    "combined of cosines, rank 256": lambda: _sketched(
+        256, scaling="combined", family="dct_columns"
+    ),
+    "combined of cosines, rank 256, int8": lambda: _sketched(
+        256, scaling="combined", family="dct_columns", state_dtype=jnp.int8
     ),
     "channel, rank 64, longer axis lost": lambda: _sketched(64, along="longer"),
     "tensor, rank 1": lambda: _sketched(1, scaling="tensor"),
