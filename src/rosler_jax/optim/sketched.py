@@ -339,11 +339,11 @@ def _whole(
     if options.scaling == "subspace":
         g = w.up(n, basis).astype(g.dtype)
     elif options.scaling == "combined":
+        # P N' + (G - P P^T G) diag(s) with one product: what the subspace has of both, and G diag(s).
         ratio = _ratios(r, n, -1) / math.sqrt(share)
-        inside = w.up(n, basis) * math.sqrt(share)
-        beside = g.astype(inside.dtype) - w.up(r, basis) * share
-        ones = jnp.ones(w.matrices, ratio.dtype)
-        g = (inside + w.scaled(beside, ratio, ones)).astype(g.dtype)
+        inside = n * math.sqrt(share) - r * (ratio * share)[..., None]
+        beside = w.scaled(g, ratio, jnp.ones(w.matrices, ratio.dtype))
+        g = (w.up(inside, basis) + beside).astype(g.dtype)
     else:
         scale = math.sqrt(1 / share) if options.scale is None else options.scale
         over = -1 if options.scaling == "channel" else (-2, -1)
