@@ -221,7 +221,7 @@ def test_norms_of_channels_are_estimated_as_theory_says():
 def test_state_is_as_small_as_it_says():
     params = {"kernel": jnp.zeros((64, 256)), "bias": jnp.zeros(256)}
     for along, kept in (("shorter", 256), ("longer", 64)):
-        tx = scale_by_sketched_adam(4, along=along)
+        tx = scale_by_sketched_adam(4, along=along, family="srht")
         state = jax.eval_shape(tx.init, params)
         # Moments; two counts of Adam and one of ours; two words of seed; one norm.
         assert numbers(state) == 2 * 4 * kept + 2 * 256 + 3 + 2 + 1
@@ -230,7 +230,9 @@ def test_state_is_as_small_as_it_says():
 
 
 @pytest.mark.parametrize("options", [
-    {"scaling": "channel"}, {"scaling": "tensor", "rank": 1}, {"scaling": "subspace", "refresh": 5},
+    {}, {"scaling": "channel", "family": "gaussian"},
+    {"scaling": "tensor", "rank": 1, "family": "rademacher"},
+    {"scaling": "subspace", "family": "srht", "refresh": 5},
     {"scaling": "subspace", "family": "dct_columns", "refresh": 5},
     {"scaling": "combined", "family": "dct_columns", "refresh": 5}, {"state_dtype": jnp.int8},
     {"state_dtype": jnp.bfloat16},
@@ -269,7 +271,8 @@ def test_updates_have_the_dtype_of_the_gradients(dtype):
 
 
 def test_bfloat16_is_close_to_float32():
-    tx = scale_by_sketched_adam(RANK, view={k: v for k, v in VIEWS.items() if v})
+    view = {k: v for k, v in VIEWS.items() if v}
+    tx = scale_by_sketched_adam(RANK, view=view, family="rademacher", scaling="channel")
     grads = jax.tree.map(lambda g: g.astype(jnp.bfloat16), tree())
     del grads["bias"]  # optax's own
     narrow, _ = tx.update(grads, tx.init(grads))
@@ -282,7 +285,9 @@ def test_bfloat16_is_close_to_float32():
 
 def test_vmapped_over_seeds_and_gradients():
     def one(seed, g):
-        tx = scale_by_sketched_adam(RANK, view=VIEWS, seed=seed, refresh=1, momentum="project")
+        tx = scale_by_sketched_adam(
+            RANK, view=VIEWS, seed=seed, refresh=1, family="rademacher", scaling="subspace"
+        )
         _, state = tx.update(g, tx.init(g))
         return tx.update(g, state)[0]
 
@@ -297,7 +302,9 @@ def test_vmapped_over_seeds_and_gradients():
 
 def test_inside_multi_steps_it_counts_whole_updates():
     grads = [tree(t) for t in range(4)]
-    plain = scale_by_sketched_adam(RANK, view=VIEWS, refresh=1, scaling="subspace")
+    plain = scale_by_sketched_adam(
+        RANK, view=VIEWS, refresh=1, scaling="subspace", family="gaussian"
+    )
     multi = optax.MultiSteps(plain, 2).gradient_transformation()
     state, reference = multi.init(grads[0]), plain.init(grads[0])
     for a, b in itertools.batched(grads, 2) if hasattr(itertools, "batched") else (

@@ -27,8 +27,9 @@ def scale_by_sketched_adam(
 
     A weight of m x n, m <= n, takes ``2 r n`` numbers of state in place of ``2 m n``; see
     :func:`~rosler_jax.optim.sketched.scale_by_sketched`, of which this is the case
-    ``inner=optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)``. Rank 1 with
-    ``scaling="tensor"`` is APOLLO-Mini, ``scaling="subspace"`` is GaLore with a random subspace.
+    ``inner=optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)``. ``scaling="channel"`` with a
+    random family is APOLLO, rank 1 with ``"tensor"`` APOLLO-Mini, ``"subspace"`` GaLore without its
+    singular values, ``"combined"``, the default, Fira without them.
 
     Args:
       rank: ``r``.
@@ -53,7 +54,7 @@ def scale_by_sketched_adam(
       ...     size(scale_by_sketched_adam(8)),
       ...     size(scale_by_sketched_adam(8, along="longer", state_dtype=jnp.int8)),
       ... )
-      (2097156, 65560, 4632)
+      (2097156, 65592, 4664)
 
     Source: Zhu et al. (APOLLO), arXiv:2412.05270.
     """
