@@ -398,6 +398,17 @@ def test_trains_a_linen_model():
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_weights_that_are_too_small_get_the_inner_optimiser():
+    tx, inner = scale_by_sketched_adam(99, view=VIEWS), optax.scale_by_adam()
+    state, reference = tx.init(tree()), inner.init(tree())
+    for t in range(3):
+        updates, state = tx.update(tree(t), state)
+        wanted, reference = inner.update(tree(t), reference)
+        chex.assert_trees_all_equal(updates, wanted)
+    assert numbers(state.rest) == numbers(reference)
+    assert optax.tree.get(state, "mu")["plain"].shape == (12, 7)
+
+
 def test_nothing_of_a_weight_that_has_no_gradient():
     tx = scale_by_sketched_adam(RANK, view=VIEWS)
     zeros = jax.tree.map(jnp.zeros_like, tree())

@@ -29,13 +29,12 @@ from rosler_jax._frame import leb128, read_leb128
 from rosler_jax._quantized import QuantizedTensor, integer_levels
 from rosler_jax.delta._forms import FORMS
 from rosler_jax.delta._graph import as_base
-from rosler_jax.delta.seeded_delta import seeded_delta
+from rosler_jax.delta.seeded_delta import SeededDelta, bases_of, make_plan
 from rosler_jax.quantization import quantize
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-    from rosler_jax.delta.seeded_delta import SeededDelta
     from rosler_jax.views import View
 
 MAGIC = b"RD\x01"
@@ -86,12 +85,13 @@ def decode_delta(
     try:
         form, rank, k, seed, wrt, end = _head(data)
         values = _read_numbers(data[end:-4], k)
-        delta = seeded_delta(base, k, seed, form=form, rank=max(rank, 1), wrt=wrt, view=view)
+        rank = max(rank, 1)
+        plan, params = make_plan(base, k, seed, form=form, rank=rank, wrt=wrt, view=view)
     except (ValueError, IndexError, struct.error) as error:
         raise DeltaFileError(f"{name}: no delta of this model: {error}") from error
-    if zlib.crc32(data[:-4], delta.plan.fingerprint()) != struct.unpack("<I", data[-4:])[0]:
+    if zlib.crc32(data[:-4], plan.fingerprint()) != struct.unpack("<I", data[-4:])[0]:
         raise DeltaFileError(f"{name}: the checksum differs: damaged, or of another base model")
-    return delta, jnp.asarray(values)
+    return SeededDelta(plan, bases_of(plan, params)), jnp.asarray(values)
 
 
 def _head(data: bytes) -> tuple[str, int, int, int, tuple[str, ...], int]:
@@ -187,7 +187,8 @@ def load_delta(
       The delta and its numbers.
 
     Raises:
-      DeltaFileError: for a damaged file, or one of a model with other weights.
+      DeltaFileError: for a damaged file, or one of a model whose weights have other names, shapes or
+        views. That they are the same numbers nothing checks.
       OSError: if it cannot be read.
     """
     return decode_delta(Path(path).read_bytes(), base, view=view, name=str(path))

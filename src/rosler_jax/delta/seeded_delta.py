@@ -256,6 +256,14 @@ def seeded_delta(
     arXiv:2106.09685; Kopiczko et al. (VeRA), arXiv:2310.11454; Balazy et al. (LoRA-XS),
     arXiv:2405.17604. ``sketched`` is generalised Nystroem's C and R with a learnt core: ours.
     """
+    plan, params = make_plan(base, k, seed, form=form, rank=rank, wrt=wrt, view=view)
+    return SeededDelta(plan, bases_of(plan, params))
+
+
+def make_plan(
+    base: Any, k: int | None, seed: int, *, form: str, rank: int, wrt: Wrt, view: View
+) -> tuple[Plan, Any]:
+    """The plan of a delta, arguments as of :func:`seeded_delta`, and the base's parameters."""
     rule = FORMS[one_of("form", form, tuple(FORMS))]
     seed = static_int("seed", seed, 0)
     if seed >= 2**32:
@@ -275,8 +283,7 @@ def seeded_delta(
     k = size if k is None else static_int("k", k, 1)
     if k > size:
         raise ValueError(f"k {k} exceeds the {size} numbers of {form!r} here; pass k<{size}")
-    plan = Plan(form, rank, k, seed, patterns, weights)
-    return SeededDelta(plan, _bases(plan, base))
+    return Plan(form, rank, k, seed, patterns, weights), base
 
 
 def _matching(patterns: tuple[str, ...]) -> Callable[[str], bool]:
@@ -304,7 +311,8 @@ def _weights(
     return tuple(weights)
 
 
-def _bases(plan: Plan, base: Any) -> dict[str, Any]:
+def bases_of(plan: Plan, base: Any) -> dict[str, Any]:
+    """What seed and base model make of each weight, by name."""
     rule = FORMS[plan.form]
     leaves = {path_name(path): w for path, w in jax.tree_util.tree_leaves_with_path(base)}
     return {
