@@ -187,8 +187,8 @@ def load_delta(
       The delta and its numbers.
 
     Raises:
-      DeltaFileError: for a damaged file, or one of a model whose weights have other names, shapes or
-        views. That they are the same numbers nothing checks.
+      DeltaFileError: for a damaged file, or one of a model whose weights have other names, shapes
+        or views. That they are the same numbers nothing checks.
       OSError: if it cannot be read.
     """
     return decode_delta(Path(path).read_bytes(), base, view=view, name=str(path))
