@@ -49,22 +49,23 @@ def _view(name: str, shape: tuple[int, ...]) -> MatrixView | None:
 
 
 _sketched = functools.partial(scale_by_sketched_adam, view=_view)
+_channel = functools.partial(_sketched, scaling="channel", family="rademacher")
 
 OPTIMISERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "AdamW, float32 moments": lambda: optax.scale_by_adam(mu_dtype=jnp.float32),
     "AdamW, int8": lambda: compact_state(optax.scale_by_adam(), jnp.int8),
     "Adafactor": optax.scale_by_factored_rms,
     "GaLore of optax, rank 256": lambda: optax.contrib.scale_by_galore(256, 200),
-    "channel, rank 256": lambda: _sketched(256),
-    "channel, rank 256, int8": lambda: _sketched(256, state_dtype=jnp.int8),
+    "channel, rank 256": lambda: _channel(256),
+    "channel, rank 256, int8": lambda: _channel(256, state_dtype=jnp.int8),
     "combined of cosines, rank 256": lambda: _sketched(
         256, scaling="combined", family="dct_columns"
     ),
     "combined of cosines, rank 256, int8": lambda: _sketched(
         256, scaling="combined", family="dct_columns", state_dtype=jnp.int8
     ),
-    "channel, rank 64, longer axis lost": lambda: _sketched(64, along="longer"),
-    "tensor, rank 1": lambda: _sketched(1, scaling="tensor"),
+    "channel, rank 64, longer axis lost": lambda: _channel(64, along="longer"),
+    "tensor, rank 1": lambda: _sketched(1, scaling="tensor", family="rademacher"),
 }
 
 
