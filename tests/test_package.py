@@ -31,6 +31,7 @@ LEVELS = {
     "rosler_jax._paths": 1,
     "rosler_jax._table": 1,
     "rosler_jax._verdict": 1,
+    "rosler_jax._weyl": 1,
     "rosler_jax.views": 1,
     "rosler_jax.factors": 1,
     "rosler_jax.initializers": 1,

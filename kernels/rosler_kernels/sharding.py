@@ -52,8 +52,7 @@ def by_example(
     ShapedArray(float32[8@data,3])
     """
     mesh = jax.typeof(x).sharding.mesh
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    explicit = {name for name, kind in kinds if kind == AxisType.Explicit}
+    explicit = _explicit(mesh)
     if not explicit:
         return function(x, *operands)
     leaves, tree = jax.tree.flatten((x, *operands))
@@ -69,12 +68,11 @@ def by_example(
         # The cotangents say nothing of the axes they vary over; the sum over the mesh is
         # shard_map's own, of every operand.
         divided = jax.shard_map(
-            call, in_specs=tuple(specs), out_specs=out, axis_names=explicit, check_vma=False
+            call, in_specs=tuple(specs), out_specs=out, axis_names=set(explicit), check_vma=False
         )
     else:
-        divided = jax.sharding.auto_axes(call, axes=tuple(explicit), out_sharding=out)
-    outside = jax.sharding.get_abstract_mesh().empty
-    with jax.sharding.use_abstract_mesh(mesh) if outside else contextlib.nullcontext():
+        divided = jax.sharding.auto_axes(call, axes=explicit, out_sharding=out)
+    with _inside(mesh):
         return divided(*leaves)
 
 
@@ -96,11 +94,21 @@ def automatically(function: Callable[..., T], out: P, *operands: Any) -> T:
     (2,)
     """
     meshes = [jax.typeof(operand).sharding.mesh for operand in operands]
-    mesh = next((m for m in meshes if AxisType.Explicit in m.axis_types), None)
+    mesh = next(filter(_explicit, meshes), None)
     if mesh is None:
         return function(*operands)
+    with _inside(mesh):
+        divided = jax.sharding.auto_axes(function, axes=_explicit(mesh), out_sharding=out)
+        return divided(*operands)
+
+
+def _explicit(mesh: Any) -> tuple[Any, ...]:
+    """Names of a mesh's explicit axes."""
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+    return tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+
+
+def _inside(mesh: Any) -> contextlib.AbstractContextManager[Any]:
+    """The mesh as the one in use, where none is."""
     outside = jax.sharding.get_abstract_mesh().empty
-    with jax.sharding.use_abstract_mesh(mesh) if outside else contextlib.nullcontext():
-        return jax.sharding.auto_axes(function, axes=explicit, out_sharding=out)(*operands)
+    return jax.sharding.use_abstract_mesh(mesh) if outside else contextlib.nullcontext()

@@ -42,6 +42,15 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
     replace_file(path, write)
 
 
+def replace_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a binary file, all of it or nothing."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    replace_file(path, write)
+
+
 def json_text(content: Any, indent: int | None = 2) -> str:
     """JSON that every reader takes: what is not finite, which JSON cannot say, becomes null.
 

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rosler_jax import _weyl
 from rosler_jax._paths import TRAINING_ONLY, path_name
 from rosler_jax._quantized import QuantizedTensor, integer_levels
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     Where = Callable[[str, Any], bool]
 
-_GOLDEN = np.uint32(2654435769)  # 2**32 over the golden ratio: the steps of the Weyl sequence
 _WIDTHS = -4.0, 6.0  # of log b: beyond these all or nothing is zero, and P is not exact in float32
 _EMPTY_STEP = 2.0**-5  # of tensors that begin as zeros, as biases do
 
@@ -206,8 +206,7 @@ def step_of(log_step: Array) -> Float[Array, ""]:
 
 def _noise(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
     """Uniform in [-1/2, 1/2): multiples of the golden ratio from a random start, modulo 1."""
-    index = jax.lax.iota(jnp.uint32, int(np.prod(shape))).reshape(shape)
-    words = index * _GOLDEN + jax.random.bits(key, (), jnp.uint32)
+    words = _weyl.words(key, shape)
     return (words >> 8).astype(jnp.float32) * np.float32(2.0**-24) - 0.5
 
 

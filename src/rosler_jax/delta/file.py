@@ -7,7 +7,7 @@ Layout, of version 1::
 ``form`` is a byte, its place in :data:`~rosler_jax.delta.FORMS`. ``rank``, ``k``, ``seed`` and the
 length of ``wrt`` (patterns joined by newlines, UTF-8) are LEB128. ``bits`` is a byte: 32 for
 float32 numbers, else the bits of an integer, plus 128 where these are coded by
-:mod:`rosler_jax._coding`, without a byte where they are packed by :mod:`rosler_jax._bitpack`.
+:mod:`rosler_jax._coding`; else they are packed by :mod:`rosler_jax._bitpack`.
 ``step`` is a bfloat16 (not with 32 bits). The checksum is the CRC-32 of everything before it and of
 the plan's fingerprint, so that a file of another model is refused as a damaged one is.
 """
@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rosler_jax import _bitpack, _coding
-from rosler_jax._files import replace_file
+from rosler_jax._files import replace_bytes
 from rosler_jax._frame import leb128, read_leb128
-from rosler_jax._quantized import QuantizedTensor, integer_levels
+from rosler_jax._quantized import FLOAT_BITS, INTEGER_BITS, QuantizedTensor, integer_levels
 from rosler_jax.delta._forms import FORMS
 from rosler_jax.delta._graph import as_base
 from rosler_jax.delta.seeded_delta import SeededDelta, bases_of, make_plan
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from rosler_jax.views import View
 
 MAGIC = b"RD\x01"
-_CODED, _FLOATS = 128, 32
+_CODED = 128
 _MOST = 1 << 24  # numbers of a delta that is read
 
 
@@ -52,7 +52,7 @@ def encode_delta(
     """The bytes of a delta's file; see :func:`save_delta`."""
     plan = delta.plan
     if plan.wrt is None:
-        raise DeltaFileError("wrt was a function; a file holds patterns: pass wrt='...' ")
+        raise DeltaFileError("wrt was a function; a file holds patterns: pass wrt='...'")
     q = z if isinstance(z, QuantizedTensor) else quantize(jnp.asarray(z), bits, axis=None)
     values = np.asarray(q.values)
     if values.shape != (plan.k,):
@@ -67,14 +67,13 @@ def encode_delta(
 
 
 def _numbers(values: np.ndarray, q: QuantizedTensor) -> bytes:
-    if q.bits == _FLOATS:
-        return bytes([_FLOATS]) + values.astype("<f4").tobytes()
-    step = np.asarray(q.scale, np.float32).view(np.uint32) >> 16
+    if q.bits == FLOAT_BITS:
+        return bytes([FLOAT_BITS]) + values.astype("<f4").tobytes()
     packed = _bitpack.pack(values, q.bits)
     stream, (coded,) = _coding.encode([(values, integer_levels(q.bits), 8 * len(packed))])
     shorter = coded and len(stream) < len(packed)
     kind = q.bits | (_CODED if shorter else 0)
-    return bytes([kind]) + struct.pack("<H", int(step)) + (stream if shorter else packed)
+    return bytes([kind]) + _bitpack.scales_to_bytes(q.scale) + (stream if shorter else packed)
 
 
 def decode_delta(
@@ -112,13 +111,13 @@ def _head(data: bytes) -> tuple[str, int, int, int, tuple[str, ...], int]:
 
 def _read_numbers(data: bytes, k: int) -> Float[np.ndarray, " k"]:
     kind, bits = data[0], data[0] & ~_CODED
-    if kind == _FLOATS:
+    if kind == FLOAT_BITS:
         if len(data) != 1 + 4 * k:
             raise ValueError(f"{len(data) - 1} bytes of {k} float32 numbers")
         return np.frombuffer(data[1:], "<f4").copy()
-    if bits not in (2, 3, 4, 8, 16):
+    if bits not in INTEGER_BITS:
         raise ValueError(f"numbers of {bits} bits")
-    step = np.array(struct.unpack("<H", data[1:3])[0] << 16, np.uint32).view(np.float32)
+    step = _bitpack.scales_from_bytes(data[1:3])
     if kind & _CODED:
         (coded,) = _coding.decode(data[3:], [((k,), integer_levels(bits))])
         values = coded.values
@@ -136,7 +135,7 @@ def save_delta(
     *,
     bits: int = 8,
 ) -> int:
-    """Writes a delta's file: some ten bytes, and its numbers.
+    """Writes a delta's file: about 17 bytes, and its numbers.
 
     Args:
       path: where to.
@@ -164,11 +163,7 @@ def save_delta(
       (26, True, True)
     """
     data = encode_delta(delta, z, bits=bits)
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data)
-
-    replace_file(path, write)
+    replace_bytes(path, data)
     return len(data)
 
 

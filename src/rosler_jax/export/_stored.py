@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -13,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import rosler_kernels as rk
-from rosler_jax._files import replace_file
 from rosler_jax.graph import Weight
 from rosler_jax.graph.weight import simplified
 from rosler_jax.quantization import channel_axis, quantize
@@ -210,12 +207,3 @@ def axes_of(sketch: rk.Sketch) -> Axes | None:
         wide = np.kron(np.asarray(right), np.eye(channels, dtype=np.float32))
         each = (places[:, None] * channels + np.arange(channels)).ravel()
         return Axes(np.asarray(left), wide, each[: sketch.cols])
-
-
-def replace_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a binary file, all of it or nothing."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data)
-
-    replace_file(path, write)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rosler_jax._files import replace_bytes
 from rosler_jax._version import __version__
 from rosler_jax.export import _onnx_ops as ops
 from rosler_jax.export import _onnx_windows as windows
@@ -26,7 +27,7 @@ from rosler_jax.export._onnx_builder import (
     stored,
     type_of,
 )
-from rosler_jax.export._stored import read_whole, replace_bytes
+from rosler_jax.export._stored import read_whole
 from rosler_jax.graph import Graph, Op, Value
 from rosler_jax.graph.kinds import (
     Affine,

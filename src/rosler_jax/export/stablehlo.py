@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rosler_jax._bitpack import pack
+from rosler_jax._files import replace_bytes
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export._stored import in_integers, read_whole, replace_bytes
+from rosler_jax.export._stored import in_integers, read_whole
 from rosler_jax.graph import Graph, Weight, map_weights, run
 from rosler_jax.graph.kinds import Conv, Dense, Gather, Scan
 from rosler_jax.graph.weight import simplified

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from rosler_jax._files import replace_bytes
 from rosler_jax.export._errors import ExportError
-from rosler_jax.export._stored import replace_bytes
 from rosler_jax.export._tflite_builder import Builder, Value, copied, real, reshape, value
 from rosler_jax.export._tflite_file import serialize
 from rosler_jax.export._tflite_kinds import batched, emitted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rosler_jax import _weyl
 from rosler_jax.optim._checks import key_words, typed_key
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ OCTAVE = 5
 """Magnitudes an octave, each 1.15 times the last: 8 bits span 25 octaves below the largest number
 of a row. Of squares, that tells gradients apart that differ by 6,000."""
 _LEAST_EXPONENT = -100  # the smallest magnitude is then a normal float32
-_GOLDEN = np.uint32(2654435769)  # 2**32 over the golden ratio
 _NAN = -128  # exponent of a row in which something is not finite
 
 
@@ -150,7 +149,7 @@ def _widened(leaf: Any) -> Any:
 def _to_bfloat16(x: Float[Array, "*shape"], key: Key[Array, ""]) -> Array:
     """Up with the probability of what is cut off, since 16 random bits carry over."""
     words = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-    noise = _words(key, x.shape) >> 16
+    noise = _weyl.words(key, x.shape) >> 16
     carried = jax.lax.bitcast_convert_type((words + noise) & jnp.uint32(0xFFFF0000), jnp.float32)
     # Of infinity and NaN the carry would make others.
     return jnp.where(jnp.isfinite(x), carried, x.astype(jnp.float32)).astype(jnp.bfloat16)
@@ -163,21 +162,11 @@ def _to_log8(x: Float[Array, "*shape"], key: Key[Array, ""]) -> Coded:
     level = _LEVELS + (jnp.log2(size) - exponent) * OCTAVE
     low = jnp.clip(jnp.floor(level), 1, _LEVELS - 1)
     below, above = _magnitude(low, exponent), _magnitude(low + 1, exponent)
-    uniform = (_words(key, x.shape) >> 8).astype(jnp.float32) * np.float32(2.0**-24)
+    uniform = (_weyl.words(key, x.shape) >> 8).astype(jnp.float32) * np.float32(2.0**-24)
     up = uniform < (size - below) / (above - below)
     code = jnp.where(size > 0, (low + up) * jnp.sign(x), 0.0)
     exponent = jnp.where(jnp.isfinite(top), exponent, _NAN)
     return Coded(code.astype(jnp.int8), exponent.astype(jnp.int8))
-
-
-def _words(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
-    """Uniform words: a Weyl sequence with a random start.
-
-    Each is uniform, and independent from update to update, which is all that averages ask for; a
-    hash for each would take longer than the update.
-    """
-    index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    return index * _GOLDEN + jax.random.bits(key, (), jnp.uint32)
 
 
 def _from_log8(coded: Coded) -> Float[Array, "*shape"]:
