@@ -237,7 +237,7 @@ def make_fit(
     followed, metric = metric_of(task, config.metric)
     steps = steps_of(config, num_examples)
     switch = parallel_steps(config, steps)
-    teacher = teacher_of(config)
+    grad_fn = make_gradient(config, learner, num_examples)
 
     def setting(hyper: Hyper) -> Setting:
         return Setting(config, hyper, learner, switch)
@@ -274,37 +274,11 @@ def make_fit(
         order = jax.random.permutation(key_order, num_examples)[: steps * config.batch_size]
         return Epoch(order.reshape(steps, config.batch_size), jax.random.split(key_steps, steps))
 
-    def loss_fn(
-        params: PyTree, buffers: PyTree, x: Any, y: Any, key: Any, state: TrainState,
-        hyper: Hyper, units: Units,
-    ) -> Any:  # fmt: skip
-        params = quantized(config, learner, params, state.epoch)
-        out, buffers = learner.apply(params, buffers, standardized(x, units), True)
-        options = {
-            "label_smoothing": hyper.label_smoothing,
-            "class_weights": units.class_weights,
-            "unit": units.target_std,
-        }
-        out = in_units(task, out, units)
-        loss = losses(task, out, y, options).mean()
-        if teacher is not None:
-            options = {"temperature": hyper.temperature, "unit": units.target_std}
-            apart = imitated(task, out, teacher(x), options).mean()
-            loss += hyper.teacher_weight * (apart - loss)
-        paid = loss
-        if isinstance(params, RateCoded):
-            bits = params.bits(jax.random.fold_in(key, 3))
-            paid = loss + price_of_a_bit(config, state, hyper, num_examples) * bits
-        return paid, (loss, out, buffers)
-
     def step(
         carry: Any, x: Array, y: Any, key: Any, state: TrainState, hyper: Hyper, units: Units
     ) -> tuple[Any, Any]:
         params, buffers, opt_state = carry
         x, y = augmented(config, task, key, x, y, hyper, units)
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        if jax.default_backend() == "cpu":  # this is a loop's body
-            grad_fn = canonical_convolutions(grad_fn)
         (_, (loss, out, buffers)), grads = grad_fn(params, buffers, x, y, key, state, hyper, units)
         updates, opt_state = optimizer(hyper).update(grads, opt_state, decaying(params))
         params = optax.apply_updates(params, updates)
@@ -363,6 +337,49 @@ def make_fit(
         return close(state, carry, seen, evaluate(predict, x, y, task, units=units), hyper)
 
     return Fit(init, epoch, outputs, Parts(begin, steps_over, project, close))
+
+
+def make_gradient(config: TrainConfig, learner: Learner, num_examples: int) -> Callable[..., Any]:
+    """The gradient of a batch's loss, with all that a config adds to it; for a loop's body.
+
+    Args:
+      config: the run.
+      learner: its model.
+      num_examples: size of the training split, over which a rate-coded file's bits are spread.
+
+    Returns:
+      ``(params, buffers, x, y, key, state, hyper, units) -> ((paid, (loss, outputs, buffers)),
+      gradient)``: the loss with the price of the bits, and without. Of the state, epoch and price
+      count.
+    """
+    task, teacher = task_of(config), teacher_of(config)
+
+    def loss_fn(
+        params: PyTree, buffers: PyTree, x: Any, y: Any, key: Any, state: TrainState,
+        hyper: Hyper, units: Units,
+    ) -> Any:  # fmt: skip
+        params = quantized(config, learner, params, state.epoch)
+        out, buffers = learner.apply(params, buffers, standardized(x, units), True)
+        options = {
+            "label_smoothing": hyper.label_smoothing,
+            "class_weights": units.class_weights,
+            "unit": units.target_std,
+        }
+        out = in_units(task, out, units)
+        loss = losses(task, out, y, options).mean()
+        if teacher is not None:
+            options = {"temperature": hyper.temperature, "unit": units.target_std}
+            apart = imitated(task, out, teacher(x), options).mean()
+            loss += hyper.teacher_weight * (apart - loss)
+        paid = loss
+        if isinstance(params, RateCoded):
+            bits = params.bits(jax.random.fold_in(key, 3))
+            paid = loss + price_of_a_bit(config, state, hyper, num_examples) * bits
+        return paid, (loss, out, buffers)
+
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    # Of convolutions in a loop, XLA for CPUs is quick with few layouts only.
+    return canonical_convolutions(gradient) if jax.default_backend() == "cpu" else gradient
 
 
 def is_settled(config: TrainConfig, num_examples: int, epochs: int) -> bool:
