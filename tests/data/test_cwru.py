@@ -198,3 +198,27 @@ def test_mat_files_that_are_none(tmp_path, scipy_io):
     scipy_io.savemat(path, {"X097_FE_time": np.ones((9, 1))})
     with pytest.raises(DataError, match=r"97\.mat: drive-end variables are \[\]; expected X097_DE"):
         cwru.read_mat(path)
+
+
+def test_groups_of_training_windows_are_recordings_and_loads() -> None:
+    recordings = [
+        cwru.Recording(kind, load, np.arange(100.0) + 1000 * place, kind)
+        for place, (kind, load) in enumerate([("normal", 0), ("b007", 2), ("b007", 0)])
+    ]
+    data = load(cwru.split_windows(recordings, window=10, hop=5))
+    assert set(data.groups) == {"recording", "load"}
+    first = data.train_x[:, 0] // 1000  # tells the recording
+    assert np.array_equal(data.groups["recording"], first)
+    assert np.array_equal(data.groups["load"], np.array([0, 1, 0])[first.astype(int)])
+
+
+def test_groups_follow_the_training_examples() -> None:
+    x, y = np.arange(60.0).reshape(30, 2), np.arange(30) % 3
+    whole = load({"x": x, "y": y, "groups": np.array([f"site {k % 5}" for k in range(30)])})
+    assert np.array_equal(whole.groups["groups"], whole.train_x[:, 0] // 2 % 5)
+    parts = {"x_train": x, "y_train": y, "x_test": x[:3], "y_test": y[:3]}
+    found = load({**parts, "train_groups": np.arange(30) // 3})
+    assert np.array_equal(found.groups["groups"], found.train_x[:, 0] // 2 // 3)
+    with pytest.raises(DataError, match=r"groups' of shape \(4,\); expected \(30,\)"):
+        load({**parts, "train_groups": np.arange(4)})
+    assert load((x, y)).groups == {}

@@ -276,6 +276,8 @@ def test_cwru_builder(tmp_path, bearings):
         assert np.array_equal(x[order], got_x[got_order])
         assert np.array_equal(y[order], got_y[got_order])
     assert data.num_classes == 10 and data.train_x.dtype == np.float32
+    assert len(set(zip(data.groups["recording"], data.train_y, strict=True))) == 3
+    assert set(zip(data.groups["load"], data.train_y, strict=True)) == {(0, 0), (0, 1), (1, 9)}
     assert load("cwru", features="fft", **options).test_x.shape[1:] == (26,)
     assert set(load("cwru", loads=(3,), **options).test_y.tolist()) == {9}
 

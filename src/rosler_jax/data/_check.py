@@ -117,7 +117,7 @@ def as_targets(y: Any, examples: int, where: str, targets: str = "classes") -> n
 
 def class_names(raw: Raw) -> tuple[str, ...] | None:
     """The names of classes, sorted, where labels are names."""
-    labels = [np.asarray(pair[1]) for pair in raw if pair is not None and pair[1] is not None]
+    labels = [np.asarray(pair[1]) for pair in raw.pairs if pair is not None and pair[1] is not None]
     if not any(y.dtype.kind == "U" for y in labels):
         return None
     return tuple(np.unique(np.concatenate([y.ravel().astype(str) for y in labels])).tolist())

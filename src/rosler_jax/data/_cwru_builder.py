@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rosler_jax.data import cwru
+
+GROUPS = ("recording", "load")
+"""Of the training windows; -1 of others."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -48,7 +51,7 @@ def make_config(
 class RoslerCwru(tfds.core.GeneratorBasedBuilder):
     """Windows of bearing recordings, split in time."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # 1.0.0 had no groups
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Place the 12k drive end .mat files of https://engineering.case.edu/bearingdatacenter in "
         "the manual directory, as 97.mat or normal_0.mat."
@@ -63,6 +66,7 @@ class RoslerCwru(tfds.core.GeneratorBasedBuilder):
                 {
                     "signal": tfds.features.Tensor(shape=(size,), dtype=np.float32),
                     "label": tfds.features.ClassLabel(names=list(cwru.CLASSES)),
+                    **{name: tfds.features.Scalar(np.int32) for name in GROUPS},
                 }
             ),
             description="CWRU bearing recordings (12 kHz, drive end) in windows, split in time.",
@@ -82,13 +86,18 @@ class RoslerCwru(tfds.core.GeneratorBasedBuilder):
             features=config.features,
             loads=config.loads,
         )
-        assert raw.validation is not None
+        assert raw.validation is not None and raw.groups is not None
+        rest = max(len(raw.validation[1]), len(raw.test[1]))
+        none = {name: np.full(rest, -1) for name in GROUPS}
         return {
-            "train": self._generate_examples(*raw.train),
-            "validation": self._generate_examples(*raw.validation),
-            "test": self._generate_examples(*raw.test),
+            "train": self._generate_examples(*raw.train, raw.groups),
+            "validation": self._generate_examples(*raw.validation, none),
+            "test": self._generate_examples(*raw.test, none),
         }
 
-    def _generate_examples(self, x: np.ndarray, y: np.ndarray) -> Iterator[Any]:
+    def _generate_examples(
+        self, x: np.ndarray, y: np.ndarray, groups: Mapping[str, np.ndarray]
+    ) -> Iterator[Any]:
         for i, (signal, label) in enumerate(zip(x, y, strict=True)):
-            yield i, {"signal": signal, "label": int(label)}
+            belongs = {name: int(found[i]) for name, found in groups.items()}
+            yield i, {"signal": signal, "label": int(label), **belongs}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from rosler_jax.data._raw import DataError, Raw, digest
 from rosler_jax.data._split import held_out
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64, Num
+    from jaxtyping import Float64, Int32, Num
 
     from rosler_jax.data._moments import Moment
 
@@ -52,6 +53,8 @@ class Dataset:
       target_mean, target_std: of each column of the training values, ``(k,)``; a constant column's
         deviation is 1. None unless targets are values.
       streams: whether training and validation inputs are too large for the device.
+      groups: by name, the number of what each training example belongs to, int32 ``(train,)``;
+        where the source has groups, as the ``recording`` and the ``load`` of bearings.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Dataset:
     target_mean: Float64[np.ndarray, " k"] | None = None
     target_std: Float64[np.ndarray, " k"] | None = None
     streams: bool = False
+    groups: Mapping[str, Int32[np.ndarray, " train"]] = field(default_factory=dict)
 
 
 def make_dataset(
@@ -96,6 +100,7 @@ def make_dataset(
     """
     splits = checked(name, raw, targets, tokens)
     streams = _streams(splits, stream)
+    groups = _groups(name, raw, len(splits["train"][0]))
     if not streams:
         splits = {split: (np.asarray(x), y) for split, (x, y) in splits.items()}
     if "validation" not in splits:
@@ -103,6 +108,7 @@ def make_dataset(
         rows = held_out(name, x if y is None else y, validation, seed, targets)
         for split, index in zip(("train", "validation"), rows, strict=True):
             splits[split] = (select(x, index), None if y is None else y[index])
+        groups = {group: found[rows[0]] for group, found in groups.items()}
     (train_x, train_y), (validation_x, validation_y) = splits["train"], splits["validation"]
     test_x, test_y = splits["test"]
     is_tokens = train_x.dtype == np.int32
@@ -127,6 +133,7 @@ def make_dataset(
         target_mean=center,
         target_std=unit,
         streams=streams,
+        groups=groups,
     )
 
 
@@ -137,6 +144,20 @@ def _streams(splits: dict[str, tuple[Any, Any]], stream: bool | None) -> bool:
         return stream
     trained_on = (x for split, (x, _) in splits.items() if split != "test")
     return not fits(sum(x.nbytes for x in trained_on))
+
+
+def _groups(name: str, raw: Raw, examples: int) -> dict[str, np.ndarray]:
+    """The groups of the training examples, numbered from 0."""
+    found = {}
+    for group, values in (raw.groups or {}).items():
+        values = np.asarray(values)
+        if values.shape != (examples,):
+            raise DataError(
+                f"{name}: groups {group!r} of shape {values.shape}; expected ({examples},): one "
+                "for each training example"
+            )
+        found[group] = np.unique(values, return_inverse=True)[1].astype(np.int32)
+    return found
 
 
 def _classes(splits: dict[str, tuple[Any, Any]], names: tuple[str, ...] | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,15 +23,25 @@ class Raw(NamedTuple):
 
     Each is a pair ``(x, y)``: inputs, and class labels (whole numbers, or names), values, flags or
     None.
+
+    Attributes:
+      groups: of the training examples by name, what each belongs to (numbers or names): what data
+        are split by among the clients of a federated training, as ``{"recording": ...}``.
     """
 
     train: Pair
     test: Pair
     validation: Pair | None = None
+    groups: Mapping[str, Any] | None = None
+
+    @property
+    def pairs(self) -> tuple[Pair | None, ...]:
+        """Train, test, validation."""
+        return self.train, self.test, self.validation
 
 
 def digest(raw: Raw) -> str:
-    """A digest of all splits: shapes, dtypes and bytes.
+    """A digest of all splits (not of groups): shapes, dtypes and bytes.
 
     Example:
       >>> x, y = np.zeros((2, 3), np.float32), np.array([0, 1])
@@ -38,7 +49,7 @@ def digest(raw: Raw) -> str:
       False
     """
     state = hashlib.blake2b(digest_size=16)
-    for pair in raw:
+    for pair in raw.pairs:
         for rows in () if pair is None else pair:
             if rows is None:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,16 @@ def parted(
     return np.sort(order[count:]), np.sort(order[:count])
 
 
-def with_test(x: Any, y: Any, targets: str = "classes") -> Raw:
+def with_test(
+    x: Any, y: Any, targets: str = "classes", groups: Mapping[str, Any] | None = None
+) -> Raw:
     """A whole data set, of which a fixed fifth (of each class) becomes the test split.
+
+    Args:
+      x: inputs.
+      y: targets, or None.
+      targets: what they are.
+      groups: of all examples; see :class:`Raw`.
 
     Example:
       >>> raw = with_test(np.eye(10), np.arange(10) % 2)
@@ -67,7 +76,13 @@ def with_test(x: Any, y: Any, targets: str = "classes") -> Raw:
     train, test = (
         (select(x, rows), None if y is None else np.asarray(y)[rows]) for rows in (kept, held)
     )
-    return Raw(train=train, test=test)
+    mine = None
+    if groups is not None:
+        for name, found in groups.items():
+            if np.shape(found) != (len(x),):
+                raise DataError(f"{name} of shape {np.shape(found)}; expected ({len(x)},)")
+        mine = {name: np.asarray(found)[kept] for name, found in groups.items()}
+    return Raw(train=train, test=test, groups=mine)
 
 
 def held_out(

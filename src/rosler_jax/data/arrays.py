@@ -56,7 +56,8 @@ def from_names(
 
     Args:
       where: the arrays come from, for messages.
-      arrays: with the names of :data:`LAYOUTS` or :data:`WHOLE`, and maybe others.
+      arrays: with the names of :data:`LAYOUTS` or :data:`WHOLE`, and maybe others; ``groups``
+        (beside a training split's own layout ``train_groups``) says what each example belongs to.
       targets, tokens: as of :func:`rosler_jax.data.load`; those that have none need no ``y``.
 
     Raises:
@@ -73,10 +74,11 @@ def from_names(
         if not set(names[::2] if targets == "none" else names) <= set(arrays):
             continue
         if len(names) == 4:
-            return Raw(train=pair(*names[:2]), test=pair(*names[2:]))
+            raw = Raw(train=pair(*names[:2]), test=pair(*names[2:]))
+            return raw._replace(groups=_groups(arrays, "train_groups"))
         x, y = pair(*names)
         if "source_index" not in arrays:
-            return with_test(x, y, targets)
+            return with_test(x, y, targets, _groups(arrays, "groups"))
         index = arrays["source_index"]  # the subset of cats and dogs names its own test split
         if index.shape != (len(x),):
             raise DataError(f"{where}: source_index of shape {index.shape}, not {(len(x),)}")
@@ -85,6 +87,10 @@ def from_names(
         return Raw(train=train, test=test)
     known = ", ".join("/".join(names) for names in (*LAYOUTS, *WHOLE))
     raise DataError(f"{where}: holds {sorted(arrays)}; expected {known}")
+
+
+def _groups(arrays: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    return {"groups": arrays[name]} if name in arrays else None
 
 
 def usable(

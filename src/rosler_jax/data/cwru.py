@@ -132,7 +132,8 @@ def split_windows(
 
     Returns:
       Splits of inputs ``(windows, window)``, or ``(windows, window // 2 + 1)`` of magnitudes, and
-      labels, indices into :data:`CLASSES`.
+      labels, indices into :data:`CLASSES`; the groups of training windows are ``recording`` and
+      ``load``.
 
     Raises:
       DataError: if nothing is left, or a recording is too short or not finite.
@@ -145,6 +146,7 @@ def split_windows(
         raise DataError(f"no recordings of loads {loads}")
     parts: tuple[list[np.ndarray], ...] = ([], [], [])
     labels: tuple[list[np.ndarray], ...] = ([], [], [])
+    counts = []
     for recording in kept:
         _check(recording)
         for i, part in enumerate(split_in_time(recording.signal)):
@@ -154,10 +156,15 @@ def split_windows(
                 raise DataError(f"{recording.where}: {error}") from error
             parts[i].append(magnitudes(x) if features == "fft" else x.astype(np.float32))
             labels[i].append(np.full(len(x), CLASSES.index(recording.kind), np.int32))
+        counts.append(len(parts[0][-1]))
     train, validation, test = (
         (np.concatenate(x), np.concatenate(y)) for x, y in zip(parts, labels, strict=True)
     )
-    return Raw(train=train, validation=validation, test=test)
+    groups = {
+        "recording": np.repeat(np.arange(len(kept), dtype=np.int32), counts),
+        "load": np.repeat(np.array([recording.load for recording in kept], np.int32), counts),
+    }
+    return Raw(train=train, validation=validation, test=test, groups=groups)
 
 
 def _check(recording: Recording) -> None:

@@ -57,7 +57,7 @@ def read_folder(
         start += len(paths)
     if "test" not in splits:
         splits["train"], splits["test"] = with_test(*splits["train"], targets)[:2]
-    return Raw(**splits)
+    return Raw(splits["train"], splits["test"], splits.get("validation"))
 
 
 def _parts(folder: Path, targets: str) -> dict[str, tuple[list[Path], list[str]]]:

@@ -128,7 +128,7 @@ def _by_split(path: Path, whole: Pair, splits: np.ndarray | None, targets: str) 
         raise DataError(f"{path}: column {SPLIT!r} has no row of 'train'")
     if "test" not in pairs:
         pairs["train"], pairs["test"] = with_test(*pairs["train"], targets)[:2]
-    return Raw(**pairs)
+    return Raw(pairs["train"], pairs["test"], pairs.get("validation"))
 
 
 def _target_columns(path: Path, names: list[str], target: Any, targets: str) -> list[str]:

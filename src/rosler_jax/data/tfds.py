@@ -47,7 +47,8 @@ def load_tfds(
     tfds = _import_tfds()
     if name == "cwru":
         builder = _cwru_builder(tfds, data_dir, manual_dir, builder_kwargs)
-        return prepare_and_read(builder, manual_dir=manual_dir, x_key="signal")
+        groups = ("recording", "load")
+        return prepare_and_read(builder, manual_dir=manual_dir, x_key="signal", groups=groups)
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT, **builder_kwargs)
     except Exception as error:  # an unknown name, version or option; no common base class
@@ -63,6 +64,7 @@ def prepare_and_read(
     x_key: str = "image",
     y_key: str = "label",
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    groups: tuple[str, ...] = (),
 ) -> Raw:
     """Prepares a builder's data, if that is not done yet, and reads its splits.
 
@@ -86,18 +88,18 @@ def prepare_and_read(
         raise
     except Exception as error:  # whatever network, disk or builder run into
         raise DataError(_why_not(builder, manual_dir, error)) from error
-    splits = {
-        split: _read_split(builder, split, x_key, y_key, transform)
+    read = {
+        split: _read_split(builder, split, (x_key, y_key, *groups), transform)
         for split in ("train", "validation", "test")
         if split in builder.info.splits
     }
-    if "train" not in splits:
-        raise DataError(
-            f"{builder.name}: has splits {sorted(builder.info.splits)}, none to train on"
-        )
+    if "train" not in read:
+        raise DataError(f"{builder.name}: has splits {sorted(read)}, none to train on")
+    splits = {split: (x, y) for split, (x, y, *_) in read.items()}
     if "test" not in splits:
         splits["train"], splits["test"] = with_test(*splits["train"])[:2]
-    return Raw(**splits)
+    found = dict(zip(groups, read["train"][2:], strict=True))
+    return Raw(splits["train"], splits["test"], splits.get("validation"), found or None)
 
 
 def _import_tfds() -> Any:
@@ -141,14 +143,14 @@ def _cwru_builder(tfds: Any, data_dir: Any, manual_dir: Any, options: dict[str, 
 def _read_split(
     builder: Any,
     split: str,
-    x_key: str,
-    y_key: str,
+    keys: tuple[str, ...],
     transform: Callable[[np.ndarray], np.ndarray] | None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
+    """Inputs, and of each further key an integer for each example."""
     where = f"{builder.name}, {split} split"
     try:
         source = builder.as_data_source(split=split)
-        examples = [(example[x_key], example[y_key]) for example in _examples(source)]
+        examples = [tuple(example[key] for key in keys) for example in _examples(source)]
     except KeyError as error:
         raise DataError(f"{where}: examples have no {error}") from error
     except Exception as error:  # array_record raises RuntimeError and others for damaged files
@@ -157,11 +159,12 @@ def _read_split(
         ) from error
     if not examples:
         raise DataError(f"{where}: has no examples")
-    images = [x if transform is None else transform(x) for x, _ in examples]
+    images = [x if transform is None else transform(x) for x, *_ in examples]
     sizes = {image.shape for image in images}
     if len(sizes) > 1:
         raise DataError(f"{where}: images have {len(sizes)} sizes, as {sorted(sizes)[:2]}")
-    return np.stack(images), np.asarray([y for _, y in examples], np.int32)
+    rest = zip(*(values for _, *values in examples), strict=True)
+    return np.stack(images), *(np.asarray(values, np.int32) for values in rest)
 
 
 def _examples(source: Any, chunk: int = 1024) -> Any:
