@@ -31,6 +31,7 @@ from rosler_jax.export.c.train.parts import parameters_of, trained_names
 from rosler_jax.export.c.unit import FOLDERS
 from rosler_jax.export.firmware import ToolchainError
 from rosler_jax.export.firmware.host import FLAGS, SANITIZERS
+from rosler_jax.export.inputs import quantized
 from rosler_jax.factors import core_from_sketch
 from rosler_jax.graph import Graph, Weight, compute, map_weights
 from rosler_jax.graph import run as graph_run
@@ -505,6 +506,26 @@ def test_a_wrong_label_or_count_changes_nothing() -> None:
     found = train_in_c(source, x, labels, 0.1, sanitize=True)
     assert found.losses.tolist() == [-1.0, -1.0]
     assert_close(found.weights, parameters(graph), 1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "fixed"])
+def test_training_goes_on_from_given_weights(dtype: str) -> None:
+    graph = network(INTEGER_NETWORKS["every operation"])
+    x, labels = examples(6, 4)
+    calibration, rate = (x.reshape(-1, INPUTS), 4) if dtype == "fixed" else (None, 0.05)
+    # Without momentum the weights are all that a step leaves to the next one.
+    source = write_training(graph, batch=4, momentum=0.0, dtype=dtype, calibration=calibration)
+    x = quantized(x, source.scales[0], "int16") if dtype == "fixed" else x
+    whole = train_in_c(source, x, labels, rate, predict=x[0])
+    half = train_in_c(source, x[:3], labels[:3], rate)
+    rest = train_in_c(
+        source, x[3:], labels[3:], rate, weights=half.flat, predict=x[0], sanitize=True
+    )
+    assert (half.flat != whole.flat).any()
+    np.testing.assert_array_equal(rest.flat, whole.flat)
+    np.testing.assert_array_equal(rest.outputs, whole.outputs)
+    with pytest.raises(ValueError, match=r"trains \d+ numbers, one behind the other"):
+        train_in_c(source, x, labels, rate, weights=half.flat[1:])
 
 
 # Fixed point.

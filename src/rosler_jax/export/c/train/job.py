@@ -58,6 +58,7 @@ def train_in_c(
     rate: float,
     *,
     predict: Any = (),
+    weights: Any = None,
     switch: int = -1,
     board: str | None = None,
     compiler: str = "gcc",
@@ -74,6 +75,8 @@ def train_in_c(
         C code's type.
       rate: learning rate; for fixed-point code the shift k of a rate of 2^-k.
       predict: inputs to predict from afterwards.
+      weights: to start from, as they lie in memory (:attr:`Trained.flat` of a run before); None for
+        those that were exported. The velocity starts from zero.
       switch: the step before which the parallel stage ends; -1 for none.
       board: an emulated board; None for this machine.
       compiler: of this machine.
@@ -87,6 +90,7 @@ def train_in_c(
     Raises:
       ToolchainError: if a compiler or the emulator is not installed.
       FirmwareError: if the program does not build, fails or hangs.
+      ValueError: for another number of weights than the program has.
     """
     integer = '_TRAIN_INPUT_TYPE "int16"' in source.header
     number, element = (np.int32, np.int16) if integer else (np.float32, np.float32)
@@ -98,8 +102,9 @@ def train_in_c(
     labels = labels.astype(kind).reshape(steps, labels.size // max(steps, 1))
     inputs = inputs.astype(given).reshape(steps, inputs.size // max(steps, 1))
     asked = np.asarray(predict, given)
-    job = np.asarray([steps, count, len(asked), switch], np.int32).tobytes()
-    job += np.asarray([rate]).astype(number).tobytes()
+    start = b"" if weights is None else _start(source, weights, number)
+    job = np.asarray([steps, count, len(asked), switch, weights is not None], np.int32).tobytes()
+    job += np.asarray([rate]).astype(number).tobytes() + start
     for each, label in zip(inputs, labels, strict=True):
         job += each.tobytes() + label.tobytes()
     job += asked.tobytes()
@@ -128,6 +133,16 @@ def train_in_c(
             result, sizes, external = run.files["result.bin"], run.sizes, run.external
             windows = [total(sum_tables([w])).instructions for w in run.profile.windows]
     return _trained(source, result, steps, len(asked), windows, sizes, external, integer)
+
+
+def _start(source: TrainSource, weights: Any, number: Any) -> bytes:
+    found, wanted = np.asarray(weights), sum(field.size for field in source.fields)
+    if found.shape != (wanted,):
+        raise ValueError(
+            f"weights of shape {found.shape}; this program trains {wanted} numbers, one behind the "
+            "other as its fields say"
+        )
+    return found.astype(number).tobytes()
 
 
 def _run_host(

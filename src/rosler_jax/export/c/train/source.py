@@ -46,6 +46,7 @@ class TrainSource(NamedTuple):
       state_bytes: weights that train and their velocity, kept between calls.
       constant_bytes: of constant data, by what they are for.
       fields: where each parameter lies in the weights; see :func:`unpack`.
+      scales: what inputs are divided by and outputs multiplied by; 1 of float32.
     """
 
     header: str
@@ -54,6 +55,7 @@ class TrainSource(NamedTuple):
     state_bytes: int
     constant_bytes: dict[str, int]
     fields: tuple[Field, ...]
+    scales: tuple[float, float] = (1.0, 1.0)
 
 
 class Style(NamedTuple):
@@ -465,6 +467,7 @@ def assemble(program: Program, arena: int, functions: list[str]) -> TrainSource:
         state_bytes=state,
         constant_bytes=dict(unit.constant_bytes),
         fields=tuple(parameters.fields),
+        scales=style.scales,
     )
 
 
@@ -525,7 +528,8 @@ typedef {target} rosler_train_target;
 typedef {style.rate} rosler_train_rate;
 typedef {style.loss} rosler_train_loss;
 
-/* What trains; kept between calls. */
+/* What trains; kept between calls. Weights that are received (from a server of many devices, say)
+   are copied over `weights` after rosler_train_begin, and sent from there. */
 typedef struct {{
     {style.number} weights[ROSLER_TRAIN_WEIGHTS];{velocity}
 }} rosler_state;

@@ -1,7 +1,8 @@
 /* Runs a job of training steps and predictions: on this machine with ROSLER_HOST, else on a board.
-   job.bin: five words (steps, examples in a step, predictions, the step before which the parallel
-   stage ends or -1, the learning rate), then inputs and targets of each step, then inputs to
-   predict from. result.bin: losses, weights, velocity, predictions. */
+   job.bin: six words (steps, examples in a step, predictions, the step before which the parallel
+   stage ends or -1, whether weights are given, the learning rate), then these weights, then inputs
+   and targets of each step, then inputs to predict from. result.bin: losses, weights, velocity,
+   predictions. */
 #include <stdint.h>
 
 #include "rosler_train.h"
@@ -70,12 +71,13 @@ static rosler_train_output y[ROSLER_TRAIN_OUTPUT_SIZE];
 int main(void) {
     const stream from = opened_to_read("job.bin");
     const stream to = opened_to_write("result.bin");
-    int32_t job[4], i;
+    int32_t job[5], i;
     rosler_train_rate rate;
     take(from, job, sizeof job);
     take(from, &rate, sizeof rate);
     if (job[1] < 0 || job[1] > ROSLER_TRAIN_BATCH) return 2;
     rosler_train_begin(&state);
+    if (job[4]) take(from, state.weights, sizeof state.weights);
     for (i = 0; i < job[0]; ++i) {
         const uint32_t count = (uint32_t)job[1];
         rosler_train_loss loss;
