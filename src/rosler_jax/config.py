@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rosler_jax._lookup import lookup
@@ -35,6 +35,7 @@ class TrainConfig:
       data: name or path, as :func:`rosler_jax.data.load` takes it.
       target: columns of a table to be predicted; empty for the usual names.
       image_size: height and width that a folder's images are resized to; empty for their own.
+      data_options: of the data set's source, ``name=value`` each, as ``features=fft`` of bearings.
       manual_dir: folder of files that a data set cannot fetch by itself (cwru: the .mat files).
       stream: whether examples stay on the host, or on disk, and are read batch by batch:
         ``always``, ``never``, or ``auto``: where they do not fit the device.
@@ -97,6 +98,7 @@ class TrainConfig:
     data: str = "mnist5k"
     target: tuple[str, ...] = ()
     image_size: tuple[int, ...] = ()
+    data_options: tuple[str, ...] = ()
     manual_dir: str | None = None
     stream: str = "auto"
     standardize: str = "auto"
@@ -144,7 +146,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "target", "image_size", "options", "rules"):
+        for name in ("hidden", "target", "image_size", "data_options", "options", "rules"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         for name, table in (("method", METHODS), ("task", TASKS), ("model", MODELS)):
@@ -153,6 +155,7 @@ class TrainConfig:
         _require("rank", self.rank, self.rank >= 1 or isinstance(self.rank, float), "at least 1")
         rules(self, "chain")
         model_options(self)
+        named_values(self.data_options, "data")
         _one_of("bits", self.bits, BITS)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("schedule", self.schedule, SCHEDULES)
@@ -241,11 +244,29 @@ def model_options(config: TrainConfig) -> dict[str, Any]:
       >>> model_options(TrainConfig(options=("width=32", "norm=group"), hidden=(64,)))
       {'hidden': (64,), 'width': 32, 'norm': 'group'}
     """
-    found: dict[str, Any] = {} if config.hidden is None else {"hidden": config.hidden}
-    for text in config.options:
+    hidden: dict[str, Any] = {} if config.hidden is None else {"hidden": config.hidden}
+    return {**hidden, **named_values(config.options, "model")}
+
+
+def named_values(texts: Sequence[str], what: str) -> dict[str, Any]:
+    """Options by name; texts where they are no Python literals.
+
+    Args:
+      texts: ``name=value`` each.
+      what: they are options of, for messages.
+
+    Raises:
+      ValueError: for one without a value.
+
+    Example:
+      >>> named_values(("window=512", "features=fft"), "data")
+      {'window': 512, 'features': 'fft'}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"option {text!r} of the model; pass name=value, as width=32")
+            raise ValueError(f"option {text!r} of the {what}; pass name=value, as width=32")
         try:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

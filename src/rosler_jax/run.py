@@ -87,11 +87,12 @@ def load_data(config: TrainConfig, given: Any = None) -> Any:
     )
 
 
-def source_options(config: TrainConfig) -> dict[str, str]:
+def source_options(config: TrainConfig) -> dict[str, Any]:
     """Options of the source of a run's data."""
     named = {"manual_dir": config.manual_dir, "target": ",".join(config.target)}
     named["image_size"] = ",".join(map(str, config.image_size))
-    return {name: value for name, value in named.items() if value}
+    given = {name: value for name, value in named.items() if value}
+    return {**given, **configs.named_values(config.data_options, "data")}
 
 
 def prepare(config: TrainConfig, data: Any = None) -> Prepared:

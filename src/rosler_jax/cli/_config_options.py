@@ -49,6 +49,9 @@ OPTIONS: dict[str, Option] = {
     ),
     "target": Option(_DATA, "columns of a table to predict; none: target, label, y, class", "A,B"),
     "image_size": Option(_DATA, "height and width that a folder's images are resized to", "N,N"),
+    "data_options": Option(
+        _DATA, "of the data's source, as features=fft,window=512 of bearings", "NAME=V,..."
+    ),
     "stream": Option(_DATA, "read data batch by batch; auto: where they do not fit", "HOW", STREAM),
     "manual_dir": Option(_DATA, "files that the data set cannot fetch itself, as cwru's", "DIR"),
     "standardize": Option(

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 from rosler_jax._files import json_text
 from rosler_jax._version import __version__
-from rosler_jax.cli import evaluate, export, info, size, sweep, train
+from rosler_jax.cli import evaluate, export, federate, info, size, sweep, train
 from rosler_jax.cli._command import Command, Outcome, UsageError
 
 COMMANDS: dict[str, Command] = {
     "train": train.COMMAND,
     "sweep": sweep.COMMAND,
+    "federate": federate.COMMAND,
     "evaluate": evaluate.COMMAND,
     "size": size.COMMAND,
     "export": export.COMMAND,

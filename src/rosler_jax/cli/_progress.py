@@ -59,6 +59,38 @@ def population_progress(quiet: bool) -> Iterator[Report | None]:
         yield lambda row: print(members_line(row), file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def rounds_progress(rounds: int, metric: str, quiet: bool) -> Iterator[Report | None]:
+    """Gives what to call with the history's row after every round; None if nothing is wanted."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty() and _has_rich():
+        tell = lambda row: (row["round"], round_line(row, rounds, metric))  # noqa: E731
+        with _bar(rounds, tell) as report:
+            yield report
+    else:
+        yield lambda row: print(
+            f"round {round_line(row, rounds, metric)}", file=sys.stderr, flush=True
+        )
+
+
+def round_line(row: dict[str, float], rounds: int, metric: str) -> str:
+    """One round in words.
+
+    Example:
+      >>> row = {"round": 2, "loss": 0.5, "counted": 8, "asked": 10, "up_bytes": 2345.0}
+      >>> row |= {"validation_accuracy": 0.875, "down_bytes": 987.0, "seconds": 1.25}
+      >>> round_line(row, 10, "accuracy")
+      '2/10: loss 0.5000, validation 0.8750, 8 of 10 clients, 2,345 bytes up, 987 down, 1.2 s'
+    """
+    return (
+        f"{row['round']:.0f}/{rounds}: loss {row['loss']:.4f}, "
+        f"validation {row[f'validation_{metric}']:.4f}, "
+        f"{row['counted']:.0f} of {row['asked']:.0f} clients, {row['up_bytes']:,.0f} bytes up, "
+        f"{row['down_bytes']:,.0f} down, {row['seconds']:.1f} s"
+    )
+
+
 def members_line(row: dict[str, float]) -> str:
     """How far a sweep is, in words.
 

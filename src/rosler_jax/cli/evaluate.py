@@ -9,7 +9,7 @@ from rosler_jax.cli._command import Command, Outcome, UsageError, shown, table
 from rosler_jax.cli._config_options import add_config_options, build_config, given_options
 from rosler_jax.cli._model_argument import ModelArgument, add_model_argument, model_argument
 
-DATA = ("data", "target", "image_size", "task")
+DATA = ("data", "target", "image_size", "data_options", "task")
 """Fields of a run's config that may be given in the place of its own."""
 
 

@@ -27,7 +27,9 @@ from rosler_jax.units import Units, is_tokens, units_of
 if TYPE_CHECKING:
     from rosler_jax.data._moments import Moment
 
-SHARED = ("data", "target", "image_size", "manual_dir", "stream", "task", "metric")
+SHARED = (
+    "data", "target", "image_size", "data_options", "manual_dir", "stream", "task", "metric",
+)  # fmt: skip
 """Fields in which the members of a sweep do not differ: what they are trained on, and for."""
 
 

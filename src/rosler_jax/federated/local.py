@@ -1,0 +1,151 @@
+"""What clients do in a round: each trains the same model on examples of its own, all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rosler_jax.federated._spec import choose
+from rosler_jax.federated.optimizers import CLIENTS
+from rosler_jax.fit import augmented, make_gradient, make_schedule, method_of, task_of
+from rosler_jax.methods import Setting
+from rosler_jax.rate import decaying
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, PyTree
+
+    from rosler_jax.config import TrainConfig
+    from rosler_jax.federated.config import FederatedConfig
+    from rosler_jax.fit import Arrays
+    from rosler_jax.hyper import Hyper
+    from rosler_jax.learner import Learner
+    from rosler_jax.units import Units
+
+NEVER = 2**31 - 1  # the update at which a stage ends that the server ends
+
+
+class When(NamedTuple):
+    """Where a training is: what of a run's state the loss looks at."""
+
+    epoch: Any  # the round
+    price: Any = 0.0
+
+
+class Work(NamedTuple):
+    """What each of some clients is to do.
+
+    Attributes:
+      keys: words of a random key each.
+      rows: indices of its examples.
+      counts: how many it has; 0 for one that does nothing.
+    """
+
+    keys: Array
+    rows: Int[Array, "clients most"]
+    counts: Int[Array, " clients"]
+
+
+class Done(NamedTuple):
+    """What clients have come to, a row each: parameters, buffers, mean loss over their steps."""
+
+    params: PyTree
+    buffers: PyTree
+    loss: Float[Array, " clients"]
+
+
+def make_local(
+    config: TrainConfig,
+    federated: FederatedConfig,
+    learner: Learner,
+    num_examples: int,
+    *,
+    settled: bool = False,
+) -> Callable[..., Done]:
+    """Builds the training of clients.
+
+    A client passes ``local_epochs`` times over its examples, in an order of its own; the last batch
+    of a pass is filled up from that order's beginning. Its optimiser begins anew. Clients that have
+    fewer steps wait for those that have more, so that like should go with like.
+
+    Args:
+      config: what a client trains: the schedule of its learning rate is over rounds.
+      federated: how.
+      learner: the model.
+      num_examples: of all clients.
+      settled: for what follows the parallel stage of aRes-BP.
+
+    Returns:
+      ``(params, buffers, work, now, arrays, hyper, units) -> Done``; pure, vmapped over clients.
+    """
+    task, method = task_of(config), method_of(config)
+    gradient = make_gradient(config, learner, num_examples)
+    client, number = choose("client", federated.client, CLIENTS)
+    batch, epochs = config.batch_size, federated.local_epochs
+
+    def optimizer(hyper: Hyper, when: Any) -> optax.GradientTransformationExtraArgs:
+        rate = make_schedule(config, hyper.learning_rate, federated.rounds)(when)
+        inner = client.make(rate, hyper.weight_decay, number)
+        setting = Setting(config, hyper, learner, NEVER)
+        whole = inner if settled else method.optimizer(inner, setting)
+        return optax.with_extra_args_support(whole)
+
+    def orders(words: Array, count: Array, most: int) -> Int[Array, "epochs most"]:
+        """Its examples' places, shuffled, then those that it does not have."""
+        key = jax.random.wrap_key_data(words, impl="threefry2x32")
+        drawn = jax.random.uniform(key, (epochs, most))
+        return jnp.argsort(jnp.where(jnp.arange(most) < count, drawn, 2.0), axis=1)
+
+    def one(
+        step: Array, carry: Any, words: Array, rows: Array, order: Array, count: Array,
+        start: PyTree, now: Array, arrays: Arrays, hyper: Hyper, units: Units,
+    ) -> Any:  # fmt: skip
+        params, buffers, opt_state, loss = carry
+        count = jnp.maximum(count, 1)
+        steps = -(-count // batch)
+        place = (step % steps * batch + jnp.arange(batch)) % count
+        index = rows[order[jnp.minimum(step // steps, epochs - 1), place]]
+        key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), step)
+        y = None if arrays.train_y is None else arrays.train_y[index]
+        x, y = augmented(config, task, key, arrays.train_x[index], y, hyper, units)
+        at: Any = When(now)
+        (_, (found, _, buffers)), grads = gradient(params, buffers, x, y, key, at, hyper, units)
+        if federated.proximal:
+            grads = jax.tree.map(
+                lambda g, w, w0: g + federated.proximal * (w - w0), grads, params, start
+            )
+        tx = optimizer(hyper, now)
+        updates, opt_state = tx.update(grads, opt_state, decaying(params))
+        return optax.apply_updates(params, updates), buffers, opt_state, loss + found
+
+    def train(
+        params: PyTree, buffers: PyTree, work: Work, now: Array, arrays: Arrays, hyper: Hyper,
+        units: Units,
+    ) -> Done:  # fmt: skip
+        steps = epochs * -(-work.counts // batch)
+        order = jax.vmap(lambda k, n: orders(k, n, work.rows.shape[1]))(work.keys, work.counts)
+        start = params, buffers, optimizer(hyper, now).init(params), jnp.zeros((), jnp.float32)
+        clients = len(work.counts)
+        carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *jnp.shape(x))), start)
+
+        def body(step: Array, carry: Any) -> Any:
+            def each(carry: Any, words: Array, rows: Array, order: Array, count: Array) -> Any:
+                return one(
+                    step, carry, words, rows, order, count, params, now, arrays, hyper, units
+                )
+
+            new = jax.vmap(each)(carry, work.keys, work.rows, order, work.counts)
+            going = step < steps
+
+            def pick(a: Array, b: Array) -> Array:
+                return jnp.where(going.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+            return jax.tree.map(pick, new, carry)
+
+        params_, buffers_, _, loss = jax.lax.fori_loop(0, steps.max(), body, carry)
+        return Done(params_, buffers_, loss / jnp.maximum(steps, 1))
+
+    return train

@@ -1,0 +1,424 @@
+r"""A round as pure functions: who is asked, what they answer, and what the server makes of it.
+
+With ``w`` the server's weights and ``v`` those that the clients have (they differ by what rounding
+has left of the way down), a round is::
+
+    each asked client i:  w_i = what it trains from v;   x_i = send(w_i, v) + e_i
+                          sends q_i = round(x_i), keeps e_i = x_i - q_i
+    server:               m = aggregate(q_i),  change = receive(m),
+                          w <- optimiser(w, -change);   sends d = round(w - v);   v <- v + d
+
+All state is in :class:`FederatedState`; what is sent is :class:`~.compress.Packed`, so that between
+the functions a message may be written as bytes, lost or garbled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rosler_jax.federated._spec import choose
+from rosler_jax.federated._travel import arrived, travelling
+from rosler_jax.federated.aggregate import Checked, aggregate, check_norms
+from rosler_jax.federated.compress import (
+    Compression,
+    Packed,
+    compression,
+    entropy_bits,
+    grid_scales,
+    pack,
+    unpack,
+)
+from rosler_jax.federated.exchange import Exchange, exchange
+from rosler_jax.federated.local import Work, make_local
+from rosler_jax.federated.optimizers import SERVERS
+from rosler_jax.fit import key_words
+from rosler_jax.learner import KEYS
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+    from rosler_jax.config import TrainConfig
+    from rosler_jax.federated.config import FederatedConfig
+    from rosler_jax.fit import Arrays
+    from rosler_jax.hyper import Hyper
+    from rosler_jax.learner import Learner
+    from rosler_jax.units import Units
+
+AT_ONCE = 16
+"""Clients that are trained side by side on a CPU; those of a round all at once elsewhere."""
+
+
+class FederatedState(NamedTuple):
+    """Everything that a run needs to go on.
+
+    Attributes:
+      round: how many are done.
+      key: words of the run's random key.
+      params, buffers: the server's model, of which only what travels changes, and integers.
+      weights: ``w``, what travels of it, by name.
+      sent: ``v``, the same as the clients have it.
+      opt_state: of the server's optimiser.
+      exchange: what the server keeps of what travels.
+      grid: where the way down is on a grid, ``(v_0, steps, scales)``: ``v = v_0 + steps scales``.
+      memory: ``e``, a row a client: what its messages have left out; empty where nothing is.
+    """
+
+    round: Array
+    key: Array
+    params: PyTree
+    buffers: PyTree
+    weights: PyTree
+    sent: PyTree
+    opt_state: Any
+    exchange: Any
+    grid: Any
+    memory: PyTree
+
+
+class Asked(NamedTuple):
+    """Who is asked in a round.
+
+    Attributes:
+      clients: indices, ``(asked,)``.
+      answers: which of them will answer.
+      work: what each is to do.
+    """
+
+    clients: Int[Array, " asked"]
+    answers: Bool[Array, " asked"]
+    work: Work
+
+
+class Answers(NamedTuple):
+    """What the asked clients have, a row each.
+
+    Attributes:
+      packed: their messages.
+      exact: the same before rounding, in one row, where messages are masked; else empty.
+      memory: what they keep.
+      buffers: of the first client: counters and keys go on with it.
+      loss: mean over its steps.
+      bits: of information in a message.
+    """
+
+    packed: Packed
+    exact: Any
+    memory: PyTree
+    buffers: PyTree
+    loss: Float[Array, " asked"]
+    bits: Float[Array, " asked"]
+
+
+class Received(NamedTuple):
+    """What the server made of a round's messages.
+
+    Attributes:
+      down: its own to all clients.
+      bits: of information in that.
+      checked: what it found of theirs.
+      loss: mean of the clients whose messages count.
+    """
+
+    down: Packed
+    bits: Float[Array, ""]
+    checked: Checked
+    loss: Float[Array, ""]
+
+
+class Rounds(NamedTuple):
+    """The pure functions of a run, and the forms of its messages.
+
+    Attributes:
+      init: ``key -> state``.
+      begin: ``(params, buffers) -> state`` of a model that there is; its key is to be set.
+      ask: ``(state, rows, counts) -> Asked``.
+      answer: ``(state, asked, arrays, hyper, units) -> Answers``.
+      receive: ``(state, asked, answers, messages, came) -> (state, Received)``: of messages as
+        they came, ``(asked, numbers)``, and which came.
+      unpacked: packed messages, a row each, as ``messages`` of ``receive``.
+      model: ``state -> (params, buffers)`` as the clients have them.
+      up, down: compressions of both ways.
+      up_like, down_like: shapes of one message.
+    """
+
+    init: Callable[..., FederatedState]
+    begin: Callable[..., FederatedState]
+    ask: Callable[..., Asked]
+    answer: Callable[..., Answers]
+    receive: Callable[..., tuple[FederatedState, Received]]
+    unpacked: Callable[[Packed], Any]
+    model: Callable[[FederatedState], tuple[PyTree, PyTree]]
+    up: Compression
+    down: Compression
+    up_like: PyTree
+    down_like: PyTree
+
+
+def make_rounds(
+    config: TrainConfig,
+    federated: FederatedConfig,
+    learner: Learner,
+    num_examples: int,
+    *,
+    settled: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
+    at_once: int | None = None,
+) -> Rounds:
+    """Builds the functions of a federated run.
+
+    Args:
+      config: what a client trains.
+      federated: the run.
+      learner: the model.
+      num_examples: of all clients.
+      settled: for what follows the parallel stage of aRes-BP.
+      mesh: of devices, over whose first axis the clients of a round are spread; None for one.
+      at_once: clients that are trained side by side; None for what suits the device.
+
+    Raises:
+      ValueError: for an exchange that the model does not have.
+    """
+    up, down = compression(federated.upload, "upload"), compression(federated.download, "download")
+    if federated.secure:
+        up = Compression()
+    params_like, buffers_like = jax.eval_shape(learner.init, jax.random.key(0, impl=KEYS))
+    like = travelling(params_like, buffers_like)
+    traded = exchange(federated.exchange, like["params"], learner.views, federated.seed)
+    up_like = jax.eval_shape(lambda w: _sent_of(traded, w, w), like)
+    server = _server(federated)
+    local = make_local(config, federated, learner, num_examples, settled=settled)
+    remembers = bool(up.levels) and not traded.steps
+
+    def init(key: Key[Array, ""]) -> FederatedState:
+        key_model, key_run = jax.random.split(key)
+        return begin(*learner.init(key_model))._replace(key=key_words(key_run))
+
+    def begin(params: PyTree, buffers: PyTree) -> FederatedState:
+        weights = travelling(params, buffers)
+        zeros = lambda x: jnp.zeros((federated.clients, *x.shape), jnp.float32)  # noqa: E731
+        return FederatedState(
+            round=jnp.zeros((), jnp.int32),
+            key=jnp.zeros((2,), jnp.uint32),
+            params=params,
+            buffers=buffers,
+            weights=weights,
+            sent=weights,
+            opt_state=server.init(weights["params"]),
+            exchange=traded.init(weights["params"]),
+            grid=_begin_grid(down, weights),
+            memory=jax.tree.map(zeros, up_like) if remembers else {},
+        )
+
+    def ask(state: FederatedState, rows: Array, counts: Array) -> Asked:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=KEYS), state.round)
+        choose_, drop, work = jax.random.split(key, 3)
+        chosen = jax.random.permutation(choose_, federated.clients)[: federated.asked]
+        answers = jax.random.uniform(drop, (federated.asked,)) >= federated.drop
+        # Like goes with like: clients that are trained side by side wait for one another.
+        chosen = chosen[jnp.argsort(-counts[chosen])]
+        keys = jax.vmap(jax.random.key_data)(jax.random.split(work, federated.asked))
+        counts = jnp.where(answers, counts[chosen], 0)
+        return Asked(chosen, answers, Work(keys, rows[chosen], counts))
+
+    def answer(
+        state: FederatedState, asked: Asked, arrays: Arrays, hyper: Hyper, units: Units
+    ) -> Answers:
+        params, buffers = model(state)
+        width = at_once or (AT_ONCE if jax.default_backend() == "cpu" else federated.asked)
+        done = _in_chunks(
+            lambda work: local(params, buffers, work, state.round, arrays, hyper, units),
+            asked.work, width, mesh,
+        )  # fmt: skip
+        new = jax.vmap(travelling)(done.params, done.buffers)
+        messages = jax.vmap(lambda w: _sent_of(traded, w, state.sent))(new)
+        if remembers:
+            mine = jax.tree.map(lambda e: e[asked.clients], state.memory)
+            messages = jax.tree.map(jnp.add, messages, mine)
+        packed = jax.vmap(lambda message: pack(up, message))(messages)
+        memory: PyTree = {}
+        if remembers:
+            kept = jax.tree.map(jnp.subtract, messages, unpack_rows(packed, up_like))
+            memory = jax.tree.map(lambda new, old: _where(asked.answers, new, old), kept, mine)
+        bits = jax.vmap(lambda p: entropy_bits(p, up.levels))(packed)
+        first = jax.tree.map(lambda x: x[0], done.buffers)
+        exact = _flat_rows(messages) if federated.secure else ()
+        return Answers(packed, exact, memory, first, done.loss, bits)
+
+    def receive(
+        state: FederatedState, asked: Asked, answers: Answers, messages: Array,
+        came: Bool[Array, " asked"],
+    ) -> tuple[FederatedState, Received]:  # fmt: skip
+        most = federated.reject_norm or None
+        checked = check_norms(messages, came, most)
+        combined = _combined(federated, state, messages, asked.work.counts, checked)
+        message = _unflat(combined, up_like)
+        change, kept = traded.receive(message["params"], state.sent["params"], state.exchange)
+        any_came = checked.valid.any() if not federated.secure else came.any()
+        # From where the clients began, to what they came to on average, seen from the server.
+        target = jax.tree.map(jnp.add, state.sent["params"], change)
+        gradient = jax.tree.map(jnp.subtract, state.weights["params"], target)
+        if traded.steps:
+            gradient = jax.tree.map(jnp.negative, change)
+        updates, opt_state = server.update(gradient, state.opt_state, state.weights["params"])
+        new = optax.apply_updates(state.weights["params"], updates)
+        statistics = jax.tree.map(jnp.add, state.sent["statistics"], message["statistics"])
+        weights = {"params": new, "statistics": statistics}
+        before = state.weights, state.opt_state, state.exchange
+        weights, opt_state, kept = jax.tree.map(
+            lambda a, b: jnp.where(any_came, a, b), (weights, opt_state, kept), before
+        )
+        packed, sent, grid = _sent_down(down, state, weights)
+        memory = state.memory
+        if remembers:
+            memory = jax.tree.map(
+                lambda e, new: e.at[asked.clients].set(new), memory, answers.memory
+            )
+        counted = checked.valid & came
+        loss = jnp.where(counted, answers.loss, 0.0).sum() / jnp.maximum(counted.sum(), 1)
+        new_state = state._replace(
+            round=state.round + 1,
+            buffers=_integers_of(answers.buffers, state.buffers),
+            weights=weights,
+            sent=sent,
+            opt_state=opt_state,
+            exchange=kept,
+            grid=grid,
+            memory=memory,
+        )
+        return new_state, Received(packed, entropy_bits(packed, down.levels), checked, loss)
+
+    def model(state: FederatedState) -> tuple[PyTree, PyTree]:
+        return arrived(state.sent, state.params, state.buffers)
+
+    def unpack_rows(packed: Packed, like: PyTree) -> PyTree:
+        return jax.vmap(lambda p: unpack(p, like))(packed)
+
+    return Rounds(
+        init, begin, ask, answer, receive, lambda packed: _flat_rows(unpack_rows(packed, up_like)),
+        model, up, down, up_like, like,
+    )  # fmt: skip
+
+
+def _sent_of(traded: Exchange, new: PyTree, old: PyTree) -> PyTree:
+    """What travels of a client: of its parameters by the exchange, of its statistics the change."""
+    statistics = jax.tree.map(jnp.subtract, new["statistics"], old["statistics"])
+    return {"params": traded.send(new["params"], old["params"]), "statistics": statistics}
+
+
+class Grid(NamedTuple):
+    """The weights that clients have, in whole steps: ``start + steps * scales``."""
+
+    start: PyTree
+    steps: tuple[Any, ...]
+    scales: tuple[Any, ...]
+
+
+def _begin_grid(down: Compression, weights: PyTree) -> Any:
+    if not down.grid:
+        return ()
+    steps = tuple(jnp.zeros(x.shape, jnp.int32) for x in jax.tree.leaves(weights))
+    return Grid(weights, steps, grid_scales(down, weights))
+
+
+def _sent_down(
+    down: Compression, state: FederatedState, weights: PyTree
+) -> tuple[Packed, PyTree, Any]:
+    """The server's message, what the clients then have, and the grid that it is on."""
+    change = jax.tree.map(jnp.subtract, weights, state.sent)
+    if not down.grid:
+        packed = pack(down, change)
+        if not down.levels:  # as they are: the difference of two floats need not be exact
+            return packed, weights, ()
+        return packed, jax.tree.map(jnp.add, state.sent, unpack(packed, weights)), ()
+    packed = pack(down, change, state.grid.scales)
+    steps = tuple(n + q for n, q in zip(state.grid.steps, packed.values, strict=True))
+    # Anew from the start: who missed rounds adds their steps at once, and comes to the same.
+    moved = unpack(Packed(steps, state.grid.scales), weights)
+    sent = jax.tree.map(jnp.add, state.grid.start, moved)
+    return packed, sent, state.grid._replace(steps=steps)
+
+
+def _server(federated: FederatedConfig) -> optax.GradientTransformation:
+    make, rate = choose("server", federated.server, SERVERS)
+    return make(rate)
+
+
+def _combined(
+    federated: FederatedConfig, state: FederatedState, messages: Array, counts: Array,
+    checked: Checked,
+) -> Array:  # fmt: skip
+    """One message of many; clipped and with noise, where that is asked for."""
+    weights = counts.astype(jnp.float32)
+    if federated.secure:  # the first row is the mean already: nobody saw the others
+        return messages[0]
+    if not federated.clip:
+        return aggregate(federated.aggregate, messages, weights, checked.valid)
+    factor = jnp.minimum(1.0, federated.clip / jnp.maximum(checked.norms, 1e-30))
+    clipped = jnp.where(checked.valid[:, None], messages, 0.0) * factor[:, None]
+    if federated.aggregate.partition(":")[0] != "mean":
+        found = aggregate(federated.aggregate, clipped, weights, checked.valid)
+    else:  # by the number that was asked, which says nothing of who came
+        found = clipped.sum(0) / federated.asked
+    key = jax.random.wrap_key_data(state.key, impl=KEYS)
+    key = jax.random.fold_in(jax.random.fold_in(key, state.round), 7)
+    deviation = federated.noise * federated.clip / federated.asked
+    return found + deviation * jax.random.normal(key, found.shape)
+
+
+def _in_chunks(
+    function: Callable[[Work], Any], work: Work, width: int, mesh: jax.sharding.Mesh | None
+) -> Any:
+    """Applies a function of clients to so many at once, and one chunk after the other."""
+    count = len(work.counts)
+    chunks = -(-count // width)
+    if mesh is not None:
+        axis = mesh.axis_names[0]
+        chunks, width = 1, -(-count // mesh.shape[axis]) * mesh.shape[axis]
+    else:
+        width = -(-count // chunks)
+    more = chunks * width - count
+
+    def padded(x: Array) -> Array:
+        return jnp.concatenate([x, jnp.zeros((more, *x.shape[1:]), x.dtype)]) if more else x
+
+    work = jax.tree.map(padded, work)
+    if mesh is not None:
+        spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
+        work = jax.lax.with_sharding_constraint(work, spread)
+    if chunks == 1:
+        done = function(work)
+    else:
+        split = jax.tree.map(lambda x: x.reshape(chunks, width, *x.shape[1:]), work)
+        done = jax.lax.map(function, split)
+        done = jax.tree.map(lambda x: x.reshape(chunks * width, *x.shape[2:]), done)
+    return jax.tree.map(lambda x: x[:count], done)
+
+
+def _flat_rows(messages: PyTree) -> Float[Array, "clients numbers"]:
+    leaves = jax.tree.leaves(messages)
+    return jnp.concatenate([x.reshape(len(x), -1).astype(jnp.float32) for x in leaves], axis=1)
+
+
+def _unflat(row: Float[Array, " numbers"], like: PyTree) -> PyTree:
+    leaves, treedef = jax.tree.flatten(like)
+    sizes = [int(np.prod(leaf.shape, dtype=int)) for leaf in leaves]
+    parts = jnp.split(row, np.cumsum(sizes)[:-1])
+    shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, shaped)
+
+
+def _where(mask: Bool[Array, " n"], a: Array, b: Array) -> Array:
+    return jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+
+def _integers_of(new: PyTree, old: PyTree) -> PyTree:
+    """Counters and keys as the first client left them; seeds of sketches never change."""
+    return jax.tree.map(
+        lambda a, b: b if jnp.issubdtype(b.dtype, jnp.floating) else a.astype(b.dtype), new, old
+    )

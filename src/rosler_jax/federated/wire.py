@@ -1,0 +1,229 @@
+"""Messages as bytes: a round's update of one client, or the server's to all.
+
+Layout, of version 1::
+
+    "RF" 01 | way | round | client | examples | scales | numbers | checksum
+
+``way`` is 0 to the server, 1 to the clients. ``round``, ``client`` and ``examples`` are LEB128. A
+scale is a bfloat16 for each tensor of integers, unless all messages have the same. Integers are
+coded together by :mod:`rosler_jax._coding`, or packed by :mod:`rosler_jax._bitpack` where that is
+smaller (a tensor says so itself). Floats are float32, without scales. The checksum is the CRC-32 of
+everything before it and of the tensors' shapes and levels, so that a message of another model is
+refused as a damaged one is.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rosler_jax import _bitpack, _coding
+from rosler_jax._frame import leb128, read_leb128
+from rosler_jax.federated.compress import Packed
+
+MAGIC = b"RF\x01"
+UP, DOWN = 0, 1
+
+Shapes = Sequence[tuple[int, ...]]
+
+
+class MessageError(ValueError):
+    """A message that cannot be used.
+
+    Attributes:
+      reason: in a word or two, to be counted by.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class Header(NamedTuple):
+    """What a message says of itself.
+
+    Attributes:
+      way: :data:`UP` or :data:`DOWN`.
+      round: that it belongs to.
+      client: who sends it; 0 for the server.
+      examples: of the client; 0 for the server.
+    """
+
+    way: int
+    round: int
+    client: int = 0
+    examples: int = 0
+
+
+class Form(NamedTuple):
+    """What both sides know of all messages.
+
+    Attributes:
+      shapes: of the tensors.
+      levels: the largest integer; 0 for floats.
+      scales: of the tensors, where they are the same in all messages, which then have none.
+    """
+
+    shapes: Shapes
+    levels: int
+    scales: tuple[Any, ...] = ()
+
+    @property
+    def fingerprint(self) -> int:
+        """A checksum of it."""
+        return zlib.crc32(
+            repr((tuple(map(tuple, self.shapes)), self.levels, len(self.scales))).encode()
+        )
+
+    @property
+    def bits(self) -> int:
+        """Of an integer, packed."""
+        return self.levels.bit_length() + 1
+
+
+def encode(header: Header, packed: Packed, form: Form) -> bytes:
+    """The bytes of a message.
+
+    Args:
+      header: of it.
+      packed: its tensors, NumPy's.
+      form: that they have.
+
+    Example:
+      >>> form = Form([(64, 64)], 127)
+      >>> values = np.tri(64, dtype=np.int16)
+      >>> message = encode(Header(UP, 7, 3, 500), Packed((values,), (np.float32(0.5),)), form)
+      >>> len(message), decode(message, form)[0]
+      (74, Header(way=0, round=7, client=3, examples=500))
+    """
+    head = MAGIC + bytes([header.way])
+    head += b"".join(map(leb128, (header.round, header.client, header.examples)))
+    body = head + (_integers(packed, form) if form.levels else _floats(packed))
+    return body + struct.pack("<I", zlib.crc32(body, form.fingerprint))
+
+
+def _floats(packed: Packed) -> bytes:
+    return b"".join(np.asarray(v, "<f4").tobytes() for v in packed.values)
+
+
+def _integers(packed: Packed, form: Form) -> bytes:
+    # Not by _bitpack, which refuses scales that are no numbers: a broken client sends them.
+    scales = b""
+    if not form.scales:
+        scales = (np.asarray(packed.scales, "<f4").view("<u4") >> 16).astype("<u2").tobytes()
+    arrays = [np.asarray(v) for v in packed.values]
+    sizes = [8 * _bitpack.packed_bytes(v.size, _packing(form)) for v in arrays]
+    stream, coded = _coding.encode(
+        [(v, form.levels, size) for v, size in zip(arrays, sizes, strict=True)]
+    )
+    rest = b"".join(
+        _bitpack.pack(v, _packing(form)) for v, c in zip(arrays, coded, strict=True) if not c
+    )
+    return scales + leb128(len(stream)) + stream + rest
+
+
+def _packing(form: Form) -> int:
+    """Bits of an integer that is packed, of those that there are."""
+    return next(bits for bits in (2, 3, 4, 8, 16) if bits >= form.bits)
+
+
+def decode(data: bytes, form: Form) -> tuple[Header, Packed]:
+    """The inverse of :func:`encode`. Time and memory are bounded for any bytes.
+
+    Args:
+      data: what came.
+      form: that is expected.
+
+    Raises:
+      MessageError: for bytes that are no message of this form, or scales that are no numbers.
+    """
+    try:
+        header, place = _head(data)
+        if len(data) < place + 4:
+            raise ValueError(f"{len(data)} bytes end too soon")
+        if zlib.crc32(data[:-4], form.fingerprint) != struct.unpack("<I", data[-4:])[0]:
+            raise ValueError("the checksum differs: damaged, or of another model")
+        body = memoryview(data)[place:-4]
+        packed = _read_integers(body, form) if form.levels else _read_floats(body, form)
+    except (ValueError, IndexError, struct.error) as error:
+        raise MessageError("damaged", f"no message of this model: {error}") from error
+    scales = np.asarray(packed.scales)
+    finite = np.isfinite(scales).all() and all(np.isfinite(v).all() for v in packed.values)
+    if not finite:
+        raise MessageError("not finite", f"client {header.client}: holds NaN or infinity")
+    return header, packed
+
+
+def _head(data: bytes) -> tuple[Header, int]:
+    if data[:3] != MAGIC:
+        raise ValueError(f"begins with {data[:3].hex()}, not {MAGIC.hex()}")
+    way, place, numbers = data[3], 4, []
+    for _ in range(3):
+        number, place = read_leb128(memoryview(data), place)
+        numbers.append(number)
+    return Header(way, *numbers), place
+
+
+def _read_floats(body: memoryview, form: Form) -> Packed:
+    counts = [math.prod(shape) for shape in form.shapes]
+    if len(body) != 4 * sum(counts):
+        raise ValueError(f"{len(body)} bytes of {sum(counts)} floats")
+    flat = np.frombuffer(body, "<f4").astype(np.float32)
+    parts = np.split(flat, np.cumsum(counts)[:-1])
+    values = tuple(part.reshape(shape) for part, shape in zip(parts, form.shapes, strict=True))
+    return Packed(values, tuple(np.float32(1) for _ in values))
+
+
+def _read_integers(body: memoryview, form: Form) -> Packed:
+    count = 0 if form.scales else len(form.shapes)
+    if len(body) < 2 * count:
+        raise ValueError(f"{len(body)} bytes are too few for the scales of {count} tensors")
+    scales = (np.frombuffer(body[: 2 * count], "<u2").astype("<u4") << 16).view("<f4")
+    length, place = read_leb128(body, 2 * count)
+    stream, rest = body[place : place + length], body[place + length :]
+    if len(stream) != length:
+        raise ValueError(f"{len(stream)} of {length} coded bytes")
+    found = _coding.decode(bytes(stream), [(tuple(s), form.levels) for s in form.shapes])
+    values: list[Any] = []
+    for coded, shape in zip(found, form.shapes, strict=True):
+        if coded.values is not None:
+            values.append(np.asarray(coded.values, np.int16).reshape(shape))
+            continue
+        size = _bitpack.packed_bytes(math.prod(shape), _packing(form))
+        if len(rest) < size:
+            raise ValueError(f"{len(rest)} of {size} packed bytes")
+        flat = _bitpack.unpack(rest[:size], math.prod(shape), _packing(form))
+        values.append(np.asarray(flat, np.int16).reshape(shape))
+        rest = rest[size:]
+    if len(rest):
+        raise ValueError(f"{len(rest)} bytes too many")
+    return Packed(tuple(values), form.scales or tuple(scales.astype(np.float32)))
+
+
+def check_header(header: Header, way: int, now: int, clients: int) -> None:
+    """Refuses a message of another round, or of nobody.
+
+    Raises:
+      MessageError: saying which.
+
+    Example:
+      >>> check_header(Header(UP, 3, 1, 10), UP, 5, clients=4)
+      Traceback (most recent call last):
+      rosler_jax.federated.wire.MessageError: client 1: a message of round 3; this is round 5
+    """
+    who = f"client {header.client}"
+    if header.way != way:
+        raise MessageError("wrong way", f"{who}: a message that goes the other way")
+    if header.round != now:
+        raise MessageError(
+            "stale", f"{who}: a message of round {header.round}; this is round {now}"
+        )
+    if way == UP and not 0 <= header.client < clients:
+        raise MessageError("unknown client", f"{who}: there are {clients} clients")
+    if way == UP and header.examples < 1:
+        raise MessageError("no examples", f"{who}: says that it has no examples")
