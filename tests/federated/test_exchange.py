@@ -76,7 +76,7 @@ def test_sketches_give_the_mean_of_the_weights(method):
 
 
 def test_clients_whose_factors_turned_have_the_same_weight_and_no_mean_of_factors():
-    """``C T`` and ``T^-1 R`` is the same W for any T: sketches see that, a mean of factors cannot."""
+    """``C T`` and ``T^-1 R`` is one W for any T: sketches see that, a mean of factors cannot."""
     learner, old = model("low-rank")
     ex, rng = exchange("sketches:4", old, learner.views), np.random.default_rng(0)
     clients = []
@@ -119,7 +119,7 @@ def test_sketches_of_convolutions_are_those_of_their_matrices():
     new = {**params, "c": 2 * params["c"]}
     change, _ = ex.receive(ex.send(new, params), params, ())
     made = jax.tree.map(jnp.add, params, change)
-    flat = lambda p: p["c"].reshape(-1, 4) @ p["u"].reshape(4, 4) @ p["r"].reshape(4, 8)  # noqa: E731
+    flat = lambda p: p["c"].reshape(-1, 4) @ p["u"].reshape(4, 4) @ p["r"].reshape(4, 8)
     assert np.allclose(flat(made), 2 * flat(params), atol=1e-5)
 
 

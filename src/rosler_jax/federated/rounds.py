@@ -41,7 +41,7 @@ from rosler_jax.fit import key_words
 from rosler_jax.learner import KEYS
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+    from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
 
     from rosler_jax.config import TrainConfig
     from rosler_jax.federated.config import FederatedConfig
@@ -216,13 +216,12 @@ def make_rounds(
         )
 
     def ask(state: FederatedState, rows: Array, counts: Array) -> Asked:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=KEYS), state.round)
-        choose_, drop, work = jax.random.split(key, 3)
+        choose_, drop, work = round_keys(state.key, state.round)
         chosen = jax.random.permutation(choose_, federated.clients)[: federated.asked]
         answers = jax.random.uniform(drop, (federated.asked,)) >= federated.drop
         # Like goes with like: clients that are trained side by side wait for one another.
         chosen = chosen[jnp.argsort(-counts[chosen])]
-        keys = jax.vmap(jax.random.key_data)(jax.random.split(work, federated.asked))
+        keys = jax.vmap(lambda client: client_key(work, client))(chosen)
         counts = jnp.where(answers, counts[chosen], 0)
         return Asked(chosen, answers, Work(keys, rows[chosen], counts))
 
@@ -303,6 +302,17 @@ def make_rounds(
         init, begin, ask, answer, receive, lambda packed: _flat_rows(unpack_rows(packed, up_like)),
         model, up, down, up_like, like,
     )  # fmt: skip
+
+
+def round_keys(words: Array, now: Any) -> Key[Array, "3"]:
+    """Keys of a round: to choose clients by, to drop them by, and for their work."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(words, impl=KEYS), now)
+    return jax.random.split(key, 3)
+
+
+def client_key(work: Key[Array, ""], client: Any) -> UInt32[Array, "2"]:
+    """Words of a client's key in a round, which it can make by itself."""
+    return jax.random.key_data(jax.random.fold_in(work, client))
 
 
 def _sent_of(traded: Exchange, new: PyTree, old: PyTree) -> PyTree:
