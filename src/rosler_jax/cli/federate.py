@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"{text} (default: {default})".replace("%", "%%"),
             **settings,
         )
+    _add_network(parser)
     add_config_options(parser, MODEL_OPTIONS)
 
 
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("network", "processes of their own, over Flower")
+    add = group.add_argument
+    add("--network", choices=("server", "client"), help="which side this is; none: simulate")
+    add(
+        "--address",
+        default="127.0.0.1:8080",
+        metavar="HOST:PORT",
+        help="of the server (default: %(default)s)",
+    )
+    add("--client-number", type=int, metavar="N", help="which of the clients this is, from 0")
+    add("--state", metavar="FILE", help="what the client keeps between rounds, if it is killed")
+    add("--secure-client", action="store_true", help="of a server with --secure")
+    add(
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="seconds that a round waits for replies (default: %(default)s)",
+    )
+    add(
+        "--min-replies",
+        type=int,
+        metavar="N",
+        help="without which a round is not over (default: 1; 2 if secure)",
+    )
+    add(
+        "--gather",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds that the first round waits for clients (default: %(default)s)",
+    )
+    add(
+        "--give-up",
+        type=float,
+        metavar="S",
+        help="seconds without the server until the client gives up (default: never)",
+    )
+    add("--certificate", metavar="FILE", help="of the server, PEM")
+    add("--key", metavar="FILE", help="of the certificate, PEM")
+    add("--root-certificates", metavar="FILE", help="that the client trusts, PEM")
+    add("--secret-file", metavar="FILE", help="with a line that clients must know")
+    add("--insecure", action="store_true", help="unencrypted even to other machines")
+
+
 def run(args: argparse.Namespace) -> Outcome:
-    """Trains, or goes on."""
+    """Trains, or goes on; or plays one side of a network."""
+    if args.network == "client":
+        return join(args)
     given, federation = given_options(args), federated_options(args)
     folder = _folder(args, {**given, **federation})
     config = federated = None
@@ -112,10 +162,68 @@ def run(args: argparse.Namespace) -> Outcome:
     rounds = federated or federated_runs.agreed_federated(folder, None, True)
     metric, _ = runs.metric_of(runs.task_of(known), known.metric)
     with rounds_progress(rounds.rounds, metric, args.quiet) as report:
-        result = federated_runs.federate(config, federated, folder, resume=resume, report=report)
+        if args.network == "server":
+            from rosler_jax.federated.network import Pace
+            from rosler_jax.federated.served import serve_federated
+
+            least = args.min_replies or (2 if rounds.secure else 1)
+            result = serve_federated(
+                config, federated, folder, args.address, resume=resume, report=report,
+                pace=Pace(timeout=args.timeout, min_replies=least, gather=args.gather),
+                started=_says_where, **_tls(args, "certificate", "key"),
+            )  # fmt: skip
+        else:
+            result = federated_runs.federate(
+                config, federated, folder, resume=resume, report=report
+            )
     files = [name for name in FILES if (folder / name).exists()]
     text = f"{result_table(result)}\n\nwrote {', '.join(files)} into\n{folder}"
     return Outcome(text, {**result, "out": str(folder), "files": files})
+
+
+def _says_where(address: str) -> None:
+    print(f"clients can connect to {address}", file=sys.stderr, flush=True)
+
+
+def _tls(args: argparse.Namespace, *files: str) -> dict[str, Any]:
+    secret = None
+    if args.secret_file is not None:
+        secret = Path(args.secret_file).read_text(encoding="utf-8").strip()
+    return {"insecure": args.insecure, "secret": secret, **{n: getattr(args, n) for n in files}}
+
+
+def join(args: argparse.Namespace) -> Outcome:
+    """Works for a server until it has no more rounds."""
+    given = given_options(args)
+    known = {"data", "target", "image_size", "data_options", "manual_dir"}
+    extra = sorted([*(set(given) - known), *federated_options(args)])
+    if extra or args.out is not None or args.resume is not None:
+        named = ", ".join([flag(name) for name in extra]) or "--out, --resume"
+        raise UsageError(f"a client is told the run by its server; leave out {named}")
+    if args.client_number is None:
+        raise UsageError("name which client this is: --client-number N")
+
+    from rosler_jax.federated import node
+    from rosler_jax.federated.network import join as join_network
+    from rosler_jax.federated.network import join_app
+    from rosler_jax.run import source_options
+
+    number = args.client_number
+    examples = node.simulated_examples(number)
+    if "data" in given:
+        config = build_config(given)
+        examples = node.own_examples(config.data, **source_options(config))
+    options: dict[str, Any] = _tls(args, "root_certificates")
+    options |= {"client": number, "patience": args.give_up}
+    if args.secure_client:
+        from rosler_jax.federated.network.secagg import sum_client_app
+
+        secure = node.make_secure_work(number, examples)
+        done = join_app(lambda: sum_client_app(secure, number), args.address, **options)
+    else:
+        work = node.make_work(number, examples, state=args.state)
+        done = join_network(work, args.address, **options)
+    return Outcome(f"client {number}: worked {done} times", {"client": number, "worked": done})
 
 
 def federated_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -200,6 +308,10 @@ COMMAND = Command(
         "rosler federate --data mnist5k --clients 20 --participation 1 --secure --method chain "
         "--exchange sketches --upload float32 --out runs/masked",
         "rosler federate --resume runs/digits",
+        "rosler federate --network server --address 0.0.0.0:8080 --certificate server.pem --key "
+        "server.key --data mnist5k --clients 3 --participation 1 --method seeded --out runs/fleet",
+        "rosler federate --network client --address fleet.example:8080 --client-number 2 --data "
+        "mine.npz --state client2.npz",
     ),
     add_arguments=add_arguments,
     run=run,
