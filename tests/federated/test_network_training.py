@@ -63,7 +63,7 @@ def played(run, parts, session, works, meddle=lambda now, replies: replies):
     return session
 
 
-@pytest.mark.parametrize("download", ["grid:16", "float32"])
+@pytest.mark.parametrize("download", ["grid:2", "float32"])
 def test_a_network_makes_the_model_of_a_simulation(download):
     """To the last bit of what is sent, and so of the scores: the order of sums alone differs."""
     federated = FederatedConfig(**{**vars(RUN), "download": download})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         else:
             settings = {"type": PARSERS[types[field.name]], "metavar": metavar}
         group.add_argument(
-            flag(OWN.get(field.name, field.name)),
+            flag(_own_name(field.name)),
             dest=f"federated_{field.name}",
             default=argparse.SUPPRESS,
             help=f"{text} (default: {default})".replace("%", "%%"),
@@ -149,10 +150,11 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.network == "client":
         return join(args)
     given, federation = given_options(args), federated_options(args)
-    folder = _folder(args, {**given, **federation})
+    folder = _folder(args, [*given, *map(_own_name, federation)])
     config = federated = None
     if args.resume is None:
-        config, federated = build_config(given), build_federated(federation)
+        federated = build_federated(federation)
+        config = build_config({**given, "epochs": federated.rounds})
 
     from rosler_jax import run as runs
     from rosler_jax.federated import run as federated_runs
@@ -196,7 +198,7 @@ def join(args: argparse.Namespace) -> Outcome:
     """Works for a server until it has no more rounds."""
     given = given_options(args)
     known = {"data", "target", "image_size", "data_options", "manual_dir"}
-    extra = sorted([*(set(given) - known), *federated_options(args)])
+    extra = sorted([*(set(given) - known), *map(_own_name, federated_options(args))])
     if extra or args.out is not None or args.resume is not None:
         named = ", ".join([flag(name) for name in extra]) or "--out, --resume"
         raise UsageError(f"a client is told the run by its server; leave out {named}")
@@ -254,7 +256,12 @@ def interrupted(args: argparse.Namespace) -> str:
     return f"interrupted; go on with: rosler federate --resume {folder}"
 
 
-def _folder(args: argparse.Namespace, given: dict[str, Any]) -> Path:
+def _own_name(name: str) -> str:
+    """Of a field of the federation, that its option has."""
+    return OWN.get(name, name)
+
+
+def _folder(args: argparse.Namespace, given: Sequence[str]) -> Path:
     if args.resume is None:
         if args.out is None:
             raise UsageError("name a folder for the run: --out DIR (or --resume DIR)")

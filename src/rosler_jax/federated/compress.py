@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
 
 _MOST = 127  # of the integers of a coarse step: further ones are cut, and sent later
+_FINEST, _COARSEST = 128, 10  # steps of a grid in the weights' size, and powers of two above them
 _TINY = np.float32(2.0**-100)
 
 
@@ -35,8 +36,8 @@ class Compression(NamedTuple):
       levels: the largest integer; 0 for float32 numbers as they are.
       scale: of a tensor; the step of its integers.
       keep: of a tensor, which of its numbers are sent; None for all.
-      grid: of the weights' own scale, by how much its step is finer; 0 where each message has
-        scales of its own.
+      grid: of steps that all rounds share, how coarse they are, in root mean squares of a message;
+        0 where each message has steps of its own.
     """
 
     levels: int = 0
@@ -74,11 +75,8 @@ def pack(compression: Compression, message: PyTree, scales: Sequence[Any] = ()) 
     """
     leaves = [jnp.asarray(x, jnp.float32) for x in jax.tree.leaves(message)]
     if compression.grid:
-        most = compression.levels
-        values = (
-            jnp.clip(jnp.round(x / s), -most, most) for x, s in zip(leaves, scales, strict=True)
-        )
-        return Packed(tuple(q.astype(jnp.int16) for q in values), tuple(scales))
+        values = (_on_grid(compression, x, s) for x, s in zip(leaves, scales, strict=True))
+        return Packed(tuple(values), tuple(scales))
     pairs = [_pack(compression, x) for x in leaves]
     return Packed(tuple(q for q, _ in pairs), tuple(s for _, s in pairs))
 
@@ -121,6 +119,12 @@ def _largest(x: Array) -> Array:
     return jnp.abs(x).max(initial=0.0)
 
 
+def _root_mean_square(x: Array) -> Array:
+    x = jnp.asarray(x, jnp.float32)
+    unit = jnp.maximum(_largest(x), _TINY)  # the square of 1e30 is no float32
+    return unit * jnp.sqrt(((x / unit) ** 2).mean())
+
+
 def _floats(number: float) -> Compression:
     del number
     return Compression()
@@ -143,12 +147,7 @@ def _step(number: float) -> Compression:
 
     The coarser, the fewer bits; with error feedback small numbers add up until they are sent.
     """
-
-    def scale(x: Array) -> Array:
-        unit = jnp.maximum(_largest(x), _TINY)  # the square of 1e30 is no float32
-        return number * unit * jnp.sqrt(((x / unit) ** 2).mean())
-
-    return Compression(_MOST, scale)
+    return Compression(_MOST, lambda x: number * _root_mean_square(x))
 
 
 def _top(number: float) -> Compression:
@@ -163,23 +162,34 @@ def _top(number: float) -> Compression:
 
 
 def _grid(number: float) -> Compression:
-    """Whole steps of a grid as fine as ``number`` to the weights' root mean square.
+    """As ``step``, but of steps that are a power of two times one that all rounds share.
 
-    The same for all rounds, so that what a client has missed is one message of integers, however
-    many rounds it is: these are coded once, and small where weights hardly changed.
+    So what a client has missed is one message of integers, however many rounds it is, as coarse as
+    the finest of them.
     """
-    return Compression(2**15 - 1, grid=number)
+    return Compression(2**14 - 1, grid=number)
+
+
+def _on_grid(how: Compression, x: Float[Array, "..."], finest: Array) -> Int[Array, "..."]:
+    """Multiples of the finest step: of ``2^j`` of it, about ``how.grid`` times ``x``'s rms."""
+    steps = how.grid * _root_mean_square(x) / finest
+    power = jnp.round(jnp.log2(jnp.clip(steps, 1.0, 2.0**_COARSEST)))
+    coarse = jnp.exp2(power)
+    q = jnp.round(x / (finest * coarse)) * coarse
+    return jnp.clip(q, -how.levels, how.levels).astype(jnp.int16)
 
 
 def grid_scales(compression: Compression, weights: PyTree) -> tuple[Any, ...]:
-    """The step of each tensor of initial weights; of one that begins as zeros by all the others."""
+    """The finest step of each tensor: a share of the initial weights' root mean square.
+
+    Of a tensor that begins as zeros, of that of all the others.
+    """
     if not compression.grid:
         return ()
-    leaves = [jnp.asarray(x, jnp.float32) for x in jax.tree.leaves(weights)]
-    sizes = jnp.stack([jnp.sqrt((x**2).mean()) for x in leaves])
+    sizes = jnp.stack([_root_mean_square(x) for x in jax.tree.leaves(weights)])
     usual = jnp.sqrt((sizes**2).sum() / jnp.maximum((sizes > 0).sum(), 1))
     units = jnp.where(sizes > 0, sizes, jnp.where(usual > 0, usual, 1.0))
-    return tuple(_bfloat16_above(unit / np.float32(compression.grid)) for unit in units)
+    return tuple(_bfloat16_above(unit / np.float32(_FINEST)) for unit in units)
 
 
 COMPRESSIONS: dict[str, Spec[Callable[[float], Compression]]] = {
@@ -187,7 +197,7 @@ COMPRESSIONS: dict[str, Spec[Callable[[float], Compression]]] = {
     "bits": Spec(_bits, 8, least=2, most=16),
     "sign": Spec(_sign),
     "step": Spec(_step, 2.0, least=0.01),
-    "grid": Spec(_grid, 16.0, least=0.01),
+    "grid": Spec(_grid, 2.0, least=0.01),
     "top": Spec(_top, 0.01, least=1e-6, most=1.0),
 }
 """Every compression by name: a new one is one line here."""

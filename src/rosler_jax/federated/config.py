@@ -72,7 +72,7 @@ class FederatedConfig:
     proximal: float = 0.0
     exchange: str = "parameters"
     upload: str = "step:2"
-    download: str = "grid:16"
+    download: str = "grid:2"
     delta: int = 0
     aggregate: str = "mean"
     reject_norm: float = 10.0

@@ -14,6 +14,7 @@ from rosler_jax.federated.optimizers import CLIENTS
 from rosler_jax.fit import augmented, make_gradient, make_schedule, method_of, task_of
 from rosler_jax.methods import Setting
 from rosler_jax.rate import decaying
+from rosler_jax.units import standardized
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PyTree
@@ -127,15 +128,20 @@ def make_local(
     ) -> Done:  # fmt: skip
         steps = epochs * -(-work.counts // batch)
         order = jax.vmap(lambda k, n: orders(k, n, work.rows.shape[1]))(work.keys, work.counts)
-        start = params, buffers, optimizer(hyper, now).init(params), jnp.zeros((), jnp.float32)
+        x = standardized(arrays.train_x[:1], units)
+        moving, joined = _moving_buffers(learner, params, buffers, x)
+        start = params, moving(buffers), optimizer(hyper, now).init(params), jnp.float32(0)
         clients = len(work.counts)
         carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *jnp.shape(x))), start)
 
         def body(step: Array, carry: Any) -> Any:
             def each(carry: Any, words: Array, rows: Array, order: Array, count: Array) -> Any:
-                return one(
-                    step, carry, words, rows, order, count, params, now, arrays, hyper, units
-                )
+                here, moved, *rest = carry
+                here, found, *rest = one(
+                    step, (here, joined(moved), *rest), words, rows, order, count, params, now,
+                    arrays, hyper, units,
+                )  # fmt: skip
+                return here, moving(found), *rest
 
             new = jax.vmap(each)(carry, work.keys, work.rows, order, work.counts)
             going = step < steps
@@ -145,7 +151,36 @@ def make_local(
 
             return jax.tree.map(pick, new, carry)
 
-        params_, buffers_, _, loss = jax.lax.fori_loop(0, steps.max(), body, carry)
+        params_, moved, _, loss = jax.lax.fori_loop(0, steps.max(), body, carry)
+        buffers_ = jax.vmap(joined, axis_size=clients)(moved)
         return Done(params_, buffers_, loss / jnp.maximum(steps, 1))
 
     return train
+
+
+def _moving_buffers(
+    learner: Learner, params: PyTree, buffers: PyTree, x: Array
+) -> tuple[Callable[[PyTree], list[Any]], Callable[[list[Any]], PyTree]]:
+    """Of buffers those that training changes, and back to all of them.
+
+    Seeds of sketches never change. So all clients have the same, and their examples are sketched
+    together by what is drawn once.
+    """
+    leaves, treedef = jax.tree.flatten(buffers)
+
+    def after(leaves: list[Any]) -> list[Any]:
+        buffers = jax.tree.unflatten(treedef, leaves)
+        return jax.tree.leaves(learner.apply(params, buffers, x, True)[1])
+
+    traced = jax.make_jaxpr(after)(leaves).jaxpr
+    moves = [new is not old for new, old in zip(traced.outvars, traced.invars, strict=True)]
+
+    def moving(buffers: PyTree) -> list[Any]:
+        return [leaf for leaf, moved in zip(jax.tree.leaves(buffers), moves, strict=True) if moved]
+
+    def joined(moved: list[Any]) -> PyTree:
+        rest = iter(moved)
+        found = [next(rest) if m else leaf for leaf, m in zip(leaves, moves, strict=True)]
+        return jax.tree.unflatten(treedef, found)
+
+    return moving, joined

@@ -37,6 +37,7 @@ from rosler_jax.federated.compress import (
 from rosler_jax.federated.exchange import Exchange, exchange
 from rosler_jax.federated.local import Work, make_local
 from rosler_jax.federated.optimizers import SERVERS
+from rosler_jax.federated.wire import Form
 from rosler_jax.fit import key_words
 from rosler_jax.learner import KEYS
 
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from rosler_jax.learner import Learner
     from rosler_jax.units import Units
 
-AT_ONCE = 16
+AT_ONCE = 32
 """Clients that are trained side by side on a CPU; those of a round all at once elsewhere."""
 
 
@@ -143,8 +144,12 @@ class Rounds(NamedTuple):
         they came, ``(asked, numbers)``, and which came.
       unpacked: packed messages, a row each, as ``messages`` of ``receive``.
       model: ``state -> (params, buffers)`` as the clients have them.
+      message: ``(new, sent)``, what travels of a client after and before, to its message.
+      on_grid: ``(grid, steps)``, to what travels.
       up, down: compressions of both ways.
       up_like, down_like: shapes of one message.
+      forms: of messages up and down.
+      remembers: whether clients keep what rounding leaves.
     """
 
     init: Callable[..., FederatedState]
@@ -154,10 +159,14 @@ class Rounds(NamedTuple):
     receive: Callable[..., tuple[FederatedState, Received]]
     unpacked: Callable[[Packed], Any]
     model: Callable[[FederatedState], tuple[PyTree, PyTree]]
+    message: Callable[[PyTree, PyTree], PyTree]
+    on_grid: Callable[[Any, Any], PyTree]
     up: Compression
     down: Compression
     up_like: PyTree
     down_like: PyTree
+    forms: tuple[Form, Form]
+    remembers: bool
 
 
 def make_rounds(
@@ -167,6 +176,7 @@ def make_rounds(
     num_examples: int,
     *,
     settled: bool = False,
+    keeps_memory: bool = True,
     mesh: jax.sharding.Mesh | None = None,
     at_once: int | None = None,
 ) -> Rounds:
@@ -178,6 +188,8 @@ def make_rounds(
       learner: the model.
       num_examples: of all clients.
       settled: for what follows the parallel stage of aRes-BP.
+      keeps_memory: whether the state holds what rounding leaves of the clients' messages; False
+        where they keep it themselves.
       mesh: of devices, over whose first axis the clients of a round are spread; None for one.
       at_once: clients that are trained side by side; None for what suits the device.
 
@@ -193,10 +205,11 @@ def make_rounds(
     up_like = jax.eval_shape(lambda w: _sent_of(traded, w, w), like)
     server = _server(federated)
     local = make_local(config, federated, learner, num_examples, settled=settled)
-    remembers = bool(up.levels) and not traded.steps
+    remembers = bool(up.levels) and not traded.steps and keeps_memory
 
     def init(key: Key[Array, ""]) -> FederatedState:
         key_model, key_run = jax.random.split(key)
+        key_run = jax.random.fold_in(key_run, federated.seed % 2**32)
         return begin(*learner.init(key_model))._replace(key=key_words(key_run))
 
     def begin(params: PyTree, buffers: PyTree) -> FederatedState:
@@ -243,7 +256,9 @@ def make_rounds(
         memory: PyTree = {}
         if remembers:
             kept = jax.tree.map(jnp.subtract, messages, unpack_rows(packed, up_like))
-            memory = jax.tree.map(lambda new, old: _where(asked.answers, new, old), kept, mine)
+            # Who diverged keeps what it had: NaN would be in all that it sends from now on.
+            told = asked.answers & jnp.isfinite(_flat_rows(kept)).all(1)
+            memory = jax.tree.map(lambda new, old: _where(told, new, old), kept, mine)
         bits = jax.vmap(lambda p: entropy_bits(p, up.levels))(packed)
         first = jax.tree.map(lambda x: x[0], done.buffers)
         exact = _flat_rows(messages) if federated.secure else ()
@@ -259,14 +274,11 @@ def make_rounds(
         message = _unflat(combined, up_like)
         change, kept = traded.receive(message["params"], state.sent["params"], state.exchange)
         any_came = checked.valid.any() if not federated.secure else came.any()
-        # From where the clients began, to what they came to on average, seen from the server.
-        target = jax.tree.map(jnp.add, state.sent["params"], change)
-        gradient = jax.tree.map(jnp.subtract, state.weights["params"], target)
-        if traded.steps:
-            gradient = jax.tree.map(jnp.negative, change)
+        # Of the server's own weights, so that what rounding has left of the way down is sent later.
+        gradient = jax.tree.map(jnp.negative, change)
         updates, opt_state = server.update(gradient, state.opt_state, state.weights["params"])
         new = optax.apply_updates(state.weights["params"], updates)
-        statistics = jax.tree.map(jnp.add, state.sent["statistics"], message["statistics"])
+        statistics = jax.tree.map(jnp.add, state.weights["statistics"], message["statistics"])
         weights = {"params": new, "statistics": statistics}
         before = state.weights, state.opt_state, state.exchange
         weights, opt_state, kept = jax.tree.map(
@@ -278,7 +290,7 @@ def make_rounds(
             memory = jax.tree.map(
                 lambda e, new: e.at[asked.clients].set(new), memory, answers.memory
             )
-        counted = checked.valid & came
+        counted = came if federated.secure else checked.valid & came
         loss = jnp.where(counted, answers.loss, 0.0).sum() / jnp.maximum(counted.sum(), 1)
         new_state = state._replace(
             round=state.round + 1,
@@ -299,9 +311,22 @@ def make_rounds(
         return jax.vmap(lambda p: unpack(p, like))(packed)
 
     return Rounds(
-        init, begin, ask, answer, receive, lambda packed: _flat_rows(unpack_rows(packed, up_like)),
-        model, up, down, up_like, like,
-    )  # fmt: skip
+        init=init,
+        begin=begin,
+        ask=ask,
+        answer=answer,
+        receive=receive,
+        unpacked=lambda packed: _flat_rows(unpack_rows(packed, up_like)),
+        model=model,
+        message=lambda new, sent: _sent_of(traded, new, sent),
+        on_grid=jax.jit(_on_grid),
+        up=up,
+        down=down,
+        up_like=up_like,
+        down_like=like,
+        forms=_forms(up, down, up_like, like),
+        remembers=remembers,
+    )
 
 
 def round_keys(words: Array, now: Any) -> Key[Array, "3"]:
@@ -347,11 +372,23 @@ def _sent_down(
             return packed, weights, ()
         return packed, jax.tree.map(jnp.add, state.sent, unpack(packed, weights)), ()
     packed = pack(down, change, state.grid.scales)
-    steps = tuple(n + q for n, q in zip(state.grid.steps, packed.values, strict=True))
-    # Anew from the start: who missed rounds adds their steps at once, and comes to the same.
-    moved = unpack(Packed(steps, state.grid.scales), weights)
-    sent = jax.tree.map(jnp.add, state.grid.start, moved)
-    return packed, sent, state.grid._replace(steps=steps)
+    most = down.levels  # the sum is a message, too
+    steps = tuple(
+        jnp.clip(n + q, -most, most) for n, q in zip(state.grid.steps, packed.values, strict=True)
+    )
+    return packed, _on_grid(state.grid, steps), state.grid._replace(steps=steps)
+
+
+def _on_grid(grid: Grid, steps: Any) -> PyTree:
+    """Anew from the start: who missed rounds adds their steps at once, and comes to the same."""
+    moved = unpack(Packed(tuple(steps), grid.scales), grid.start)
+    return jax.tree.map(jnp.add, grid.start, moved)
+
+
+def _forms(up: Compression, down: Compression, up_like: PyTree, like: PyTree) -> tuple[Form, Form]:
+    shapes = [[tuple(x.shape) for x in jax.tree.leaves(tree)] for tree in (up_like, like)]
+    grid = (np.float32(1),) * len(shapes[1]) if down.grid else ()
+    return Form(shapes[0], up.levels), Form(shapes[1], down.levels, grid)
 
 
 def _server(federated: FederatedConfig) -> optax.GradientTransformation:
@@ -398,8 +435,9 @@ def _in_chunks(
         return jnp.concatenate([x, jnp.zeros((more, *x.shape[1:]), x.dtype)]) if more else x
 
     work = jax.tree.map(padded, work)
-    if mesh is not None:
-        spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
+    if mesh is not None:  # the compiler spreads what follows, also on a mesh of explicit axes
+        auto = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
+        spread = jax.sharding.NamedSharding(auto, jax.sharding.PartitionSpec(axis))
         work = jax.lax.with_sharding_constraint(work, spread)
     if chunks == 1:
         done = function(work)

@@ -28,7 +28,9 @@ from rosler_jax.federated.simulate import (
     Row,
     after_switch,
     begin_progress,
+    clients_config,
     is_settled,
+    on_host,
     play_round,
     prepare_federated,
     programs,
@@ -88,8 +90,10 @@ def federate(
         written.
     """
     folder = Path(out)
-    config = agreed_config(folder, config, resume)
     federated = agreed_federated(folder, federated, resume)
+    if config is not None:  # as the folder has it
+        config = clients_config(config, federated)
+    config = agreed_config(folder, config, resume)
     run = prepare_federated(config, federated, data)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "run", RunError):
@@ -138,7 +142,7 @@ def _trained(run: Prepared, folder: Path, resume: bool, report: Report | None) -
             restored, rows = found
             history = [row for row in rows if "reason" not in row]
             refused = [Refused(**row) for row in rows if "reason" in row]  # type: ignore[arg-type]
-            progress = _on_host(restored)  # type: ignore[arg-type]
+            progress = on_host(restored)  # type: ignore[arg-type]
         parts = programs(run)
         while len(history) < run.federated.rounds:
             progress, row, more = play_round(run, parts, progress, history)
@@ -157,11 +161,6 @@ def _trained(run: Prepared, folder: Path, resume: bool, report: Report | None) -
     finally:
         manager.close()
     return finish(run, folder, progress, history, refused)
-
-
-def _on_host(progress: Progress) -> Progress:
-    host = jax.tree.map(np.asarray, progress[3:])
-    return Progress(*progress[:3], *host)
 
 
 def finish(

@@ -41,6 +41,8 @@ from rosler_jax.fit import (
     task_of,
 )
 from rosler_jax.hyper import Hyper, hyper_of
+from rosler_jax.optim._groups import map_groups
+from rosler_jax.optim.ares_bp import solve_and_balance
 from rosler_jax.run import config_units, load_data
 from rosler_jax.tasks import Task, metric_of
 from rosler_jax.units import Units, standardized
@@ -133,6 +135,7 @@ def prepare_federated(
     data: Any = None,
     *,
     clients: Clients | None = None,
+    keeps_memory: bool = True,
     mesh: jax.sharding.Mesh | None = None,
     at_once: int | None = None,
 ) -> Prepared:
@@ -142,6 +145,7 @@ def prepare_federated(
       config, federated: the run.
       data: arrays in the place of the data that the config names.
       clients: which training examples each has; None to split them as the config says.
+      keeps_memory: see :func:`~rosler_jax.federated.rounds.make_rounds`.
       mesh: of devices, over whose first axis the clients of a round are spread.
       at_once: clients that are trained side by side.
 
@@ -149,11 +153,7 @@ def prepare_federated(
       ValueError: for what does not go together.
     """
     _check_config(config, federated)
-    rate = choose("client", federated.client, CLIENTS)[0].rate
-    config = dataclasses.replace(
-        config, epochs=federated.rounds,
-        learning_rate=rate if config.learning_rate is None else config.learning_rate,
-    )  # fmt: skip
+    config = clients_config(config, federated)
     dataset, task = load_data(config, data), task_of(config)
     if dataset.streams:
         raise ValueError("federated training has all clients' data on the device; these stream")
@@ -171,8 +171,9 @@ def prepare_federated(
 
     def build(learner: Learner, settled: bool) -> Rounds:
         return make_rounds(
-            config, federated, learner, count, settled=settled, mesh=mesh, at_once=at_once
-        )
+            config, federated, learner, count, settled=settled, keeps_memory=keeps_memory,
+            mesh=mesh, at_once=at_once,
+        )  # fmt: skip
 
     splits = dataset.train_x, dataset.train_y, dataset.validation_x, dataset.validation_y
     arrays = Arrays(*jax.tree.map(jnp.asarray, splits))
@@ -181,6 +182,15 @@ def prepare_federated(
         config, federated, dataset, task, learner, units, hyper, arrays, clients,
         build(learner, False), build,
     )  # fmt: skip
+
+
+def clients_config(config: TrainConfig, federated: FederatedConfig) -> TrainConfig:
+    """What clients train: rounds are its epochs, and its rate is known."""
+    rate = choose("client", federated.client, CLIENTS)[0].rate
+    given = config.learning_rate
+    return dataclasses.replace(
+        config, epochs=federated.rounds, learning_rate=rate if given is None else given
+    )
 
 
 def _labels(dataset: Any) -> Any:
@@ -205,7 +215,7 @@ class Programs(NamedTuple):
     Attributes:
       begin: ``state -> (Asked, Answers)``.
       end: ``(state, asked, answers, messages, came) -> (state, Received, (loss, metrics))``.
-      whole: both, where nothing happens to messages on their way.
+      whole: both, where nothing happens to messages on their way; takes the state's memory away.
       unpacked: packed messages as rows.
     """
 
@@ -237,7 +247,8 @@ def programs(run: Prepared) -> Programs:
 
         return state, received, evaluate(predict, x, y, run.task, units=units)
 
-    def whole(state: FederatedState, arrays: Arrays, rows: Any, counts: Any) -> Any:
+    def whole(memory: Any, rest: FederatedState, arrays: Arrays, rows: Any, counts: Any) -> Any:
+        state = rest._replace(memory=memory)
         asked, answers = begin(state, arrays, rows, counts)
         messages = rounds.unpacked(answers.packed)
         x, y = arrays.validation_x, arrays.validation_y
@@ -245,11 +256,12 @@ def programs(run: Prepared) -> Programs:
         return asked, answers._replace(packed=Packed((), ()), memory={}), *found
 
     x, y = run.arrays.validation_x, run.arrays.validation_y
-    jit_begin, jit_end, jit_whole = jax.jit(begin), jax.jit(end), jax.jit(whole)
+    # Of many clients the memory is by far the largest: rows are set in it, and it is not copied.
+    jit_begin, jit_end, jit_whole = jax.jit(begin), jax.jit(end), jax.jit(whole, donate_argnums=0)
     return Programs(
         lambda state: jit_begin(state, run.arrays, rows, counts),
         lambda *args: jit_end(*args, x, y),
-        lambda state: jit_whole(state, run.arrays, rows, counts),
+        lambda state: jit_whole(state.memory, state._replace(memory={}), run.arrays, rows, counts),
         jax.jit(rounds.unpacked),
     )
 
@@ -342,13 +354,17 @@ def settled(run: Prepared) -> tuple[Prepared, Callable[[Progress], Progress]]:
 
     def converted(progress: Progress) -> Progress:
         old = progress.state
-        params, buffers = convert(*run.rounds.model(old))
+        params, buffers = run.rounds.model(old)
+        params, buffers = convert(map_groups(solve_and_balance, params), buffers)
         begun = after.rounds.begin(params, buffers)
         state = begun._replace(round=old.round, key=old.key)
-        score = np.full_like(progress.best_score, -np.inf)
-        held = jnp.zeros_like(progress.held) if run.rounds.down.grid else ()
+        score, held = jnp.full((), -jnp.inf, jnp.float32), progress.held
+        if len(held):  # a grid of its own, on which nobody has moved yet
+            numbers = sum(steps.size for steps in state.grid.steps)
+            held = jnp.zeros((len(held), numbers), jnp.int32)
+        best: dict[str, Any] = {"best_score": score, "best_round": old.round}
         return progress._replace(
-            state=state, best_params=params, best_buffers=buffers, best_score=score, held=held
+            state=state, best_params=params, best_buffers=buffers, held=held, **best
         )
 
     return after, converted
@@ -361,7 +377,12 @@ def after_switch(
     if run.settled or not is_settled(run, int(progress.state.round)):
         return run, progress, parts
     run, converted = settled(run)
-    return run, jax.jit(converted)(progress), programs(run)
+    return run, on_host(jax.jit(converted)(progress)), programs(run)
+
+
+def on_host(progress: Progress) -> Progress:
+    """The same, with what rounds count in NumPy's arrays."""
+    return Progress(*progress[:3], *jax.tree.map(np.asarray, progress[3:]))
 
 
 def play_round(
@@ -372,7 +393,7 @@ def play_round(
     Args:
       run: what is run.
       parts: its programs.
-      progress: before the round.
+      progress: before the round; without ``wire`` the memory in its state is no more after it.
       history: of the rounds before it.
     """
     start, state, wire = time.perf_counter(), progress.state, run.federated.wire
@@ -380,18 +401,18 @@ def play_round(
     if run.federated.secure or wire:
         asked, answers = parts.begin(state)
         trip = _masked_trip if run.federated.secure else _wire_trip
-        messages, came, up, refused = trip(run, parts, state, asked, answers)
+        messages, came, (up, beside), refused = trip(run, parts, state, asked, answers)
         state, received, (loss, metrics) = parts.end(state, asked, answers, messages, came)
         header = Header(DOWN, int(state.round))
         down_message = len(encode(header, _numpy(received.down), _forms(run)[1]))
     else:
         asked, answers, state, received, (loss, metrics) = parts.whole(state)
         came, refused = np.asarray(asked.answers), list[Refused]()
-        up, down_message = _estimated(run, asked, answers, received)
+        (up, down_message), beside = _estimated(run, asked, answers, received), 0
     if not run.federated.secure:
         refused += _long_ones(progress, asked, received, came)
     down, progress = _brought(run, progress, np.asarray(asked.clients), sizes)
-    progress = progress._replace(state=state)
+    progress, down = progress._replace(state=state), down + beside
     if not run.settled and is_settled(run, int(state.round)):  # who balances factors must have them
         more, progress = _brought(
             run, progress, np.arange(run.federated.clients), [*sizes, down_message]
@@ -452,7 +473,7 @@ def _steps_of(state: FederatedState) -> np.ndarray:
 
 def _packed_steps(steps: np.ndarray, form: Form) -> Packed:
     sizes = [int(np.prod(shape, dtype=int)) for shape in form.shapes]
-    parts = np.split(np.clip(steps, -form.levels, form.levels), np.cumsum(sizes)[:-1])
+    parts = np.split(steps, np.cumsum(sizes)[:-1])
     values = (part.reshape(shape) for part, shape in zip(parts, form.shapes, strict=True))
     return Packed(tuple(v.astype(np.int16) for v in values), form.scales)
 
@@ -472,13 +493,7 @@ def _kept(run: Prepared, progress: Progress, score: float) -> Progress:
 
 def _forms(run: Prepared) -> tuple[Form, Form]:
     """Forms of messages up and down."""
-    rounds = run.rounds
-    shapes = [
-        [tuple(leaf.shape) for leaf in jax.tree.leaves(like)]
-        for like in (rounds.up_like, rounds.down_like)
-    ]
-    grid = (np.float32(1),) * len(shapes[1]) if rounds.down.grid else ()
-    return Form(shapes[0], rounds.up.levels), Form(shapes[1], rounds.down.levels, grid)
+    return run.rounds.forms
 
 
 def _numpy(packed: Packed) -> Packed:
@@ -487,7 +502,8 @@ def _numpy(packed: Packed) -> Packed:
 
 # Messages on their way.
 
-Trip = tuple[Any, np.ndarray, float, list[Refused]]
+Trip = tuple[Any, np.ndarray, tuple[float, int], list[Refused]]
+"""Messages as rows, which came, bytes up and what went down beside the model, and the refused."""
 
 
 def is_bad(federated: FederatedConfig) -> np.ndarray:
@@ -530,7 +546,7 @@ def _wire_trip(
             continue
         for into, values in zip(jax.tree.leaves(read), jax.tree.leaves(found), strict=True):
             into[k] = values
-    return parts.unpacked(read), came, up, refused
+    return parts.unpacked(read), came, (up, 0), refused
 
 
 def _masked_trip(
@@ -554,15 +570,15 @@ def _masked_trip(
         words = secure.fixed_point(exact[place], weight, total, federated.secure_range)
         words = np.append(words, np.uint32(weight))  # who came, and with what, is a sum as well
         sent[client] = secure.masked(words, client, made[client], keys)
-    up, down = secure.sent_bytes(len(clients), len(sent), exact.shape[1] + 1)
+    sizes = secure.sent_bytes(len(clients), len(sent), exact.shape[1] + 1)
     messages = np.zeros_like(exact)
     try:
         summed = secure.unmasked(sent, keys, shares, threshold)
     except secure.SecureError as error:
         came[:] = False
-        return messages, came, up + down, [Refused(now, -1, "too few", str(error))]
+        return messages, came, sizes, [Refused(now, -1, "too few", str(error))]
     messages[0] = secure.mean_of(summed[:-1], int(summed[-1]), total, federated.secure_range)
-    return messages, came, up + down, []
+    return messages, came, sizes, []
 
 
 def _estimated(run: Prepared, asked: Asked, answers: Answers, received: Any) -> tuple[float, int]:

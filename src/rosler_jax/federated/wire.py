@@ -5,11 +5,12 @@ Layout, of version 1::
     "RF" 01 | way | round | client | examples | scales | numbers | checksum
 
 ``way`` is 0 to the server, 1 to the clients. ``round``, ``client`` and ``examples`` are LEB128. A
-scale is a bfloat16 for each tensor of integers, unless all messages have the same. Integers are
-coded together by :mod:`rosler_jax._coding`, or packed by :mod:`rosler_jax._bitpack` where that is
-smaller (a tensor says so itself). Floats are float32, without scales. The checksum is the CRC-32 of
-everything before it and of the tensors' shapes and levels, so that a message of another model is
-refused as a damaged one is.
+scale is a bfloat16 for each tensor of integers; where all messages have the same scales it is a byte
+k instead, of integers that are multiples of 2^k and are divided by it. Integers are coded together
+by :mod:`rosler_jax._coding`, or packed by :mod:`rosler_jax._bitpack` where that is smaller (a tensor
+says so itself). Floats are float32, without scales. The checksum is the CRC-32 of everything before
+it and of the tensors' shapes and levels, so that a message of another model is refused as a damaged
+one is.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def encode(header: Header, packed: Packed, form: Form) -> bytes:
       >>> values = np.tri(64, dtype=np.int16)
       >>> message = encode(Header(UP, 7, 3, 500), Packed((values,), (np.float32(0.5),)), form)
       >>> len(message), decode(message, form)[0]
-      (74, Header(way=0, round=7, client=3, examples=500))
+      (77, Header(way=0, round=7, client=3, examples=500))
     """
     head = MAGIC + bytes([header.way])
     head += b"".join(map(leb128, (header.round, header.client, header.examples)))
@@ -113,18 +114,28 @@ def _floats(packed: Packed) -> bytes:
 
 def _integers(packed: Packed, form: Form) -> bytes:
     # Not by _bitpack, which refuses scales that are no numbers: a broken client sends them.
-    scales = b""
-    if not form.scales:
-        scales = (np.asarray(packed.scales, "<f4").view("<u4") >> 16).astype("<u2").tobytes()
     arrays = [np.asarray(v) for v in packed.values]
+    if form.scales:
+        powers = list(map(_power_of_two, arrays))
+        scales, arrays = bytes(powers), [v >> k for v, k in zip(arrays, powers, strict=True)]
+    else:
+        scales = (np.asarray(packed.scales, "<f4").view("<u4") >> 16).astype("<u2").tobytes()
     sizes = [8 * _bitpack.packed_bytes(v.size, _packing(form)) for v in arrays]
+    # Updates have no neighbours that are alike: to look for them would take twice as long.
     stream, coded = _coding.encode(
-        [(v, form.levels, size) for v, size in zip(arrays, sizes, strict=True)]
-    )
+        [(v, form.levels, size) for v, size in zip(arrays, sizes, strict=True)],
+        transposed=False, smooth=False,
+    )  # fmt: skip
     rest = b"".join(
         _bitpack.pack(v, _packing(form)) for v, c in zip(arrays, coded, strict=True) if not c
     )
     return scales + leb128(len(stream)) + stream + rest
+
+
+def _power_of_two(values: np.ndarray) -> int:
+    """The largest that divides them all."""
+    bits = int(np.bitwise_or.reduce(values.astype(np.int64), axis=None)) if values.size else 0
+    return (bits & -bits).bit_length() - 1 if bits else 0
 
 
 def _packing(form: Form) -> int:
@@ -180,11 +191,18 @@ def _read_floats(body: memoryview, form: Form) -> Packed:
 
 
 def _read_integers(body: memoryview, form: Form) -> Packed:
-    count = 0 if form.scales else len(form.shapes)
-    if len(body) < 2 * count:
+    count = len(form.shapes)
+    size = count if form.scales else 2 * count
+    if len(body) < size:
         raise ValueError(f"{len(body)} bytes are too few for the scales of {count} tensors")
-    scales = (np.frombuffer(body[: 2 * count], "<u2").astype("<u4") << 16).view("<f4")
-    length, place = read_leb128(body, 2 * count)
+    powers = [0] * count
+    if form.scales:
+        powers, scales = list(body[:size]), np.asarray(form.scales)
+        if max(powers, default=0) > 15:
+            raise ValueError(f"integers of 16 bits times 2^{max(powers)}")
+    else:
+        scales = (np.frombuffer(body[:size], "<u2").astype("<u4") << 16).view("<f4")
+    length, place = read_leb128(body, size)
     stream, rest = body[place : place + length], body[place + length :]
     if len(stream) != length:
         raise ValueError(f"{len(stream)} of {length} coded bytes")
@@ -202,7 +220,10 @@ def _read_integers(body: memoryview, form: Form) -> Packed:
         rest = rest[size:]
     if len(rest):
         raise ValueError(f"{len(rest)} bytes too many")
-    return Packed(tuple(values), form.scales or tuple(scales.astype(np.float32)))
+    values = [
+        (v.astype(np.int32) << k).astype(np.int16) for v, k in zip(values, powers, strict=True)
+    ]
+    return Packed(tuple(values), tuple(scales.astype(np.float32)))
 
 
 def check_header(header: Header, way: int, now: int, clients: int) -> None:
