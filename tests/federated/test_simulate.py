@@ -267,7 +267,7 @@ def test_garbage_is_refused_or_outvoted(kind, upload, compiled):
     if REASONS[kind] is None:
         assert not seen and all(row["counted"] == 10 for row in found.history)
     else:
-        assert seen == Counter((now, client) for now in range(8) for client in bad)
+        assert seen == Counter((now + 1, client) for now in range(8) for client in bad)
         assert {one.reason for one in found.refused} == {REASONS[kind]}
         assert all(str(one.client) in one.text or kind in REASONS for one in found.refused)
         assert all(row["counted"] == 8 for row in found.history)

@@ -62,6 +62,7 @@ HELP = {
     "clip": ("NORM", "cut messages to this Euclidean norm; 0: never"),
     "noise": ("F", "deviation of the noise on their sum, in units of clip"),
     "wire": ("", "write every message as bytes: exact, and slower"),
+    "evaluate_every": ("N", "rounds between scores on validation"),
     "seed": ("N", "of split, choice of clients, drops, garbage and sketches"),
 }
 """Of every field of :class:`rosler_jax.federated.config.FederatedConfig`: metavar and help."""

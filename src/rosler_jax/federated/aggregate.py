@@ -106,8 +106,9 @@ def _krum(messages: Messages, weights: Any, valid: Any, number: float) -> Array:
     both = valid[:, None] & valid[None, :] & ~jnp.eye(len(messages), dtype=bool)
     ordered = jnp.sort(jnp.where(both, jnp.maximum(apart, 0.0), jnp.inf), axis=1)
     near = jnp.arange(len(messages)) < jnp.maximum(count - bad - 2, 1)
-    score = jnp.where(near & jnp.isfinite(ordered), ordered, 0.0).sum(1)
-    score = jnp.where(valid, score, jnp.inf)
+    most = jnp.finfo(jnp.float32).max  # of distances that are no numbers, too
+    score = jnp.where(near, jnp.nan_to_num(ordered, nan=most, posinf=most), 0.0).sum(1)
+    score = jnp.where(valid, jnp.minimum(score, most), jnp.inf)
     rank = jnp.argsort(jnp.argsort(score))
     chosen = valid & (rank < jnp.maximum(count - bad, 1))
     return _mean(messages, jnp.ones_like(score), chosen, 0.0)
@@ -149,11 +150,11 @@ def check_norms(messages: Messages, came: Bool[Array, " clients"], most: float |
       >>> check_norms(messages, jnp.ones(5, bool), 10.0).valid.tolist()
       [True, False, False, True, True]
     """
-    finite = jnp.isfinite(messages).all(1) & came
-    safe = jnp.where(finite[:, None], messages, 0.0)
-    largest = jnp.abs(safe).max(1, initial=0.0)
-    unit = jnp.where(largest > 0, largest, 1.0)  # the square of 1e30 is no float32
-    norms = unit * jnp.sqrt(((safe / unit[:, None]) ** 2).sum(1))
+    largest = jnp.abs(messages).max(1, initial=0.0)  # NaN of a row with NaN
+    finite = jnp.isfinite(largest) & came
+    unit = jnp.where(finite & (largest > 0), largest, 1.0)  # the square of 1e30 is no float32
+    norms = unit * jnp.sqrt(((messages / unit[:, None]) ** 2).sum(1))
+    norms = jnp.where(finite, norms, 0.0)
     if most is None:
         return Checked(finite, finite, norms)
     middle = _median(norms[:, None], None, finite, 0.0)[0]

@@ -50,7 +50,7 @@ class Packed(NamedTuple):
     """A message's tensors in the order of its leaves.
 
     Attributes:
-      values: integers (int16), or float32 numbers.
+      values: integers (int16), or float32 numbers, of which there may be some at the end.
       scales: their steps, which are bfloat16 numbers; 1 of floats.
     """
 
@@ -58,13 +58,16 @@ class Packed(NamedTuple):
     scales: tuple[Any, ...]
 
 
-def pack(compression: Compression, message: PyTree, scales: Sequence[Any] = ()) -> Packed:
+def pack(
+    compression: Compression, message: PyTree, scales: Sequence[Any] = (), floats: int = 0
+) -> Packed:
     """Rounds a message.
 
     Args:
       compression: how.
       message: any tree of floats.
       scales: of its tensors, where they are on a grid.
+      floats: how many of the last tensors are sent as they are.
 
     Example:
       >>> packed = pack(compression("step:1"), {"w": jnp.array([3.0, -0.1, 0.2, 0.0])})
@@ -74,10 +77,13 @@ def pack(compression: Compression, message: PyTree, scales: Sequence[Any] = ()) 
       [3.02, 0.0, 0.0, 0.0]
     """
     leaves = [jnp.asarray(x, jnp.float32) for x in jax.tree.leaves(message)]
+    integers, rest = leaves[: len(leaves) - floats], leaves[len(leaves) - floats :]
     if compression.grid:
-        values = (_on_grid(compression, x, s) for x, s in zip(leaves, scales, strict=True))
-        return Packed(tuple(values), tuple(scales))
-    pairs = [_pack(compression, x) for x in leaves]
+        steps = zip(integers, scales, strict=True)
+        pairs = [(_on_grid(compression, x, s), s) for x, s in steps]
+    else:
+        pairs = [_pack(compression, x) for x in integers]
+    pairs += [(x, jnp.ones((), jnp.float32)) for x in rest]
     return Packed(tuple(q for q, _ in pairs), tuple(s for _, s in pairs))
 
 
@@ -203,7 +209,7 @@ COMPRESSIONS: dict[str, Spec[Callable[[float], Compression]]] = {
 """Every compression by name: a new one is one line here."""
 
 
-def entropy_bits(packed: Packed, levels: int) -> Float[Array, ""]:
+def entropy_bits(packed: Packed, levels: int, floats: int = 0) -> Float[Array, ""]:
     """The information in a message: bits of its integers by how often each occurs, and of scales.
 
     ``sum over tensors of -sum log2(count(q) / n)``, and 16 bits a scale; 32 a float.
@@ -211,15 +217,17 @@ def entropy_bits(packed: Packed, levels: int) -> Float[Array, ""]:
     Args:
       packed: one message.
       levels: of its compression.
+      floats: how many of the last tensors are floats.
 
     Example:
       >>> packed = Packed((jnp.array([0, 1, 0, 1], jnp.int16),), (jnp.ones(()),))
       >>> float(entropy_bits(packed, 1)) - 16
       4.0
     """
-    if not levels:
-        return jnp.float32(32 * sum(math.prod(v.shape) for v in packed.values))
-    return sum((_entropy(q, levels) + 16 for q in packed.values), jnp.zeros((), jnp.float32))
+    values = packed.values
+    coded = len(values) - floats if levels else 0
+    bits = jnp.float32(32 * sum(math.prod(v.shape) for v in values[coded:]))
+    return bits + sum((_entropy(q, levels) + 16 for q in values[:coded]), jnp.float32(0))
 
 
 def _entropy(q: Int[Array, "..."], levels: int) -> Float[Array, ""]:

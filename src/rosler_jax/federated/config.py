@@ -52,6 +52,7 @@ class FederatedConfig:
       noise: deviation of the Gaussian noise on the sum of clipped messages, in units of ``clip``.
       wire: whether every message is written as bytes and read again, so that bytes are counted
         exactly; else they are told by the entropy of the integers, and rounds are faster.
+      evaluate_every: rounds between scores on validation; rows between them have the last ones.
       seed: of split, choice of clients, drops, garbage and sketches.
 
     Raises:
@@ -84,10 +85,11 @@ class FederatedConfig:
     clip: float = 0.0
     noise: float = 0.0
     wire: bool = True
+    evaluate_every: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("clients", "rounds", "local_epochs"):
+        for name in ("clients", "rounds", "local_epochs", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is below 1")
         for name in _SHARES:
@@ -127,7 +129,7 @@ class FederatedConfig:
             raise ValueError("noise is in units of clip; pass a clip above 0")
         if self.upload.partition(":")[0] == "grid":
             raise ValueError("a grid is of weights, which are sent down; pass upload 'step:2', say")
-        own = self.server.partition(":")[0] != "fedavg"
+        own = choose("server", self.server, SERVERS) != choose("server", "fedavg:1", SERVERS)
         if own and self.exchange.partition(":")[0] == "count-sketch":
             raise ValueError(
                 f"count-sketch has a momentum of its own; server {self.server!r} -> fedavg"

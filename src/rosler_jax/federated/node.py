@@ -220,12 +220,12 @@ def answer(node: Node, held: Held, base: int, message: bytes) -> tuple[int, Pack
     """
     header, packed = decode(message, node.rounds.forms[1])
     check_header(header, DOWN, header.round, 0)
+    steps: tuple[np.ndarray, ...] = ()
+    sent = unpack(packed, node.rounds.down_like)
     if node.rounds.down.grid:
         before = held.steps if base else tuple(np.zeros_like(v) for v in held.steps)
-        steps = tuple(n + q for n, q in zip(before, packed.values, strict=True))
-        sent = node.rounds.on_grid(node.grid, steps)
-    else:
-        steps, sent = (), unpack(packed, node.rounds.down_like)
+        steps = tuple(n + q for n, q in zip(before, packed.values[: len(before)], strict=True))
+        sent = {**sent, "params": node.rounds.on_grid(node.grid, steps)}
     params, buffers = arrived(sent, node.params, node.buffers)
     new = travelling(*node.train(params, buffers, header.round))
     found = node.rounds.message(new, sent)
@@ -233,11 +233,15 @@ def answer(node: Node, held: Held, base: int, message: bytes) -> tuple[int, Pack
     if held.memory:
         leaves = [x + e for x, e in zip(leaves, held.memory, strict=True)]
     found = jax.tree.unflatten(treedef, leaves)
-    out = Packed(*(tuple(map(np.asarray, part)) for part in pack(node.rounds.up, found)))
+    floats = node.rounds.forms[0].floats
+    packed = pack(node.rounds.up, found, floats=floats)
+    out = Packed(*(tuple(map(np.asarray, part)) for part in packed))
     memory: tuple[np.ndarray, ...] = ()
     if held.memory:
         gone = jax.tree.leaves(unpack(out, found))
         memory = tuple(np.asarray(x - s) for x, s in zip(leaves, gone, strict=True))
+        if not all(np.isfinite(e).all() for e in memory):  # else it would be in all that follows
+            memory = held.memory
     return header.round, out, Held(header.round, steps, memory)
 
 

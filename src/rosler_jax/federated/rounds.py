@@ -38,8 +38,10 @@ from rosler_jax.federated.exchange import Exchange, exchange
 from rosler_jax.federated.local import Work, make_local
 from rosler_jax.federated.optimizers import SERVERS
 from rosler_jax.federated.wire import Form
-from rosler_jax.fit import key_words
+from rosler_jax.fit import key_words, method_of
+from rosler_jax.hyper import hyper_of
 from rosler_jax.learner import KEYS
+from rosler_jax.methods import Setting
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
@@ -103,7 +105,7 @@ class Answers(NamedTuple):
       packed: their messages.
       exact: the same before rounding, in one row, where messages are masked; else empty.
       memory: what they keep.
-      buffers: of the first client: counters and keys go on with it.
+      buffers: of the first client that answers: counters and keys go on with it.
       loss: mean over its steps.
       bits: of information in a message.
     """
@@ -145,7 +147,7 @@ class Rounds(NamedTuple):
       unpacked: packed messages, a row each, as ``messages`` of ``receive``.
       model: ``state -> (params, buffers)`` as the clients have them.
       message: ``(new, sent)``, what travels of a client after and before, to its message.
-      on_grid: ``(grid, steps)``, to what travels.
+      on_grid: ``(grid, steps)``, to the parameters that travel.
       up, down: compressions of both ways.
       up_like, down_like: shapes of one message.
       forms: of messages up and down.
@@ -203,7 +205,9 @@ def make_rounds(
     like = travelling(params_like, buffers_like)
     traded = exchange(federated.exchange, like["params"], learner.views, federated.seed)
     up_like = jax.eval_shape(lambda w: _sent_of(traded, w, w), like)
-    server = _server(federated)
+    floats = len(jax.tree.leaves(like["statistics"]))  # which rounding would make negative
+    server, setting = _server(federated), Setting(config, hyper_of(config), learner, 0)
+    project = method_of(config).project if not settled else lambda params, setting: params
     local = make_local(config, federated, learner, num_examples, settled=settled)
     remembers = bool(up.levels) and not traded.steps and keeps_memory
 
@@ -224,7 +228,7 @@ def make_rounds(
             sent=weights,
             opt_state=server.init(weights["params"]),
             exchange=traded.init(weights["params"]),
-            grid=_begin_grid(down, weights),
+            grid=_begin_grid(down, weights["params"]),
             memory=jax.tree.map(zeros, up_like) if remembers else {},
         )
 
@@ -252,15 +256,18 @@ def make_rounds(
         if remembers:
             mine = jax.tree.map(lambda e: e[asked.clients], state.memory)
             messages = jax.tree.map(jnp.add, messages, mine)
-        packed = jax.vmap(lambda message: pack(up, message))(messages)
+        packed = jax.vmap(lambda message: pack(up, message, floats=floats))(messages)
         memory: PyTree = {}
         if remembers:
             kept = jax.tree.map(jnp.subtract, messages, unpack_rows(packed, up_like))
             # Who diverged keeps what it had: NaN would be in all that it sends from now on.
             told = asked.answers & jnp.isfinite(_flat_rows(kept)).all(1)
             memory = jax.tree.map(lambda new, old: _where(told, new, old), kept, mine)
-        bits = jax.vmap(lambda p: entropy_bits(p, up.levels))(packed)
-        first = jax.tree.map(lambda x: x[0], done.buffers)
+        bits = jax.vmap(lambda p: entropy_bits(p, up.levels, floats))(packed)
+        one = jnp.argmax(asked.answers)
+        first = jax.tree.map(
+            lambda x, old: jnp.where(asked.answers.any(), x[one], old), done.buffers, buffers
+        )
         exact = _flat_rows(messages) if federated.secure else ()
         return Answers(packed, exact, memory, first, done.loss, bits)
 
@@ -278,13 +285,15 @@ def make_rounds(
         gradient = jax.tree.map(jnp.negative, change)
         updates, opt_state = server.update(gradient, state.opt_state, state.weights["params"])
         new = optax.apply_updates(state.weights["params"], updates)
+        whole, _ = arrived({"params": new, "statistics": {}}, state.params, state.buffers)
+        new = travelling(project(whole, setting), {})["params"]
         statistics = jax.tree.map(jnp.add, state.weights["statistics"], message["statistics"])
         weights = {"params": new, "statistics": statistics}
         before = state.weights, state.opt_state, state.exchange
         weights, opt_state, kept = jax.tree.map(
             lambda a, b: jnp.where(any_came, a, b), (weights, opt_state, kept), before
         )
-        packed, sent, grid = _sent_down(down, state, weights)
+        packed, sent, grid = _sent_down(down, state, weights, floats)
         memory = state.memory
         if remembers:
             memory = jax.tree.map(
@@ -302,7 +311,8 @@ def make_rounds(
             grid=grid,
             memory=memory,
         )
-        return new_state, Received(packed, entropy_bits(packed, down.levels), checked, loss)
+        bits = entropy_bits(packed, down.levels, floats)
+        return new_state, Received(packed, bits, checked, loss)
 
     def model(state: FederatedState) -> tuple[PyTree, PyTree]:
         return arrived(state.sent, state.params, state.buffers)
@@ -324,7 +334,7 @@ def make_rounds(
         down=down,
         up_like=up_like,
         down_like=like,
-        forms=_forms(up, down, up_like, like),
+        forms=_forms(up, down, up_like, like, floats),
         remembers=remembers,
     )
 
@@ -347,36 +357,44 @@ def _sent_of(traded: Exchange, new: PyTree, old: PyTree) -> PyTree:
 
 
 class Grid(NamedTuple):
-    """The weights that clients have, in whole steps: ``start + steps * scales``."""
+    """The parameters that clients have, in whole steps: ``start + steps * scales``."""
 
     start: PyTree
     steps: tuple[Any, ...]
     scales: tuple[Any, ...]
 
 
-def _begin_grid(down: Compression, weights: PyTree) -> Any:
+def _begin_grid(down: Compression, params: PyTree) -> Any:
     if not down.grid:
         return ()
-    steps = tuple(jnp.zeros(x.shape, jnp.int32) for x in jax.tree.leaves(weights))
-    return Grid(weights, steps, grid_scales(down, weights))
+    steps = tuple(jnp.zeros(x.shape, jnp.int32) for x in jax.tree.leaves(params))
+    return Grid(params, steps, grid_scales(down, params))
 
 
 def _sent_down(
-    down: Compression, state: FederatedState, weights: PyTree
+    down: Compression, state: FederatedState, weights: PyTree, floats: int
 ) -> tuple[Packed, PyTree, Any]:
-    """The server's message, what the clients then have, and the grid that it is on."""
-    change = jax.tree.map(jnp.subtract, weights, state.sent)
+    """The server's message, what the clients then have, and the grid that it is on.
+
+    Statistics are sent as they are; of parameters, unless these are floats as well, what changed.
+    """
+    if not down.levels:  # as they are: the difference of two floats need not be exact
+        return pack(down, weights), weights, ()
+    params = jax.tree.map(jnp.subtract, weights["params"], state.sent["params"])
+    message = {"params": params, "statistics": weights["statistics"]}
+    scales = state.grid.scales if down.grid else ()
+    packed = pack(down, message, scales, floats)
     if not down.grid:
-        packed = pack(down, change)
-        if not down.levels:  # as they are: the difference of two floats need not be exact
-            return packed, weights, ()
-        return packed, jax.tree.map(jnp.add, state.sent, unpack(packed, weights)), ()
-    packed = pack(down, change, state.grid.scales)
+        moved = unpack(packed, weights)["params"]
+        new = jax.tree.map(jnp.add, state.sent["params"], moved)
+        return packed, {"params": new, "statistics": weights["statistics"]}, ()
     most = down.levels  # the sum is a message, too
     steps = tuple(
-        jnp.clip(n + q, -most, most) for n, q in zip(state.grid.steps, packed.values, strict=True)
+        jnp.clip(n + q, -most, most)
+        for n, q in zip(state.grid.steps, packed.values[: len(scales)], strict=True)
     )
-    return packed, _on_grid(state.grid, steps), state.grid._replace(steps=steps)
+    sent = {"params": _on_grid(state.grid, steps), "statistics": weights["statistics"]}
+    return packed, sent, state.grid._replace(steps=steps)
 
 
 def _on_grid(grid: Grid, steps: Any) -> PyTree:
@@ -385,10 +403,12 @@ def _on_grid(grid: Grid, steps: Any) -> PyTree:
     return jax.tree.map(jnp.add, grid.start, moved)
 
 
-def _forms(up: Compression, down: Compression, up_like: PyTree, like: PyTree) -> tuple[Form, Form]:
+def _forms(
+    up: Compression, down: Compression, up_like: PyTree, like: PyTree, floats: int
+) -> tuple[Form, Form]:
     shapes = [[tuple(x.shape) for x in jax.tree.leaves(tree)] for tree in (up_like, like)]
-    grid = (np.float32(1),) * len(shapes[1]) if down.grid else ()
-    return Form(shapes[0], up.levels), Form(shapes[1], down.levels, grid)
+    grid = (np.float32(1),) * (len(shapes[1]) - floats) if down.grid else ()
+    return Form(shapes[0], up.levels, (), floats), Form(shapes[1], down.levels, grid, floats)
 
 
 def _server(federated: FederatedConfig) -> optax.GradientTransformation:

@@ -32,9 +32,11 @@ from rosler_jax.federated.simulate import (
     Row,
     _kept,
     _long_ones,
-    _packed_steps,
+    _scores,
     _steps_of,
     begin_progress,
+    is_scored,
+    packed_steps,
     prepare_federated,
     programs,
 )
@@ -49,7 +51,6 @@ from rosler_jax.federated.wire import (
 )
 from rosler_jax.fit import method_of
 from rosler_jax.run import CONFIG, RunError, agreed_config
-from rosler_jax.tasks import metric_of
 
 if TYPE_CHECKING:
     from rosler_jax.config import TrainConfig
@@ -210,7 +211,8 @@ def _message(run: Prepared, session: _Session, now: int, base: int) -> bytes:
     form = run.rounds.forms[1]
     if run.rounds.down.grid:
         steps = session.steps[now] - (session.steps[base] if base else 0)
-        return encode(Header(DOWN, now), _packed_steps(steps, form), form)
+        packed = packed_steps(steps, session.progress.state, form)
+        return encode(Header(DOWN, now), packed, form)
     values = tuple(np.asarray(x) for x in jax.tree.leaves(session.progress.state.sent))
     ones = tuple(np.float32(1) for _ in values)
     return encode(Header(DOWN, now), Packed(values, ones), form)
@@ -234,7 +236,7 @@ def end_round(run: Prepared, parts: Any, session: _Session, replies: Sequence[Re
             if header.client in taken:
                 raise MessageError("twice", f"client {header.client}: a second message")
         except MessageError as error:
-            session.refused.append(Refused(now, reply.client, error.reason, str(error)))
+            session.refused.append(Refused(now + 1, reply.client, error.reason, str(error)))
             continue
         taken[header.client] = header, packed
         session.has[header.client] = now
@@ -247,7 +249,8 @@ def _step(
     """A round of the messages that could be read."""
     form, room = run.rounds.forms[0], max(run.federated.asked, len(taken))
     values = tuple(
-        np.zeros((room, *shape), np.int16 if form.levels else np.float32) for shape in form.shapes
+        np.zeros((room, *shape), np.int16 if k < form.coded else np.float32)
+        for k, shape in enumerate(form.shapes)
     )
     scales = tuple(np.ones(room, np.float32) for _ in form.shapes)
     counts, came, clients = np.zeros(room, np.int32), np.zeros(room, bool), np.zeros(room, np.int32)
@@ -285,8 +288,10 @@ def _received(
     state, received, (loss, metrics) = parts.end(old, asked, answers, messages, jnp.asarray(came))
     if not run.federated.secure:
         session.refused += _long_ones(session.progress, asked, received, came)
-    followed, metric = metric_of(run.task, run.config.metric)
-    score = float(metrics[followed]) if metric.larger_is_better else -float(metrics[followed])
+    scores, score = _scores(run, loss, metrics)
+    if not is_scored(run.federated, int(state.round)):
+        before, score = session.history, -np.inf
+        scores = {name: before[-1][name] if before else np.nan for name in scores}
     valid = int(np.asarray(received.checked.valid).sum())
     row: Row = {
         "round": int(state.round),
@@ -294,8 +299,7 @@ def _received(
         "answered": int(came.sum()),
         "counted": int(came.sum()) if run.federated.secure else valid,
         "loss": float(loss),
-        "validation_loss": float(loss),
-        **{f"validation_{name}": float(value) for name, value in metrics.items()},
+        **scores,
         "up_bytes": float(up),
         "down_bytes": float(session.down),
         "seconds": time.perf_counter() - session.began,

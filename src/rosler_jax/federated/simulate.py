@@ -43,7 +43,7 @@ from rosler_jax.fit import (
 from rosler_jax.hyper import Hyper, hyper_of
 from rosler_jax.optim._groups import map_groups
 from rosler_jax.optim.ares_bp import solve_and_balance
-from rosler_jax.run import config_units, load_data
+from rosler_jax.run import RunError, config_units, load_data
 from rosler_jax.tasks import Task, metric_of
 from rosler_jax.units import Units, standardized
 
@@ -105,7 +105,7 @@ class Progress(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A message that did not count."""
+    """A message that did not count; rounds are numbered from 1, as in the history."""
 
     round: int
     client: int
@@ -170,8 +170,11 @@ def prepare_federated(
         learner = delta_learner(learner, model_key(config.seed), federated.delta, federated.seed)
 
     def build(learner: Learner, settled: bool) -> Rounds:
+        how = federated
+        if method_of(config).stages and not settled:  # rounding would tear the sketches apart
+            how = dataclasses.replace(federated, upload="float32", download="float32")
         return make_rounds(
-            config, federated, learner, count, settled=settled, keeps_memory=keeps_memory,
+            config, how, learner, count, settled=settled, keeps_memory=keeps_memory,
             mesh=mesh, at_once=at_once,
         )  # fmt: skip
 
@@ -205,6 +208,13 @@ def _check_config(config: TrainConfig, federated: FederatedConfig) -> None:
         raise ValueError("federated training does not rate-code its model; leave these options out")
     if federated.delta and config.quantization_aware:
         raise ValueError("a seeded delta is not trained through the quantiser; pass one of both")
+    linear = federated.server.partition(":")[0] in ("fedavg", "fedavgm") and not federated.noise
+    if method.stages and not (linear and federated.aggregate == "mean"):
+        raise ValueError(
+            "the parallel stage of ares-bp stands what is linear in the updates alone: server "
+            f"{federated.server!r}, aggregate {federated.aggregate!r} and noise {federated.noise} "
+            "are not; pass fedavg and mean, or method chain"
+        )
     if federated.bad and not federated.wire:
         raise ValueError("bad clients garble bytes; pass wire=True")
 
@@ -227,7 +237,7 @@ class Programs(NamedTuple):
 
 def programs(run: Prepared) -> Programs:
     """Compiles nothing yet: that is done at the first round."""
-    rounds, units = run.rounds, run.units
+    rounds, units, federated = run.rounds, run.units, run.federated
     rows, counts = map(jnp.asarray, run.clients)
 
     def begin(state: FederatedState, arrays: Arrays, rows: Any, counts: Any) -> Any:
@@ -245,7 +255,11 @@ def programs(run: Prepared) -> Programs:
             out, _ = run.learner.apply(params, buffers, standardized(x, units), False)
             return in_units(run.task, out, units)
 
-        return state, received, evaluate(predict, x, y, run.task, units=units)
+        def scored() -> Any:
+            return evaluate(predict, x, y, run.task, units=units)
+
+        nothing = lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(scored))  # noqa: E731
+        return state, received, jax.lax.cond(is_scored(federated, state.round), scored, nothing)
 
     def whole(memory: Any, rest: FederatedState, arrays: Arrays, rows: Any, counts: Any) -> Any:
         state = rest._replace(memory=memory)
@@ -358,10 +372,11 @@ def settled(run: Prepared) -> tuple[Prepared, Callable[[Progress], Progress]]:
         params, buffers = convert(map_groups(solve_and_balance, params), buffers)
         begun = after.rounds.begin(params, buffers)
         state = begun._replace(round=old.round, key=old.key)
-        score, held = jnp.full((), -jnp.inf, jnp.float32), progress.held
-        if len(held):  # a grid of its own, on which nobody has moved yet
+        score = jnp.full((), -jnp.inf, jnp.float32)
+        held: Any = ()
+        if run.federated.wire and after.rounds.down.grid:  # on which nobody has moved yet
             numbers = sum(steps.size for steps in state.grid.steps)
-            held = jnp.zeros((len(held), numbers), jnp.int32)
+            held = jnp.zeros((run.federated.clients, numbers), jnp.int32)
         best: dict[str, Any] = {"best_score": score, "best_round": old.round}
         return progress._replace(
             state=state, best_params=params, best_buffers=buffers, held=held, **best
@@ -411,6 +426,7 @@ def play_round(
         (up, down_message), beside = _estimated(run, asked, answers, received), 0
     if not run.federated.secure:
         refused += _long_ones(progress, asked, received, came)
+    _check_diverged(run, refused, int(np.asarray(asked.answers).sum()))
     down, progress = _brought(run, progress, np.asarray(asked.clients), sizes)
     progress, down = progress._replace(state=state), down + beside
     if not run.settled and is_settled(run, int(state.round)):  # who balances factors must have them
@@ -418,8 +434,10 @@ def play_round(
             run, progress, np.arange(run.federated.clients), [*sizes, down_message]
         )
         down += more
-    followed, metric = metric_of(run.task, run.config.metric)
-    score = float(metrics[followed]) if metric.larger_is_better else -float(metrics[followed])
+    scores, score = _scores(run, loss, metrics)
+    if not is_scored(run.federated, int(state.round)):
+        names, score = list(scores), -np.inf
+        scores = {name: history[-1][name] if history else np.nan for name in names}
     answered = int(np.asarray(asked.answers).sum())
     valid = int(np.asarray(received.checked.valid).sum())
     row: Row = {
@@ -428,8 +446,7 @@ def play_round(
         "answered": answered,
         "counted": int(came.sum()) if run.federated.secure else valid,
         "loss": float(received.loss),
-        "validation_loss": float(loss),
-        **{f"validation_{name}": float(value) for name, value in metrics.items()},
+        **scores,
         "up_bytes": float(np.sum(up)),
         "down_bytes": float(down),
         "up_information": float(np.where(asked.answers, answers.bits, 0).sum()) / 8,
@@ -438,6 +455,29 @@ def play_round(
         "seconds": time.perf_counter() - start,
     }
     return _kept(run, progress, score), row, refused
+
+
+def is_scored(federated: FederatedConfig, now: Any) -> Any:
+    """Whether a model is scored on validation that so many rounds have made."""
+    return (now % federated.evaluate_every == 0) | (now == federated.rounds)
+
+
+def _scores(run: Prepared, loss: Any, metrics: Any) -> tuple[Row, float]:
+    """Columns of a row, and what the best round is chosen by; larger is better."""
+    followed, metric = metric_of(run.task, run.config.metric)
+    score = float(metrics[followed]) if metric.larger_is_better else -float(metrics[followed])
+    named = {f"validation_{name}": float(value) for name, value in metrics.items()}
+    return {"validation_loss": float(loss), **named}, score
+
+
+def _check_diverged(run: Prepared, refused: Sequence[Refused], answered: int) -> None:
+    """Refuses to go on where every client that means well has come to no numbers."""
+    lost = [one for one in refused if one.reason == "not finite"]
+    if answered and len(lost) == answered and not run.federated.bad:
+        raise RunError(
+            f"round {lost[0].round}: all {answered} clients came to NaN or infinity; lower the "
+            f"learning rate (now {run.config.peak_learning_rate})"
+        )
 
 
 def _brought(
@@ -454,13 +494,19 @@ def _brought(
         total, ledger = asked_bytes(ledger, clients, whole_bytes(form))
         return total, progress._replace(synced=ledger.synced)
     now, current = int(progress.state.round), _steps_of(progress.state)
+    if np.abs(current).max(initial=0) >= form.levels:
+        raise ValueError(
+            "a weight has grown beyond what the grid of the way down can hold, 128 times its "
+            "tensor's initial size; lower the learning rate, or pass download 'step:1'"
+        )
     held, synced, total = progress.held.copy(), progress.synced.copy(), 0
     known: dict[int, int] = {}
     for client in clients:
         since = int(synced[client])
         if since not in known:
             missed = current - held[client]
-            known[since] = len(encode(Header(DOWN, now), _packed_steps(missed, form), form))
+            packed = packed_steps(missed, progress.state, form)
+            known[since] = len(encode(Header(DOWN, now), packed, form))
         total += known[since]
     held[clients], synced[clients] = current, now
     return total, progress._replace(held=held, synced=synced)
@@ -471,11 +517,15 @@ def _steps_of(state: FederatedState) -> np.ndarray:
     return np.concatenate([np.ravel(steps) for steps in state.grid.steps])
 
 
-def _packed_steps(steps: np.ndarray, form: Form) -> Packed:
-    sizes = [int(np.prod(shape, dtype=int)) for shape in form.shapes]
+def packed_steps(steps: np.ndarray, state: FederatedState, form: Form) -> Packed:
+    """A message down of these steps, with the statistics as they are."""
+    shapes = form.shapes[: form.coded]
+    sizes = [int(np.prod(shape, dtype=int)) for shape in shapes]
     parts = np.split(steps, np.cumsum(sizes)[:-1])
-    values = (part.reshape(shape) for part, shape in zip(parts, form.shapes, strict=True))
-    return Packed(tuple(v.astype(np.int16) for v in values), form.scales)
+    values = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    rest = tuple(np.asarray(x) for x in jax.tree.leaves(state.sent["statistics"]))
+    ones = tuple(np.float32(1) for _ in rest)
+    return Packed((*(v.astype(np.int16) for v in values), *rest), (*form.scales, *ones))
 
 
 def _kept(run: Prepared, progress: Progress, score: float) -> Progress:
@@ -542,7 +592,7 @@ def _wire_trip(
             check_header(said, UP, now, federated.clients)
         except MessageError as error:
             came[k] = False
-            refused.append(Refused(now, client, error.reason, str(error)))
+            refused.append(Refused(now + 1, client, error.reason, str(error)))
             continue
         for into, values in zip(jax.tree.leaves(read), jax.tree.leaves(found), strict=True):
             into[k] = values
@@ -563,7 +613,11 @@ def _masked_trip(
     keys = {k: secure.public_key(made[k]) for k in clients}
     shares = {k: secure.split_secrets(made[k], clients, threshold) for k in clients}
     sent: dict[int, np.ndarray] = {}
+    lost = list[Refused]()
     for place, client in enumerate(clients):
+        if came[place] and not np.isfinite(exact[place]).all():  # who diverged says nothing
+            came[place] = False
+            lost.append(Refused(now + 1, client, "not finite", f"client {client}: diverged"))
         if not came[place]:
             continue
         weight = int(counts[client])
@@ -576,9 +630,9 @@ def _masked_trip(
         summed = secure.unmasked(sent, keys, shares, threshold)
     except secure.SecureError as error:
         came[:] = False
-        return messages, came, sizes, [Refused(now, -1, "too few", str(error))]
+        return messages, came, sizes, [*lost, Refused(now + 1, -1, "too few", str(error))]
     messages[0] = secure.mean_of(summed[:-1], int(summed[-1]), total, federated.secure_range)
-    return messages, came, sizes, []
+    return messages, came, sizes, lost
 
 
 def _estimated(run: Prepared, asked: Asked, answers: Answers, received: Any) -> tuple[float, int]:
@@ -598,5 +652,5 @@ def _long_ones(progress: Progress, asked: Asked, received: Any, came: np.ndarray
         reason = "too long" if finite[k] else "not finite"
         client = int(asked.clients[k])
         text = f"client {client}: a message of norm {norms[k]:.3g}"
-        found.append(Refused(int(progress.state.round), client, reason, text))
+        found.append(Refused(int(progress.state.round) + 1, client, reason, text))
     return found

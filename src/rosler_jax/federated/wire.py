@@ -5,12 +5,12 @@ Layout, of version 1::
     "RF" 01 | way | round | client | examples | scales | numbers | checksum
 
 ``way`` is 0 to the server, 1 to the clients. ``round``, ``client`` and ``examples`` are LEB128. A
-scale is a bfloat16 for each tensor of integers; where all messages have the same scales it is a byte
-k instead, of integers that are multiples of 2^k and are divided by it. Integers are coded together
-by :mod:`rosler_jax._coding`, or packed by :mod:`rosler_jax._bitpack` where that is smaller (a tensor
-says so itself). Floats are float32, without scales. The checksum is the CRC-32 of everything before
-it and of the tensors' shapes and levels, so that a message of another model is refused as a damaged
-one is.
+scale is a bfloat16 for each tensor of integers; where all messages have the same scales it is a
+byte k instead, of integers that are multiples of 2^k and are divided by it. Integers are coded
+together by :mod:`rosler_jax._coding`, or packed by :mod:`rosler_jax._bitpack` where that is smaller
+(a tensor says so itself). Floats are float32, without scales, and lie behind the integers. The
+checksum is the CRC-32 of everything before it and of the tensors' shapes and levels, so that a
+message of another model is refused as a damaged one is.
 """
 
 from __future__ import annotations
@@ -68,18 +68,24 @@ class Form(NamedTuple):
       shapes: of the tensors.
       levels: the largest integer; 0 for floats.
       scales: of the tensors, where they are the same in all messages, which then have none.
+      floats: how many of the last tensors are floats, whatever the others are.
     """
 
     shapes: Shapes
     levels: int
     scales: tuple[Any, ...] = ()
+    floats: int = 0
 
     @property
     def fingerprint(self) -> int:
         """A checksum of it."""
-        return zlib.crc32(
-            repr((tuple(map(tuple, self.shapes)), self.levels, len(self.scales))).encode()
-        )
+        what = tuple(map(tuple, self.shapes)), self.levels, len(self.scales), self.floats
+        return zlib.crc32(repr(what).encode())
+
+    @property
+    def coded(self) -> int:
+        """How many of the first tensors are integers."""
+        return len(self.shapes) - self.floats if self.levels else 0
 
     @property
     def bits(self) -> int:
@@ -104,22 +110,24 @@ def encode(header: Header, packed: Packed, form: Form) -> bytes:
     """
     head = MAGIC + bytes([header.way])
     head += b"".join(map(leb128, (header.round, header.client, header.examples)))
-    body = head + (_integers(packed, form) if form.levels else _floats(packed))
+    body = head + (_integers(packed, form) if form.coded else b"")
+    body += _floats(packed.values[form.coded :])
     return body + struct.pack("<I", zlib.crc32(body, form.fingerprint))
 
 
-def _floats(packed: Packed) -> bytes:
-    return b"".join(np.asarray(v, "<f4").tobytes() for v in packed.values)
+def _floats(values: Sequence[Any]) -> bytes:
+    return b"".join(np.asarray(v, "<f4").tobytes() for v in values)
 
 
 def _integers(packed: Packed, form: Form) -> bytes:
     # Not by _bitpack, which refuses scales that are no numbers: a broken client sends them.
-    arrays = [np.asarray(v) for v in packed.values]
+    arrays = [np.asarray(v) for v in packed.values[: form.coded]]
     if form.scales:
         powers = list(map(_power_of_two, arrays))
         scales, arrays = bytes(powers), [v >> k for v, k in zip(arrays, powers, strict=True)]
     else:
-        scales = (np.asarray(packed.scales, "<f4").view("<u4") >> 16).astype("<u2").tobytes()
+        own = np.asarray(packed.scales[: form.coded], "<f4")
+        scales = (own.view("<u4") >> 16).astype("<u2").tobytes()
     sizes = [8 * _bitpack.packed_bytes(v.size, _packing(form)) for v in arrays]
     # Updates have no neighbours that are alike: to look for them would take twice as long.
     stream, coded = _coding.encode(
@@ -160,7 +168,7 @@ def decode(data: bytes, form: Form) -> tuple[Header, Packed]:
         if zlib.crc32(data[:-4], form.fingerprint) != struct.unpack("<I", data[-4:])[0]:
             raise ValueError("the checksum differs: damaged, or of another model")
         body = memoryview(data)[place:-4]
-        packed = _read_integers(body, form) if form.levels else _read_floats(body, form)
+        packed = _read(body, form)
     except (ValueError, IndexError, struct.error) as error:
         raise MessageError("damaged", f"no message of this model: {error}") from error
     scales = np.asarray(packed.scales)
@@ -180,18 +188,26 @@ def _head(data: bytes) -> tuple[Header, int]:
     return Header(way, *numbers), place
 
 
-def _read_floats(body: memoryview, form: Form) -> Packed:
-    counts = [math.prod(shape) for shape in form.shapes]
-    if len(body) != 4 * sum(counts):
+def _read(body: memoryview, form: Form) -> Packed:
+    """The tensors: floats lie behind the integers."""
+    shapes = form.shapes[form.coded :]
+    counts = [math.prod(shape) for shape in shapes]
+    size = 4 * sum(counts)
+    if len(body) < size or (not form.coded and len(body) != size):
         raise ValueError(f"{len(body)} bytes of {sum(counts)} floats")
-    flat = np.frombuffer(body, "<f4").astype(np.float32)
-    parts = np.split(flat, np.cumsum(counts)[:-1])
-    values = tuple(part.reshape(shape) for part, shape in zip(parts, form.shapes, strict=True))
-    return Packed(values, tuple(np.float32(1) for _ in values))
+    flat = np.frombuffer(body[len(body) - size :], "<f4").astype(np.float32)
+    parts = np.split(flat, np.cumsum(counts)[:-1]) if counts else []
+    floats = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    ones = tuple(np.float32(1) for _ in floats)
+    if not form.coded:
+        return Packed(floats, ones)
+    values, scales = _read_integers(body[: len(body) - size], form)
+    return Packed((*values, *floats), (*scales, *ones))
 
 
 def _read_integers(body: memoryview, form: Form) -> Packed:
-    count = len(form.shapes)
+    shapes = form.shapes[: form.coded]
+    count = len(shapes)
     size = count if form.scales else 2 * count
     if len(body) < size:
         raise ValueError(f"{len(body)} bytes are too few for the scales of {count} tensors")
@@ -206,23 +222,19 @@ def _read_integers(body: memoryview, form: Form) -> Packed:
     stream, rest = body[place : place + length], body[place + length :]
     if len(stream) != length:
         raise ValueError(f"{len(stream)} of {length} coded bytes")
-    found = _coding.decode(bytes(stream), [(tuple(s), form.levels) for s in form.shapes])
+    found = _coding.decode(bytes(stream), [(tuple(s), form.levels) for s in shapes])
     values: list[Any] = []
-    for coded, shape in zip(found, form.shapes, strict=True):
-        if coded.values is not None:
-            values.append(np.asarray(coded.values, np.int16).reshape(shape))
-            continue
-        size = _bitpack.packed_bytes(math.prod(shape), _packing(form))
-        if len(rest) < size:
-            raise ValueError(f"{len(rest)} of {size} packed bytes")
-        flat = _bitpack.unpack(rest[:size], math.prod(shape), _packing(form))
-        values.append(np.asarray(flat, np.int16).reshape(shape))
-        rest = rest[size:]
+    for coded, shape, power in zip(found, shapes, powers, strict=True):
+        flat = coded.values
+        if flat is None:
+            size = _bitpack.packed_bytes(math.prod(shape), _packing(form))
+            if len(rest) < size:
+                raise ValueError(f"{len(rest)} of {size} packed bytes")
+            flat = _bitpack.unpack(rest[:size], math.prod(shape), _packing(form))
+            rest = rest[size:]
+        values.append((np.asarray(flat, np.int32) << power).astype(np.int16).reshape(shape))
     if len(rest):
         raise ValueError(f"{len(rest)} bytes too many")
-    values = [
-        (v.astype(np.int32) << k).astype(np.int16) for v, k in zip(values, powers, strict=True)
-    ]
     return Packed(tuple(values), tuple(scales.astype(np.float32)))
 
 
