@@ -26,7 +26,6 @@ from rosler_jax.fit import evaluate
 from rosler_jax.units import standardized
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-FLOATS = {"upload": "float32", "download": "float32"}
 MARGIN = 0.01  # of accuracy, below the dense net's end: where bytes are compared
 GARBLED = {"drop": 0.3, "bad": 0.1, "garbage": "all"}
 
@@ -37,6 +36,7 @@ class Task(NamedTuple):
     config: TrainConfig
     federated: FederatedConfig
     ours: dict[str, Any]
+    clients: dict[str, Any]
 
 
 TASKS = {
@@ -45,18 +45,30 @@ TASKS = {
             data=str(SHARED / "mnist"), method="dense", hidden=(300, 100), batch_size=32,
             learning_rate=0.3, schedule="cosine",
         ),
-        FederatedConfig(clients=100, rounds=200, split="dirichlet:0.3", participation=0.1, **FLOATS),
-        {},
+        FederatedConfig(
+            clients=100, rounds=100, split="dirichlet:0.3", participation=0.1, local_epochs=2,
+            upload="float32", download="float32",
+        ),
+        {
+            "learning_rate": 0.005, "sketch": "dct:28x28/srht", "in_sketch": 196,
+            "rules": ("hidden.0=64", "hidden.1=24", "*=skip"), "rank": 64,
+        },
+        {"client": "adam"},
     ),
     "cwru": Task(
         TrainConfig(
             data=str(SHARED / "cwru_12k_drive_end.npz"), data_options=("features=fft",),
             method="dense", hidden=(256,), batch_size=16, learning_rate=0.3, schedule="cosine",
         ),
-        FederatedConfig(clients=37, rounds=60, split="recording", participation=0.5, **FLOATS),
+        FederatedConfig(
+            clients=37, rounds=60, split="recording", participation=0.5, upload="float32",
+            download="float32",
+        ),
+        {"sketch": "dct/srht", "rank": 8},
         {},
     ),
 }  # fmt: skip
+"""Learning rates and optimisers of clients are the best of a few by validation, for either."""
 
 
 class Variant(NamedTuple):
@@ -75,13 +87,13 @@ def _variant(what: str, config: Mapping[str, Any], federated: Mapping[str, Any])
     )
 
 
-def run(task: str, variant: Variant, seed: int, wire: bool | None = None) -> dict[str, Any]:
+def run(task: str, variant: Variant, seed: int) -> dict[str, Any]:
     """One run: its curve by validation, and the test score of the round that validation chose."""
     base = TASKS[task]
     config = dataclasses.replace(variant.config(base.config), seed=seed)
     federated = dataclasses.replace(variant.federated(base.federated), seed=seed)
-    exact = federated.upload != "float32" or federated.download != "float32" or federated.bad > 0
-    federated = dataclasses.replace(federated, wire=exact if wire is None else wire)
+    floats = federated.upload == federated.download == "float32"  # whose bytes are no question
+    federated = dataclasses.replace(federated, wire=federated.wire and not floats)
     start = time.perf_counter()
     found = federated_fit(config, federated)
     rows = found.history
@@ -114,7 +126,7 @@ def score(found: Federated, *, final: bool) -> float:
         return run.learner.apply(params, buffers, standardized(x, run.units), False)[0]
 
     x, y = run.dataset.test_x, run.dataset.test_y
-    return float(evaluate(predict, np.asarray(x), y, run.task)[1]["accuracy"])
+    return float(evaluate(predict, jax.numpy.asarray(x), y, run.task)[1]["accuracy"])
 
 
 class Results(NamedTuple):
@@ -195,27 +207,35 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 # Bytes.
 
 SMALL = {"upload": "step:2", "download": "grid:2"}
+NARROW: dict[str, dict[str, Any]] = {"mnist": {"hidden": (24,)}, "cwru": {"hidden": (8,)}}
+LEARNT: dict[str, dict[str, Any]] = {
+    "mnist": {"method": "low-rank", "rank": 16, "learning_rate": 0.005},
+    "cwru": {"method": "low-rank", "rank": 4, "learning_rate": 0.3},
+}
+DELTA: dict[str, dict[str, Any]] = {
+    "mnist": {"learning_rate": 0.005}, "cwru": {"learning_rate": 0.3},
+}  # fmt: skip
 
 
 def bytes_variants(task: str) -> dict[str, Variant]:
     """Dense FedAvg, what compression alone does for it, and models whose updates are small."""
-    ours = TASKS[task].ours
-    rate = {"learning_rate": 0.1 if task == "mnist" else 0.3}
+    ours, own = {**TASKS[task].ours, "method": "seeded"}, TASKS[task].clients
+    learnt = LEARNT[task]
     return {
         "dense": _variant("dense, float32 (FedAvg)", {}, {}),
         "dense-coded": _variant("dense, updates coded", {}, {**SMALL, "wire": False}),
-        "seeded-floats": _variant("seeded cores, float32", {**ours, "method": "seeded"}, {}),
-        "seeded": _variant("seeded cores, updates coded", {**ours, "method": "seeded"}, SMALL),
-        "chain": _variant(
-            "learnt factors C U R, updates coded",
-            {**rate, "method": "chain", "rank": ours["rank"] // 2}, SMALL,
-        ),
         "narrow": _variant("narrow dense net, updates coded", NARROW[task], SMALL),
+        "seeded-floats": _variant("seeded cores, float32", ours, own),
+        "seeded": _variant("seeded cores, updates coded", ours, {**own, **SMALL}),
+        "low-rank": _variant("learnt factors C R, updates coded", learnt, {**own, **SMALL}),
         "delta": _variant(
-            "seeded delta of the dense net, coded", rate, {**SMALL, "delta": ours["delta"]}
+            "2,000 shared numbers (seeded delta), coded", DELTA[task],
+            {**own, **SMALL, "delta": 2000},
         ),
         "fetchsgd": _variant(
-            "dense, count sketch (FetchSGD)", {}, {"exchange": "count-sketch:0.1", "wire": False}
+            "dense, count sketch of 10 % (FetchSGD)", {"learning_rate": 0.1},
+            {"exchange": "count-sketch:0.1", "upload": "float32", "download": "grid:2",
+             "wire": False},
         ),
     }  # fmt: skip
 
@@ -257,13 +277,13 @@ CLEAN = {"aggregate": "mean"}
 
 def robust_variants(task: str) -> dict[str, Variant]:
     """The run of few bytes, clean, and with clients that drop and garble."""
-    ours = {**TASKS[task].ours, "method": "seeded"}
+    ours, own = {**TASKS[task].ours, "method": "seeded"}, TASKS[task].clients
     hows = ("mean", "trimmed-mean:0.2", "median", "krum:0.2")
-    lines = {"clean": _variant("clean, mean", ours, SMALL)}
+    lines = {"clean": _variant("clean, mean", ours, {**own, **SMALL})}
     for how in hows:
-        faults = {**SMALL, **GARBLED, "aggregate": how}
+        faults = {**own, **SMALL, **GARBLED, "aggregate": how}
         lines[how] = _variant(f"30 % drop, 10 % garbage, {how}", ours, faults)
-    bare = {**SMALL, **GARBLED, "reject_norm": 0.0}
+    bare = {**own, **SMALL, **GARBLED, "reject_norm": 0.0}
     lines["bare"] = _variant("the same, mean, no message refused for its norm", ours, bare)
     return lines
 
@@ -284,17 +304,22 @@ def robust_section(results: Results, task: str) -> str:
 # What is averaged.
 
 
+MEANS = {"parameters": "factors", "sketches:8": "weights by sketches"}
+
+
 def factor_variants(task: str) -> dict[str, Variant]:
     """Learnt factors, averaged as factors or through sketches of their weights."""
-    rank, rate = TASKS[task].ours["rank"] // 2, 0.1 if task == "mnist" else 0.3
     lines = {}
     for method in ("low-rank", "chain"):
         for epochs in (1, 5, 20):
             for how in ("parameters", "sketches:8"):
-                config = {"method": method, "rank": rank, "learning_rate": rate}
-                federated = {"exchange": how, "local_epochs": epochs, "rounds": 40, "wire": False}
+                config = {**LEARNT[task], "method": method}
+                federated = {
+                    **TASKS[task].clients, "exchange": how, "local_epochs": epochs, "rounds": 30,
+                    "wire": False,
+                }  # fmt: skip
                 name = f"factors-{method}-{epochs}-{how}"
-                what = f"{method}, {epochs} local epochs, mean of {how.partition(':')[0]}"
+                what = f"{method}, {epochs} local epochs, mean of {MEANS[how]}"
                 lines[name] = _variant(what, config, federated)
     return lines
 
@@ -334,18 +359,18 @@ def draw_bytes(path: Path, results: Results, task: str) -> None:
     replace_file(path, lambda p: figure.savefig(p, dpi=120, format="png"))
 
 
-SECTIONS: dict[str, tuple[Callable[[str], dict[str, Variant]], Callable[[Results, str], str], str]]
-SECTIONS = {
-    "bytes": (bytes_variants, bytes_section, ""),
-    "robust": (robust_variants, robust_section, "robust-"),
-    "factors": (factor_variants, factors_section, ""),
+Section = tuple[Callable[[str], dict[str, Variant]], Callable[[Results, str], str], str, str]
+SECTIONS: dict[str, Section] = {
+    "bytes": (bytes_variants, bytes_section, "", "accuracy against bytes sent"),
+    "robust": (robust_variants, robust_section, "robust-", "clients that drop and garble"),
+    "factors": (factor_variants, factors_section, "", "a mean of factors, or of weights"),
 }
-"""Every section by name: its lines, its table, and what its runs' names begin with."""
+"""Every section by name: its lines, its table, what its runs' names begin with, and help."""
 
 
 def section(name: str, out: Path, tasks: Sequence[str], seeds: Sequence[int]) -> str:
     """Does a section's runs, and gives its tables; a plot beside them."""
-    variants, tabled, prefix = SECTIONS[name]
+    variants, tabled, prefix, _ = SECTIONS[name]
     results = open_results(out / f"{name}.json")
     text = []
     for task in tasks:

@@ -122,7 +122,7 @@ def _named(weights: Weights, part: str) -> Iterable[tuple[str, Any]]:
 
 
 class Played(NamedTuple):
-    """Rounds that were played: the clock after each, its accuracy, and the last weights."""
+    """Rounds that were played: seconds of each, the accuracy at the end, and the last weights."""
 
     seconds: list[float]
     accuracies: list[float]
@@ -133,7 +133,7 @@ def plain_rounds(parts: Parts, rounds: int, seed: int = 0) -> Played:
     """A loop over clients, one compiled call each; means on the device."""
     rng, weights = np.random.default_rng(seed), parts.start
     add = jax.jit(lambda sums, new, weight: jax.tree.map(lambda a, b: a + weight * b, sums, new))
-    seconds, accuracies = list[float](), list[float]()
+    seconds = list[float]()
     for now in range(rounds):
         begin = time.perf_counter()
         chosen = rng.permutation(len(parts.counts))[: parts.asked]
@@ -142,9 +142,9 @@ def plain_rounds(parts: Parts, rounds: int, seed: int = 0) -> Played:
         for client, weight in zip(chosen, share, strict=True):
             new, _ = parts.train(weights, now, client)
             sums = add(sums, new, weight)
-        weights = sums
-        accuracies.append(float(parts.score(weights)))
+        weights = jax.block_until_ready(sums)
         seconds.append(time.perf_counter() - begin)
+    accuracies = [float(parts.score(weights))]
     return Played(seconds, accuracies, weights)
 
 
@@ -160,9 +160,10 @@ def flower_rounds(parts: Parts, rounds: int, setup: Setup) -> Played:
     server = ServerApp()
 
     def score(now: int, arrays: Any) -> None:
-        weights = {k: v.numpy() for k, v in arrays.items()}
-        accuracies.append(float(parts.score(weights)))
         clocks.append(time.perf_counter())
+        if now == rounds:
+            weights = {k: v.numpy() for k, v in arrays.items()}
+            accuracies.append(float(parts.score(weights)))
 
     @server.main()
     def main(grid: Any, context: Any) -> None:
@@ -177,7 +178,7 @@ def flower_rounds(parts: Parts, rounds: int, setup: Setup) -> Played:
     clients = len(parts.counts)
     (_simulate if setup.workers else _call)(server, _client_app(parts), clients, setup)
     weights = {k: v.numpy() for k, v in ends[0].arrays.items()}
-    return Played(np.diff(clocks).tolist(), accuracies[1:], weights)
+    return Played(np.diff(clocks).tolist(), accuracies, weights)
 
 
 def _arrays(weights: Weights) -> dict[str, Any]:
