@@ -43,15 +43,14 @@ from rosler_jax._files import replace_json, replace_text
 from rosler_jax.config import TrainConfig
 from rosler_jax.federated import Clients, FederatedConfig
 from rosler_jax.federated.clients import as_clients
-from rosler_jax.federated.simulate import (
+from rosler_jax.federated.prepare import (
     Prepared,
     Progress,
-    Row,
     begin_progress,
-    play_round,
     prepare_federated,
     programs,
 )
+from rosler_jax.federated.simulate import Row, play_round
 from rosler_jax.fit import evaluate
 from rosler_jax.units import standardized
 

@@ -125,8 +125,8 @@ def score(found: Federated, *, final: bool) -> float:
     def predict(x: Any) -> Any:
         return run.learner.apply(params, buffers, standardized(x, run.units), False)[0]
 
-    x, y = run.dataset.test_x, run.dataset.test_y
-    return float(evaluate(predict, jax.numpy.asarray(x), y, run.task)[1]["accuracy"])
+    x, y = map(jax.numpy.asarray, (run.dataset.test_x, run.dataset.test_y))
+    return float(evaluate(predict, x, y, run.task)[1]["accuracy"])
 
 
 class Results(NamedTuple):

@@ -23,8 +23,8 @@ import numpy as np
 
 from rosler_jax.federated._travel import arrived, travelling
 from rosler_jax.federated.local import Work, make_local
+from rosler_jax.federated.prepare import Prepared
 from rosler_jax.federated.rounds import client_key, round_keys
-from rosler_jax.federated.simulate import Prepared
 from rosler_jax.fit import evaluate, in_units, run_key
 from rosler_jax.units import standardized
 

@@ -20,6 +20,7 @@ from rosler_jax.federated.bodies import LOST, read_body
 from rosler_jax.federated.device_node import device_training
 from rosler_jax.federated.network.boundary import Reply
 from rosler_jax.federated.node import make_secure_work, make_work, simulated_examples
+from rosler_jax.federated.prepare import begin_progress, programs
 from rosler_jax.federated.served import (
     _Session,
     begin_round,
@@ -27,7 +28,6 @@ from rosler_jax.federated.served import (
     end_sum,
     serve_federated,
 )
-from rosler_jax.federated.simulate import begin_progress, programs
 from rosler_jax.federated.wire import decode, encode
 
 CONFIG = TrainConfig(

@@ -23,14 +23,9 @@ import rosler_kernels as rk
 from rosler_jax.config import TrainConfig
 from rosler_jax.federated import FederatedConfig, as_clients, prepare_federated
 from rosler_jax.federated._travel import arrived, travelling
+from rosler_jax.federated.prepare import after_switch, begin_progress, programs
 from rosler_jax.federated.run import finish
-from rosler_jax.federated.simulate import (
-    after_switch,
-    begin_progress,
-    federated_fit,
-    play_round,
-    programs,
-)
+from rosler_jax.federated.simulate import federated_fit, play_round
 from rosler_jax.fit import run_key
 from rosler_jax.methods import METHODS
 from rosler_jax.optim.check_sketches import check_sketches

@@ -16,8 +16,10 @@ from rosler_jax.federated import FederatedConfig, as_clients, federated_fit, pre
 from rosler_jax.federated import config as configs
 from rosler_jax.federated.compress import Packed
 from rosler_jax.federated.garbage import GARBAGE
+from rosler_jax.federated.prepare import begin_progress, programs
 from rosler_jax.federated.secure import sent_bytes
-from rosler_jax.federated.simulate import begin_progress, is_bad, play_round, programs
+from rosler_jax.federated.simulate import play_round
+from rosler_jax.federated.trips import is_bad
 from rosler_jax.federated.wire import DOWN, UP, Form, Header, decode, encode
 from rosler_jax.fit import run_key
 

@@ -13,9 +13,10 @@ from rosler_jax.federated.device import (
     to_device,
 )
 from rosler_jax.federated.exchange import exchange
+from rosler_jax.federated.prepare import prepare_federated
 from rosler_jax.federated.privacy import privacy_spent
 from rosler_jax.federated.rounds import FederatedState, make_rounds
-from rosler_jax.federated.simulate import Federated, federated_fit, prepare_federated
+from rosler_jax.federated.simulate import Federated, federated_fit
 from rosler_jax.federated.wire import MessageError
 
 __all__ = [

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rosler_jax.federated._grid import begin_grid, on_grid, sent_down
 from rosler_jax.federated._spec import choose
 from rosler_jax.federated._travel import arrived, travelling
 from rosler_jax.federated.aggregate import Checked, aggregate, check_norms
@@ -30,7 +31,6 @@ from rosler_jax.federated.compress import (
     Packed,
     compression,
     entropy_bits,
-    grid_scales,
     pack,
     unpack,
 )
@@ -228,7 +228,7 @@ def make_rounds(
             sent=weights,
             opt_state=server.init(weights["params"]),
             exchange=traded.init(weights["params"]),
-            grid=_begin_grid(down, weights["params"]),
+            grid=begin_grid(down, weights["params"]),
             memory=jax.tree.map(zeros, up_like) if remembers else {},
         )
 
@@ -293,7 +293,7 @@ def make_rounds(
         weights, opt_state, kept = jax.tree.map(
             lambda a, b: jnp.where(any_came, a, b), (weights, opt_state, kept), before
         )
-        packed, sent, grid = _sent_down(down, state, weights, floats)
+        packed, sent, grid = sent_down(down, state.sent, state.grid, weights, floats)
         memory = state.memory
         if remembers:
             memory = jax.tree.map(
@@ -329,7 +329,7 @@ def make_rounds(
         unpacked=lambda packed: _flat_rows(unpack_rows(packed, up_like)),
         model=model,
         message=lambda new, sent: _sent_of(traded, new, sent),
-        on_grid=jax.jit(_on_grid),
+        on_grid=jax.jit(on_grid),
         up=up,
         down=down,
         up_like=up_like,
@@ -354,53 +354,6 @@ def _sent_of(traded: Exchange, new: PyTree, old: PyTree) -> PyTree:
     """What travels of a client: of its parameters by the exchange, of its statistics the change."""
     statistics = jax.tree.map(jnp.subtract, new["statistics"], old["statistics"])
     return {"params": traded.send(new["params"], old["params"]), "statistics": statistics}
-
-
-class Grid(NamedTuple):
-    """The parameters that clients have, in whole steps: ``start + steps * scales``."""
-
-    start: PyTree
-    steps: tuple[Any, ...]
-    scales: tuple[Any, ...]
-
-
-def _begin_grid(down: Compression, params: PyTree) -> Any:
-    if not down.grid:
-        return ()
-    steps = tuple(jnp.zeros(x.shape, jnp.int32) for x in jax.tree.leaves(params))
-    return Grid(params, steps, grid_scales(down, params))
-
-
-def _sent_down(
-    down: Compression, state: FederatedState, weights: PyTree, floats: int
-) -> tuple[Packed, PyTree, Any]:
-    """The server's message, what the clients then have, and the grid that it is on.
-
-    Statistics are sent as they are; of parameters, unless these are floats as well, what changed.
-    """
-    if not down.levels:  # as they are: the difference of two floats need not be exact
-        return pack(down, weights), weights, ()
-    params = jax.tree.map(jnp.subtract, weights["params"], state.sent["params"])
-    message = {"params": params, "statistics": weights["statistics"]}
-    scales = state.grid.scales if down.grid else ()
-    packed = pack(down, message, scales, floats)
-    if not down.grid:
-        moved = unpack(packed, weights)["params"]
-        new = jax.tree.map(jnp.add, state.sent["params"], moved)
-        return packed, {"params": new, "statistics": weights["statistics"]}, ()
-    most = down.levels  # the sum is a message, too
-    steps = tuple(
-        jnp.clip(n + q, -most, most)
-        for n, q in zip(state.grid.steps, packed.values[: len(scales)], strict=True)
-    )
-    sent = {"params": _on_grid(state.grid, steps), "statistics": weights["statistics"]}
-    return packed, sent, state.grid._replace(steps=steps)
-
-
-def _on_grid(grid: Grid, steps: Any) -> PyTree:
-    """Anew from the start: who missed rounds adds their steps at once, and comes to the same."""
-    moved = unpack(Packed(tuple(steps), grid.scales), grid.start)
-    return jax.tree.map(jnp.add, grid.start, moved)
 
 
 def _forms(

@@ -19,23 +19,21 @@ from rosler_jax._files import replace_file, replace_json
 from rosler_jax._folder import check_data, locked, tie_data
 from rosler_jax.federated import config as federated_configs
 from rosler_jax.federated.config import FederatedConfig
-from rosler_jax.federated.privacy import privacy_spent
-from rosler_jax.federated.simulate import (
+from rosler_jax.federated.prepare import (
     Prepared,
     Progress,
-    Refused,
-    Report,
-    Row,
     after_switch,
     begin_progress,
     clients_config,
     is_settled,
     on_host,
-    play_round,
     prepare_federated,
     programs,
     settled,
 )
+from rosler_jax.federated.privacy import privacy_spent
+from rosler_jax.federated.simulate import Report, Row, play_round
+from rosler_jax.federated.trips import Refused
 from rosler_jax.fit import method_of
 from rosler_jax.graph.save import MODEL, load, save
 from rosler_jax.methods import Setting

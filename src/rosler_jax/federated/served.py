@@ -22,24 +22,19 @@ from rosler_jax.federated.clients import as_clients
 from rosler_jax.federated.compress import Packed
 from rosler_jax.federated.local import Work
 from rosler_jax.federated.network.boundary import Assignment, Reply, Server
-from rosler_jax.federated.rounds import Answers, Asked
-from rosler_jax.federated.run import FEDERATED, agreed_federated, finish
-from rosler_jax.federated.simulate import (
+from rosler_jax.federated.prepare import (
     Prepared,
     Progress,
-    Refused,
-    Report,
-    Row,
-    _kept,
-    _long_ones,
-    _scores,
-    _steps_of,
     begin_progress,
     is_scored,
-    packed_steps,
     prepare_federated,
     programs,
+    steps_of,
 )
+from rosler_jax.federated.rounds import Answers, Asked
+from rosler_jax.federated.run import FEDERATED, agreed_federated, finish
+from rosler_jax.federated.simulate import Report, Row, kept_best, long_ones, packed_steps, scores_of
+from rosler_jax.federated.trips import Refused
 from rosler_jax.federated.wire import (
     DOWN,
     UP,
@@ -188,7 +183,7 @@ def begin_round(run: Prepared, session: _Session) -> Assignment | None:
     session.down, session.asked, session.began = 0, 0, time.perf_counter()
     grid = bool(run.rounds.down.grid)
     if grid:
-        session.steps[now] = _steps_of(state)
+        session.steps[now] = steps_of(state)
         kept = {now, *session.has.values()}
         session.steps = {k: v for k, v in session.steps.items() if k in kept}
     described = Description(run.config, run.federated, run.units, shapes_of(run.dataset))
@@ -287,8 +282,8 @@ def _received(
     answers = Answers(Packed((), ()), (), {}, old.buffers, empty, empty)
     state, received, (loss, metrics) = parts.end(old, asked, answers, messages, jnp.asarray(came))
     if not run.federated.secure:
-        session.refused += _long_ones(session.progress, asked, received, came)
-    scores, score = _scores(run, loss, metrics)
+        session.refused += long_ones(session.progress, asked, received, came)
+    scores, score = scores_of(run, loss, metrics)
     if not is_scored(run.federated, int(state.round)):
         before, score = session.history, -np.inf
         scores = {name: before[-1][name] if before else np.nan for name in scores}
@@ -304,6 +299,6 @@ def _received(
         "down_bytes": float(session.down),
         "seconds": time.perf_counter() - session.began,
     }
-    session.progress = _kept(run, session.progress._replace(state=state), score)
+    session.progress = kept_best(run, session.progress._replace(state=state), score)
     session.history.append(row)
     return row
