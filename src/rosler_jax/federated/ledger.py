@@ -22,12 +22,12 @@ class Ledger(NamedTuple):
     """
 
     synced: np.ndarray
-    sizes: Sequence[int]
+    sizes: Sequence[float]
 
 
 def asked_bytes(
     ledger: Ledger, clients: np.ndarray, whole: int, asking: int = 12
-) -> tuple[int, Ledger]:
+) -> tuple[float, Ledger]:
     """Bytes to those who are asked: all messages that they lack, or the whole model if less.
 
     Args:
@@ -39,11 +39,11 @@ def asked_bytes(
     Example:
       >>> ledger = Ledger(np.array([0, 2]), [100, 150])
       >>> asked_bytes(ledger, np.array([0, 1]), whole=1000)
-      (262, Ledger(synced=array([2, 2]), sizes=[100, 150]))
+      (262.0, Ledger(synced=array([2, 2]), sizes=[100, 150]))
       >>> asked_bytes(ledger, np.array([0]), whole=180)[0]
-      180
+      180.0
     """
-    done, synced, total = len(ledger.sizes), ledger.synced.copy(), 0
+    done, synced, total = len(ledger.sizes), ledger.synced.copy(), 0.0
     for client in clients:
         lacking = sum(ledger.sizes[int(synced[client]) : done])
         total += min(lacking, whole) if lacking else asking

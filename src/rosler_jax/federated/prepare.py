@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +37,9 @@ from rosler_jax.units import Units, standardized
 if TYPE_CHECKING:
     from rosler_jax.config import TrainConfig
     from rosler_jax.learner import Learner
+
+
+_HELD_BYTES = 2**30
 
 
 class Prepared(NamedTuple):
@@ -73,8 +77,8 @@ class Progress(NamedTuple):
       best_params, best_buffers: of the best round by validation, as the clients had them.
       best_score, best_round: of it; larger is better.
       synced: the round whose model each client has last got; 0 for the initial one.
-      held: where messages are written and the way down is on a grid, the steps that each client
-        has, ``(clients, numbers)``; else empty.
+      held: where the way down is on a grid, the steps that each client has, ``(clients,
+        numbers)``; empty elsewhere, or where messages are not written and that were too much.
     """
 
     state: FederatedState
@@ -237,6 +241,13 @@ def programs(run: Prepared) -> Programs:
     )
 
 
+def holds(federated: FederatedConfig, rounds: Rounds) -> bool:
+    """Whether it is known what each client has of the grid: where that is no matter of memory."""
+    numbers = sum(math.prod(shape) for shape in rounds.forms[1].shapes)
+    small = 2 * federated.clients * numbers < _HELD_BYTES
+    return bool(rounds.down.grid) and (federated.wire or small)
+
+
 def begin_progress(run: Prepared) -> Progress:
     """A run that has not begun."""
     state = jax.jit(run.rounds.init)(run_key(run.config.seed))
@@ -244,8 +255,8 @@ def begin_progress(run: Prepared) -> Progress:
     score, zero = np.float32(-np.inf), np.int32(0)
     synced = np.zeros(run.federated.clients, np.int32)
     held: Any = ()
-    if run.rounds.down.grid and run.federated.wire:
-        held = np.zeros((run.federated.clients, len(steps_of(state))), np.int32)
+    if holds(run.federated, run.rounds):
+        held = np.zeros((run.federated.clients, len(steps_of(state))), np.int16)
     return Progress(state, params, buffers, np.asarray(score), np.asarray(zero), synced, held)
 
 
@@ -272,9 +283,9 @@ def settled(run: Prepared) -> tuple[Prepared, Callable[[Progress], Progress]]:
         state = begun._replace(round=old.round, key=old.key)
         score = jnp.full((), -jnp.inf, jnp.float32)
         held: Any = ()
-        if run.federated.wire and after.rounds.down.grid:  # on which nobody has moved yet
+        if holds(run.federated, after.rounds):  # on which nobody has moved yet
             numbers = sum(steps.size for steps in state.grid.steps)
-            held = jnp.zeros((run.federated.clients, numbers), jnp.int32)
+            held = jnp.zeros((run.federated.clients, numbers), jnp.int16)
         best: dict[str, Any] = {"best_score": score, "best_round": old.round}
         return progress._replace(
             state=state, best_params=params, best_buffers=buffers, held=held, **best

@@ -20,6 +20,7 @@ from rosler_jax.federated.wire import (
     Form,
     Header,
     encode,
+    information,
 )
 from rosler_jax.run import RunError
 from rosler_jax.tasks import metric_of
@@ -135,9 +136,9 @@ def play_round(
       progress: before the round; without ``wire`` the memory in its state is no more after it.
       history: of the rounds before it.
     """
-    start, state, wire = time.perf_counter(), progress.state, run.federated.wire
-    sizes = [int(row["down_message"]) for row in history]
-    if run.federated.secure or wire:
+    start, state = time.perf_counter(), progress.state
+    sizes = [Sent(row["down_message"], row["down_message_information"]) for row in history]
+    if run.federated.secure or run.federated.wire:
         asked, answers = parts.begin(state)
         trip = masked_trip if run.federated.secure else wire_trip
         messages, came, (up, beside), refused = trip(run, parts, state, asked, answers)
@@ -152,12 +153,13 @@ def play_round(
         refused += long_ones(progress, asked, received, came)
     _check_diverged(run, refused, int(np.asarray(asked.answers).sum()))
     down, progress = _brought(run, progress, np.asarray(asked.clients), sizes)
-    progress, down = progress._replace(state=state), down + beside
+    progress, down = progress._replace(state=state), down.plus(Sent(beside, beside))
+    message = Sent(down_message, float(received.bits) / 8)
     if not run.settled and is_settled(run, int(state.round)):  # who balances factors must have them
         more, progress = _brought(
-            run, progress, np.arange(run.federated.clients), [*sizes, down_message]
+            run, progress, np.arange(run.federated.clients), [*sizes, message]
         )
-        down += more
+        down = down.plus(more)
     scores, score = scores_of(run, loss, metrics)
     if not is_scored(run.federated, int(state.round)):
         names, score = list(scores), -np.inf
@@ -172,10 +174,11 @@ def play_round(
         "loss": float(received.loss),
         **scores,
         "up_bytes": float(np.sum(up)),
-        "down_bytes": float(down),
+        "down_bytes": float(down.size),
         "up_information": float(np.where(asked.answers, answers.bits, 0).sum()) / 8,
-        "down_information": float(received.bits) / 8 * len(came),
-        "down_message": down_message,
+        "down_information": float(down.information),
+        "down_message": message.size,
+        "down_message_information": message.information,
         "seconds": time.perf_counter() - start,
     }
     return kept_best(run, progress, score), row, refused
@@ -199,34 +202,58 @@ def _check_diverged(run: Prepared, refused: Sequence[Refused], answered: int) ->
         )
 
 
+class Sent(NamedTuple):
+    """Bytes, as they are sent, and the information in them."""
+
+    size: float
+    information: float
+
+    def plus(self, other: Sent) -> Sent:
+        """The sum."""
+        return Sent(self.size + other.size, self.information + other.information)
+
+
 def _brought(
-    run: Prepared, progress: Progress, clients: np.ndarray, sizes: Sequence[int]
-) -> tuple[int, Progress]:
+    run: Prepared, progress: Progress, clients: np.ndarray, sizes: Sequence[Sent]
+) -> tuple[Sent, Progress]:
     """Bytes that bring clients to the model that the state sends, and who has it then.
 
     On a grid each gets all steps that it lacks as one message; else all messages that it lacks, or
     the whole model.
+
+    Args:
+      run: what is run.
+      progress: before the round.
+      clients: who is to have it.
+      sizes: of the server's messages after each round so far.
     """
     form = run.rounds.forms[1]
     if not len(progress.held):
-        ledger = Ledger(progress.synced, sizes)
-        total, ledger = asked_bytes(ledger, clients, whole_bytes(form))
-        return total, progress._replace(synced=ledger.synced)
+        whole, both = whole_bytes(form), list[float]()
+        for part in zip(*sizes, strict=True) if sizes else ((), ()):
+            bytes_, ledger = asked_bytes(Ledger(progress.synced, list(part)), clients, whole)
+            both.append(bytes_)
+        return Sent(*both), progress._replace(synced=ledger.synced)
     now, current = int(progress.state.round), steps_of(progress.state)
     if np.abs(current).max(initial=0) >= form.levels:
         raise ValueError(
             "a weight has grown beyond what the grid of the way down can hold, 128 times its "
             "tensor's initial size; lower the learning rate, or pass download 'step:1'"
         )
-    held, synced, total = progress.held.copy(), progress.synced.copy(), 0
-    known: dict[int, int] = {}
+    frame = whole_bytes(Form([], 0))
+    held, synced, total = progress.held.copy(), progress.synced.copy(), Sent(0, 0)
+    known: dict[int, Sent] = {}
     for client in clients:
         since = int(synced[client])
         if since not in known:
             missed = current - held[client]
             packed = packed_steps(missed, progress.state, form)
-            known[since] = len(encode(Header(DOWN, now), packed, form))
-        total += known[since]
+            said = information(packed, form) / 8
+            size = frame + said
+            if run.federated.wire or run.federated.secure:
+                size = len(encode(Header(DOWN, now), packed, form))
+            known[since] = Sent(size, said)
+        total = total.plus(known[since])
     held[clients], synced[clients] = current, now
     return total, progress._replace(held=held, synced=synced)
 
