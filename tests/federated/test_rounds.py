@@ -549,6 +549,47 @@ def test_statistics_are_averaged_and_counters_go_on(model):
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(after, third, strict=True))
 
 
+@pytest.mark.parametrize("upload", ["step:2", "bits:8", "top:0.1"])
+@pytest.mark.parametrize("download", ["grid:2", "step:1"])
+def test_statistics_are_not_rounded(upload, download):
+    """A variance that is rounded may come out negative, and then all is NaN: they go as floats,
+    both ways, and after a round are what they are without rounding of the weights, but for the
+    order of sums in another program."""
+    scales = np.float32(10.0) ** np.arange(-3, 9, dtype=np.float32)  # of the inputs
+    options = {
+        "settings": {"model": f"{own_parts.__file__}:build", "batch_size": 4},
+        "data": (X * scales, Y),
+    }
+    run = prepared(UNEVEN, upload=upload, download=download, **options)
+    plain = prepared(UNEVEN, **options)
+    like = travelling(*jax.eval_shape(run.learner.init, run_key(0)))
+    count = len(like["statistics"])
+    up, down = run.rounds.forms
+    assert up.floats == down.floats == count > 0 and up.coded == len(up.shapes) - count
+    state, *_ = jax.jit(one_round(run))(started(run))
+    floats, *_ = jax.jit(one_round(plain))(started(plain))
+    wanted = floats.sent["statistics"]
+    chex.assert_trees_all_close(state.sent["statistics"], wanted, rtol=1e-4, atol=64 * U)
+    for _ in range(3):
+        state, _, _, received = jax.jit(one_round(run))(state)
+    chex.assert_trees_all_equal(state.sent["statistics"], state.weights["statistics"])
+    assert all(
+        (np.asarray(v) >= 0).all() for k, v in state.sent["statistics"].items() if "var" in k
+    )
+    assert received.checked.valid.all()
+
+
+def test_restricted_ranks_hold_after_every_round():
+    """The server restricts the mean: that of matrices of rank 3 has any rank."""
+    run = prepared(settings={"method": "restrict-rank", "restrict_every": 1})
+    state, play = started(run), jax.jit(one_round(run))
+    for _ in range(2):
+        state, *_ = play(state)
+        kernel = np.asarray(state.weights["params"]["hidden/0/kernel"])
+        sigma = np.linalg.svd(kernel, compute_uv=False)
+        assert sigma[3] < 1e-5 * sigma[0] < sigma[2]
+
+
 # --- nobody -------------------------------------------------------------------------------------
 
 

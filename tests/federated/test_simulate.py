@@ -22,6 +22,7 @@ from rosler_jax.federated.simulate import play_round
 from rosler_jax.federated.trips import is_bad
 from rosler_jax.federated.wire import DOWN, UP, Form, Header, decode, encode
 from rosler_jax.fit import run_key
+from rosler_jax.run import RunError
 
 U = 2.0**-24
 RNG = np.random.default_rng(0)
@@ -247,6 +248,33 @@ def compiled():
         return play
 
     return get
+
+
+FOUR = {"clients": 4, "participation": 1.0}
+
+
+def test_clients_that_all_diverge_end_the_run():
+    """Their loss would be 0, and the initial model would ship."""
+    with pytest.raises(RunError, match="all 4 clients came to NaN or infinity; lower the learning"):
+        federated_fit(train_config(learning_rate=1e30), federation(**FOUR, rounds=3), (X, Y))
+
+
+def test_a_weight_that_outgrows_the_grid_is_said():
+    """The grid is of 128 times the initial size, and what is beyond it would be cut."""
+    with pytest.raises(ValueError, match="beyond what the grid of the way down can hold"):
+        federated_fit(train_config(learning_rate=300.0), federation(**FOUR, rounds=8), (X, Y))
+
+
+def test_rounds_are_scored_as_often_as_asked():
+    """Rows between have the last scores, and training is the same."""
+    often = federated_fit(train_config(), federation(rounds=5), (X, Y))
+    seldom = federated_fit(train_config(), federation(rounds=5, evaluate_every=2), (X, Y))
+    a, b = ([row["validation_loss"] for row in run.history] for run in (often, seldom))
+    assert np.isnan(b[0]) and b[1] == b[2] == a[1] and b[3] == a[3] and b[4] == a[4]
+    for one, other in zip(
+        *(jax.tree.leaves(run.progress.state) for run in (often, seldom)), strict=True
+    ):
+        assert np.array_equal(one, other)
 
 
 def test_every_kind_of_garbage_has_a_reason():
