@@ -23,6 +23,7 @@ from rosler_jax.config import TrainConfig
 from rosler_jax.federated import FederatedConfig, federated_fit
 from rosler_jax.federated.simulate import Federated
 from rosler_jax.fit import evaluate
+from rosler_jax.run import RunError
 from rosler_jax.units import standardized
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -95,7 +96,10 @@ def run(task: str, variant: Variant, seed: int) -> dict[str, Any]:
     floats = federated.upload == federated.download == "float32"  # whose bytes are no question
     federated = dataclasses.replace(federated, wire=federated.wire and not floats)
     start = time.perf_counter()
-    found = federated_fit(config, federated)
+    try:
+        found = federated_fit(config, federated)
+    except (RunError, ValueError) as error:  # as a run may end that believes every message
+        return {"task": task, "what": variant.what, "seed": seed, "failed": str(error)}
     rows = found.history
     return {
         "task": task,
@@ -154,6 +158,9 @@ def complete(
             found = run(task, variant, seed)
             results.done[key] = found
             replace_json(results.path, results.done)
+            if "failed" in found:
+                print(f"{key}: {found['failed']}", file=sys.stderr, flush=True)
+                continue
             sent = sum(found["up"]) + sum(found["down"])
             print(
                 f"{key}: test {found['test']:.4f}, {sent / 1e6:,.2f} MB, "
@@ -195,7 +202,9 @@ def spread(values: Sequence[float]) -> str:
 
 def megabytes(number: float | None) -> str:
     """Bytes as megabytes, three digits."""
-    return "never" if number is None else f"{number / 1e6:,.3g}"
+    if number is None:
+        return "never"
+    return f"{number / 1e6:,.0f}" if number >= 1e8 else f"{number / 1e6:.3g}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -293,7 +302,9 @@ def robust_section(results: Results, task: str) -> str:
     rows = []
     for name, variant in robust_variants(task).items():
         runs = of(results, task, f"robust-{name}")
-        if runs:
+        if any("failed" in run for run in runs):
+            rows.append([variant.what, "does not end: a weight outgrows its grid", "0", "-"])
+        elif runs:
             refused = statistics.mean(run["refused"] for run in runs)
             sent = statistics.mean(sum(run["up"]) + sum(run["down"]) for run in runs)
             last = [run["test_final"] for run in runs]

@@ -246,6 +246,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "manual_dir": ("some/files", "some/files"),
     "target": ("price,size", ("price", "size")),
     "image_size": ("32,48", (32, 48)),
+    "data_options": ("features=fft,window=64", ("features=fft", "window=64")),
     "stream": ("always", "always"),
     "task": ("regression", "regression"),
     "metric": ("f1", "f1"),
