@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rosler_jax.federated.aggregate import AGGREGATES, aggregate, check_norms
+from rosler_jax.federated.aggregation import AGGREGATES, aggregate, check_norms
 
 
 def drawn(seed, clients=9, numbers=13):

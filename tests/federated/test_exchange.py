@@ -12,7 +12,7 @@ import pytest
 from rosler_jax.config import TrainConfig
 from rosler_jax.federated._count_sketch import estimates, places, sketched
 from rosler_jax.federated._travel import arrived, travelling
-from rosler_jax.federated.exchange import exchange
+from rosler_jax.federated.exchanges import exchange
 from rosler_jax.fit import learner_of
 from rosler_jax.nn import SketchConv
 

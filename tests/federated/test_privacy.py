@@ -11,7 +11,7 @@ import pytest
 from jax import random
 
 from rosler_jax.federated import FederatedConfig, privacy_spent
-from rosler_jax.federated.aggregate import check_norms
+from rosler_jax.federated.aggregation import check_norms
 from rosler_jax.federated.rounds import _combined
 
 CONFIG = FederatedConfig(clients=1000, participation=0.02, clip=0.5, noise=1.5)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rosler_jax.federated._spec import choose
-from rosler_jax.federated.aggregate import AGGREGATES, is_robust
+from rosler_jax.federated.aggregation import AGGREGATES, is_robust
 from rosler_jax.federated.compress import COMPRESSIONS
-from rosler_jax.federated.exchange import EXCHANGES
+from rosler_jax.federated.exchanges import EXCHANGES
 from rosler_jax.federated.garbage import GARBAGE
 from rosler_jax.federated.optimizers import CLIENTS, SERVERS
 
@@ -35,12 +35,12 @@ class FederatedConfig:
         :data:`~rosler_jax.federated.optimizers.SERVERS`.
       proximal: weight of half the squared distance to the server's model in a client's loss
         (FedProx); 0 for none.
-      exchange: what travels, see :mod:`rosler_jax.federated.exchange`.
+      exchange: what travels, see :mod:`rosler_jax.federated.exchanges`.
       upload, download: what its numbers are sent as, see
         :mod:`rosler_jax.federated.compress`.
       delta: numbers of a seeded delta that all clients train instead of the model's own; 0 for not.
       aggregate: how messages become one, see
-        :func:`~rosler_jax.federated.aggregate.aggregate`.
+        :func:`~rosler_jax.federated.aggregation.aggregate`.
       reject_norm: a message longer than so many times the median is refused; 0 for never.
       drop: share of the asked clients that do not answer.
       bad: share of the clients that send garbage.

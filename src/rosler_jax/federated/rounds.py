@@ -25,7 +25,7 @@ import optax
 from rosler_jax.federated._grid import begin_grid, on_grid, sent_down
 from rosler_jax.federated._spec import choose
 from rosler_jax.federated._travel import arrived, travelling
-from rosler_jax.federated.aggregate import Checked, aggregate, check_norms
+from rosler_jax.federated.aggregation import Checked, aggregate, check_norms
 from rosler_jax.federated.compress import (
     Compression,
     Packed,
@@ -34,7 +34,7 @@ from rosler_jax.federated.compress import (
     pack,
     unpack,
 )
-from rosler_jax.federated.exchange import Exchange, exchange
+from rosler_jax.federated.exchanges import Exchange, exchange
 from rosler_jax.federated.local import Work, make_local
 from rosler_jax.federated.optimizers import SERVERS
 from rosler_jax.federated.wire import Form
