@@ -245,7 +245,8 @@ def bytes_variants(task: str) -> dict[str, Variant]:
             {**own, **SMALL, "delta": 2000},
         ),
         "fetchsgd": _variant(
-            "dense, count sketch of 10 % (FetchSGD)", {"learning_rate": 0.01},
+            "dense, count sketch of 10 % (FetchSGD)",
+            {"learning_rate": 0.03 if task == "mnist" else 0.01},
             {"exchange": "count-sketch:0.1", "upload": "float32", "download": "grid:2",
              "wire": False},
         ),

@@ -95,9 +95,20 @@ def test_clients_whose_factors_turned_have_the_same_weight_and_no_mean_of_factor
 
 @pytest.mark.parametrize("method", ["low-rank", "chain"])
 def test_nothing_changes_where_nothing_changed(method):
-    """And factors stay where they are: a server's change is small where the weights' is."""
+    """And factors stay where they are: a server's change is small where the weights' is.
+
+    Of two factors after one exchange: it balances them.
+    """
     learner, old = model(method)
     ex = exchange("sketches", old, learner.views)
+    if method == "low-rank":
+        first, _ = ex.receive(ex.send(old, old), old, ())
+        balanced = jax.tree.map(jnp.add, old, first)
+        wanted = product(old, "hidden/0")
+        assert np.abs(product(balanced, "hidden/0") - wanted).max() < 2e-5 * np.abs(wanted).max()
+        c, r = balanced["hidden/0/c"], balanced["hidden/0/r"]
+        assert np.allclose(c.T @ c, r @ r.T, atol=1e-4)
+        old = balanced
     change, _ = ex.receive(ex.send(old, old), old, ())
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(change)) < 1e-4
     near = moved(old, 1, 1e-3)
@@ -169,19 +180,37 @@ def test_hashes_spread_evenly_and_signs_are_fair():
     assert (np.asarray(at.where[0]) != np.asarray(at.where[1])).mean() > 0.95
 
 
-def test_count_sketch_error_feedback_keeps_what_is_not_read():
-    """Momentum 0 aside, what goes in comes out: changes and the error are all that was sent."""
+def test_a_count_sketch_keeps_what_is_not_read():
+    """Where nothing was read the table is all that was sent; where it was read it is empty."""
     params = {"w": jnp.zeros(200)}
     ex = exchange("count-sketch:0.6", params, {})
-    state, total = ex.init(params), jnp.zeros(200)
     update = {"w": jnp.asarray(np.random.default_rng(0).normal(size=200), jnp.float32)}
-    message = ex.send(update, params)
-    at = places(200, 40, seed=0)
-    before = state.error
-    change, state = ex.receive(message, params, state)
+    message, at = ex.send(update, params), places(200, 40, seed=0)
+    change, state = ex.receive(message, params, ex.init(params))
     assert np.count_nonzero(change["w"]) == 10  # a quarter of a row's places
-    total = sketched(change["w"], at) + state.error
-    assert np.allclose(total, before + message["table"], atol=1e-5)
+    read = np.asarray(sketched((change["w"] != 0).astype(jnp.float32), at)) != 0
+    assert 0 < read.mean() < 0.3
+    for kept in (state.error, state.momentum):
+        assert np.array_equal(kept, np.where(read, 0.0, message["table"]))
+
+
+def test_the_largest_numbers_of_many_updates_come_through():
+    """Three numbers that all clients send stand out of noise: after rounds of it they have moved by
+    what was sent, times 1 / (1 - momentum), within a fifth; all else has hardly moved."""
+    rng, params = np.random.default_rng(0), {"w": jnp.zeros(2000)}
+    ex = exchange("count-sketch:0.9", params, {})  # few share two places with a large one
+    state, moved, receive = ex.init(params), np.zeros(2000), jax.jit(ex.receive)
+    steady = np.zeros(2000)
+    steady[[5, 700, 1999]] = [1.0, -2.0, 1.5]
+    for _ in range(60):
+        new = {"w": jnp.asarray(steady + 0.01 * rng.normal(size=2000), jnp.float32)}
+        change, state = receive(ex.send(new, params), params, state)
+        moved += np.asarray(change["w"])
+    assert set(np.argsort(-np.abs(moved))[:3]) == {5, 700, 1999}
+    # What is read empties the momentum at its places: such a number moves by what was just sent.
+    share = moved[[5, 700, 1999]] / (60 * steady[[5, 700, 1999]])
+    assert (share > 0.8).all() and (share < 12).all()
+    assert np.abs(np.delete(moved, [5, 700, 1999])).max() < 0.1 * np.abs(moved[5])
 
 
 def test_seeds_and_marks_do_not_travel():

@@ -5,10 +5,11 @@ to the place ``h_j(i)``. The table ``S(g)`` is linear in g, so that tables of cl
 momentum and error, which the server keeps as tables alone::
 
     M <- momentum M + mean S(g_i),   E <- E + M,
-    change = the k largest of the estimates of E,   E <- E - S(change),   M <- 0 at these places
+    change = the k largest of the estimates of E,   E <- 0 and M <- 0 at the places of these
 
-The estimate of a number is the median over the rows of ``s_j(i) S[j, h_j(i)]``. A client keeps
-nothing from round to round.
+(``E - S(change)`` would keep the errors of the estimates, which grow from round to round where no
+numbers stand out.) The estimate of a number is the median over the rows of
+``s_j(i) S[j, h_j(i)]``. A client keeps nothing from round to round.
 
 Source: Rothchild et al., "FetchSGD: communication-efficient federated learning with sketching",
 arXiv:2007.07682; Charikar, Chen, Farach-Colton, "Finding frequent items in data streams", 2002.
@@ -112,7 +113,7 @@ def count_sketch_exchange(like: PyTree, views: Views, seed: int, number: float) 
         _, index = jax.lax.top_k(jnp.abs(found), min(kept, size))
         change = jnp.zeros_like(found).at[index].set(found[index])
         gone = sketched((change != 0).astype(jnp.float32), at) != 0
-        state = Tables(jnp.where(gone, 0.0, momentum), error - sketched(change, at))
+        state = Tables(jnp.where(gone, 0.0, momentum), jnp.where(gone, 0.0, error))
         return ravel_pytree(old)[1](change), state
 
     return Exchange(init, send, receive, steps=True)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from rosler_jax.views import MatrixView, Views
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_LEAST = 1e-3  # of a turn's singular values, relative to the largest
 
 
 class Layer(NamedTuple):
@@ -115,9 +114,9 @@ def rebuilt(layers: dict[str, Layer], sketches: PyTree, old: PyTree) -> PyTree:
     """Parameters of sketches: of each weight the best factors of its rank, close to the old ones.
 
     ``W = Y (Psi^T Y)^+ Z`` by generalised Nystroem, its leading singular triplets ``P S Q^T``, and
-    factors ``C = P S^a T``, ``U = T^-1 S^b T'^-1``, ``R = T' S^a Q^T``. T and T' bring C and R as
-    close to the old ones as they go (least squares; the old ones again where the weight is the
-    same), so that what changes is small, and has a meaning for who sends it.
+    balanced factors ``C = P S^a T``, ``U = T^T S^b T'``, ``R = T'^T S^a Q^T``. The rotations T, T'
+    bring C and R as close to the old ones as they go (Procrustes), so that what changes is small.
+    Any other T would let the factors drift apart from round to round, one small and one large.
     """
     leaves, treedef = jax.tree.flatten(old)
     for k, leaf in sketches["rest"].items():
@@ -157,20 +156,18 @@ def _rebuild(layer: Layer, y: Any, z: Any, c: Any, u: Any, r: Any) -> dict[str, 
     three = "u" in layer.places
     outer = (sigma ** (1 / 3 if three else 1 / 2))[None]
     new_c, new_r = left * outer, right * outer.T
-    turn_c, back_c = _turn(new_c, c)
     if not three:
-        return {"c": _product(new_c, turn_c), "r": _product(back_c, new_r)}
-    turn_r, back_r = _turn(new_r.T, r.T)
+        turn = _rotation(_product(new_c.T, c) + _product(new_r, r.T))
+        return {"c": _product(new_c, turn), "r": _product(turn.T, new_r)}
+    turn_c, turn_r = _rotation(_product(new_c.T, c)), _rotation(_product(new_r, r.T))
     return {
         "c": _product(new_c, turn_c),
-        "u": _product(back_c, jnp.diag(outer[0]), back_r.T),
+        "u": _product(turn_c.T, jnp.diag(outer[0]), turn_r),
         "r": _product(turn_r.T, new_r),
     }
 
 
-def _turn(new: Float[Array, "m s"], old: Float[Array, "m s"]) -> tuple[Array, Array]:
-    """T with ``new T`` close to ``old``, and its inverse; of bounded condition."""
-    near = jnp.linalg.lstsq(new, old, rcond=_LEAST)[0]
-    left, sigma, right = jnp.linalg.svd(near, full_matrices=False)
-    sigma = jnp.maximum(sigma, jnp.maximum(_LEAST * sigma[0], jnp.finfo(sigma.dtype).tiny))
-    return _product(left * sigma, right), _product(right.T / sigma, left.T)
+def _rotation(a: Float[Array, "s s"]) -> Float[Array, "s s"]:
+    """The orthogonal T with the largest ``trace(T^T A)``."""
+    left, _, right = jnp.linalg.svd(a, full_matrices=False)
+    return _product(left, right)
