@@ -291,7 +291,7 @@ CLEAN = {"aggregate": "mean"}
 def robust_variants(task: str) -> dict[str, Variant]:
     """The run of few bytes, clean, and with clients that drop and garble."""
     ours, own = {**TASKS[task].ours, "method": "seeded"}, TASKS[task].clients
-    hows = ("mean", "trimmed-mean:0.2", "median", "krum:0.2")
+    hows = ("mean", "trimmed-mean:0.2", "median", "krum:0.2", "clipped-mean:1")
     lines = {"clean": _variant("clean, mean", ours, {**own, **SMALL})}
     for how in hows:
         faults = {**own, **SMALL, **GARBLED, "aggregate": how}

@@ -26,6 +26,12 @@ def trimmed(x, share):
     return np.sort(x, axis=0)[cut : len(x) - cut].mean(0)
 
 
+def clipped(x, number):
+    norms = np.linalg.norm(x, axis=1)
+    most = number * np.median(norms)
+    return (x * np.minimum(1, most / norms)[:, None]).mean(0)
+
+
 def krum(x, share):
     bad = int(np.ceil(share * len(x) - 1e-4))
     apart = ((x[:, None] - x[None]) ** 2).sum(-1)
@@ -45,6 +51,8 @@ def test_against_numpy_with_whoever_came(seed):
         "median": np.median(x, axis=0),
         "trimmed-mean:0.2": trimmed(x, 0.2),
         "trimmed-mean:0": x.mean(0),
+        "clipped-mean:1": clipped(x, 1),
+        "clipped-mean:0.5": clipped(x, 0.5),
     }
     if len(x) >= 6:  # of fewer, two that are each other's nearest have one score
         expected["krum:0.2"] = krum(x, 0.2)
@@ -96,3 +104,13 @@ def test_long_messages_and_those_of_no_numbers_do_not_count(long):
 def test_errors(how, message):
     with pytest.raises(ValueError, match=message):
         aggregate(how, jnp.ones((2, 2)), jnp.ones(2))
+
+
+@pytest.mark.parametrize("size", [1.0, 4.0, 1e30])
+def test_clients_that_each_know_something_else_are_heard_by_a_clipped_mean(size):
+    """Nine clients with a coordinate of their own, and a tenth that wants the opposite of all: the
+    clipped mean keeps two thirds of every coordinate, a median nothing of any."""
+    messages = np.concatenate([np.eye(9), np.full((1, 9), -size)]).astype(np.float32)
+    found = np.asarray(aggregate("clipped-mean", jnp.asarray(messages), jnp.ones(10)))
+    assert (found > 2 / 3 * 0.1 - 1e-6).all() and (found < 0.1).all()
+    assert not np.asarray(aggregate("median", jnp.asarray(messages), jnp.ones(10))).any()

@@ -49,7 +49,7 @@ HELP = {
     "upload": ("HOW", "numbers to the server: float32, bits:8, step:2, top:0.01, sign"),
     "download": ("HOW", "numbers to the clients, the same ways"),
     "delta": ("N", "numbers of a seeded delta that is trained in the place of the weights"),
-    "aggregate": ("HOW", "of messages: mean, trimmed-mean:0.2, median, krum:0.2"),
+    "aggregate": ("HOW", "of messages: mean, trimmed-mean:0.2, median, krum:0.2, clipped-mean:1"),
     "reject_norm": ("F", "refuse messages so many times longer than the median; 0: never"),
     "drop": ("F", "share of the asked clients that do not answer"),
     "bad": ("F", "share of the clients that send garbage"),

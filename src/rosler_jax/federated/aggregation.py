@@ -28,8 +28,11 @@ def aggregate(
     Args:
       how: ``"mean"``, weighted; ``"trimmed-mean:0.2"``, of each number without that share of the
         smallest and of the largest; ``"median"`` of each number; ``"krum:0.2"``, the mean of the
-        messages that lie closest to others, where up to that share may be bad. All but the mean
-        weigh clients alike: examples are what a client says that it has.
+        messages that lie closest to others, where up to that share may be bad;
+        ``"clipped-mean:1"``, the mean of messages cut to so many times the median of their norms:
+        the one for clients that differ much, as where each knows one class, whose updates the
+        others take for outliers. All but the mean weigh clients alike: examples are what a client
+        says that it has.
       messages: a row each, float32.
       weights: of the mean; numbers of examples.
       valid: which messages count; None for all.
@@ -53,7 +56,8 @@ def aggregate(
     Source: Yin, Chen, Ramchandran, Bartlett, "Byzantine-robust distributed learning: towards
     optimal statistical rates", arXiv:1803.01498 (median, trimmed mean); Blanchard et al., "Machine
     learning with adversaries: Byzantine tolerant gradient descent", NeurIPS 2017 (Krum; of several
-    messages, Multi-Krum).
+    messages, Multi-Krum); Sun, Kairouz, Suresh, McMahan, "Can you really backdoor federated
+    learning?", arXiv:1911.07963 (bounded norms).
     """
     row, number = choose("aggregate", how, AGGREGATES)
     count = jnp.ones(len(messages), bool) if valid is None else valid
@@ -114,10 +118,25 @@ def _krum(messages: Messages, weights: Any, valid: Any, number: float) -> Array:
     return _mean(messages, jnp.ones_like(score), chosen, 0.0)
 
 
+def _clipped_mean(messages: Messages, weights: Any, valid: Any, number: float) -> Array:
+    del weights
+    norms = _norms(messages)
+    middle = _median(norms[:, None], None, valid, 0.0)[0]
+    factor = jnp.minimum(1.0, number * middle / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny))
+    return _mean(messages * factor[:, None], jnp.ones_like(norms), valid, 0.0)
+
+
+def _norms(messages: Messages) -> Float[Array, " clients"]:
+    largest = jnp.abs(messages).max(1, initial=0.0)
+    unit = jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1.0)
+    return unit * jnp.sqrt(((messages / unit[:, None]) ** 2).sum(1))  # 1e30 has no square
+
+
 AGGREGATES: dict[str, Spec[Callable[..., Any]]] = {
     "mean": Spec(_mean),
     "trimmed-mean": Spec(_trimmed_mean, 0.2, most=0.49),
     "median": Spec(_median),
+    "clipped-mean": Spec(_clipped_mean, 1.0, least=0.01),
     "krum": Spec(_krum, 0.2, most=0.49),
 }
 """Every way by name: a new one is one line here."""
@@ -152,9 +171,7 @@ def check_norms(messages: Messages, came: Bool[Array, " clients"], most: float |
     """
     largest = jnp.abs(messages).max(1, initial=0.0)  # NaN of a row with NaN
     finite = jnp.isfinite(largest) & came
-    unit = jnp.where(finite & (largest > 0), largest, 1.0)  # the square of 1e30 is no float32
-    norms = unit * jnp.sqrt(((messages / unit[:, None]) ** 2).sum(1))
-    norms = jnp.where(finite, norms, 0.0)
+    norms = jnp.where(finite, _norms(messages), 0.0)
     if most is None:
         return Checked(finite, finite, norms)
     middle = _median(norms[:, None], None, finite, 0.0)[0]

@@ -10,6 +10,9 @@ of the mean. Of *which* mean is the question:
 - ``sketches``: the mean of the weights behind learnt factors. Clients send ``Y_i = W_i Omega`` and
   ``Z_i = Psi^T W_i``, two thin products of their factors; the server has ``Y`` and ``Z`` of the
   mean weight, of which generalised Nystroem makes factors again. No W is formed anywhere.
+  It is right where factors of one weight differ: turned, balanced or refactored by themselves.
+  Clients that begin a round with the same factors, as they do here, do as well or better with the
+  mean of factors, which has nothing to cut off (BENCHMARKS.md).
 - ``count-sketch``: of an update of any kind, hashed into a table that is smaller; see
   :mod:`rosler_jax.federated._count_sketch`.
 """
