@@ -20,10 +20,14 @@ if TYPE_CHECKING:
         from_device,
         to_device,
     )
+    from rosler_jax.federated.device_node import device_training
     from rosler_jax.federated.exchanges import exchange
+    from rosler_jax.federated.node import make_work, own_examples
     from rosler_jax.federated.prepare import prepare_federated
     from rosler_jax.federated.privacy import privacy_spent
     from rosler_jax.federated.rounds import FederatedState, make_rounds
+    from rosler_jax.federated.run import federate
+    from rosler_jax.federated.served import serve_federated
     from rosler_jax.federated.simulate import Federated, federated_fit
     from rosler_jax.federated.wire import MessageError
 
@@ -38,12 +42,17 @@ __all__ = [
     "as_clients",
     "device_client",
     "device_code",
+    "device_training",
     "exchange",
+    "federate",
     "federated_fit",
     "from_device",
     "make_rounds",
+    "make_work",
+    "own_examples",
     "prepare_federated",
     "privacy_spent",
+    "serve_federated",
     "split_clients",
     "to_device",
 ]
@@ -75,6 +84,10 @@ _MODULES = {
         "federated_fit",
     ),
     "wire": ("MessageError",),
+    "device_node": ("device_training",),
+    "node": ("make_work", "own_examples"),
+    "run": ("federate",),
+    "served": ("serve_federated",),
 }
 
 
