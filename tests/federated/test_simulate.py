@@ -529,7 +529,7 @@ def test_the_best_round_is_the_last_of_the_best():
     ({"upload": "bits:1"}, r"upload 'bits:1': 1 is outside 2..16"),
     ({"upload": "grid:2"}, "a grid is of weights, which are sent down"),
     ({"download": "zip"}, "download 'zip' is none of float32, bits"),
-    ({"aggregate": "mode"}, "aggregate 'mode' is none of mean, trimmed-mean, median, krum"),
+    ({"aggregate": "mode"}, "aggregate 'mode' is none of mean, trimmed-mean, median, clipped-mean, krum"),
     ({"aggregate": "krum:0.5"}, r"aggregate 'krum:0.5': 0.5 is outside 0..0.49"),
     ({"garbage": "rude"}, "garbage 'rude' is none of all, nan, huge"),
     ({"secure": True, "aggregate": "median"}, "secure aggregation shows the server a sum alone"),
