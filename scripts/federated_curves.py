@@ -296,6 +296,11 @@ def robust_variants(task: str) -> dict[str, Variant]:
     for how in hows:
         faults = {**own, **SMALL, **GARBLED, "aggregate": how}
         lines[how] = _variant(f"30 % drop, 10 % garbage, {how}", ours, faults)
+    lines["banned"] = _variant(
+        "30 % drop, 10 % garbage, clipped-mean:1, a client banned after 2 broken messages",
+        ours,
+        {**own, **SMALL, **GARBLED, "ban_after": 2},
+    )
     bare = {**own, **SMALL, **GARBLED, "reject_norm": 0.0}
     lines["bare"] = _variant("the same, mean, no message refused for its norm", ours, bare)
     return lines

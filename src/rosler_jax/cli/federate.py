@@ -51,6 +51,7 @@ HELP = {
     "delta": ("N", "numbers of a seeded delta that is trained in the place of the weights"),
     "aggregate": ("HOW", "of messages: mean, trimmed-mean:0.2, median, krum:0.2, clipped-mean:1"),
     "reject_norm": ("F", "refuse messages so many times longer than the median; 0: never"),
+    "ban_after": ("N", "hear a client no more after so many broken messages; 0: never"),
     "drop": ("F", "share of the asked clients that do not answer"),
     "bad": ("F", "share of the clients that send garbage"),
     "garbage": (

@@ -42,6 +42,8 @@ class FederatedConfig:
       aggregate: how messages become one, see
         :func:`~rosler_jax.federated.aggregation.aggregate`.
       reject_norm: a message longer than so many times the median is refused; 0 for never.
+      ban_after: a client is heard no more after so many messages that were none of its round (not
+        those that were only long, which may be honest); 0 for never.
       drop: share of the asked clients that do not answer.
       bad: share of the clients that send garbage.
       garbage: what they send: of :data:`~rosler_jax.federated.garbage.GARBAGE`, or ``"all"`` in
@@ -77,6 +79,7 @@ class FederatedConfig:
     delta: int = 0
     aggregate: str = "mean"
     reject_norm: float = 10.0
+    ban_after: int = 0
     drop: float = 0.0
     bad: float = 0.0
     garbage: str = "all"
@@ -99,7 +102,7 @@ class FederatedConfig:
             raise ValueError(
                 "nobody would ever answer: participation must be above 0, drop below 1"
             )
-        for name in ("proximal", "reject_norm", "clip", "noise", "delta", "seed"):
+        for name in ("proximal", "reject_norm", "ban_after", "clip", "noise", "delta", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)} is negative or infinite")
         choose("client", self.client, CLIENTS)

@@ -79,6 +79,7 @@ class Progress(NamedTuple):
       synced: the round whose model each client has last got; 0 for the initial one.
       held: where the way down is on a grid, the steps that each client has, ``(clients,
         numbers)``; empty elsewhere, or where messages are not written and that were too much.
+      offences: how many broken messages each client has sent.
     """
 
     state: FederatedState
@@ -88,6 +89,7 @@ class Progress(NamedTuple):
     best_round: np.ndarray
     synced: np.ndarray
     held: Any
+    offences: np.ndarray
 
 
 def prepare_federated(
@@ -257,7 +259,10 @@ def begin_progress(run: Prepared) -> Progress:
     held: Any = ()
     if holds(run.federated, run.rounds):
         held = np.zeros((run.federated.clients, len(steps_of(state))), np.int16)
-    return Progress(state, params, buffers, np.asarray(score), np.asarray(zero), synced, held)
+    offences = np.zeros(run.federated.clients, np.int32)
+    return Progress(
+        state, params, buffers, np.asarray(score), np.asarray(zero), synced, held, offences
+    )
 
 
 def is_settled(run: Prepared, rounds: int) -> bool:

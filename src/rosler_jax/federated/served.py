@@ -33,7 +33,15 @@ from rosler_jax.federated.prepare import (
 )
 from rosler_jax.federated.rounds import Answers, Asked
 from rosler_jax.federated.run import FEDERATED, agreed_federated, finish
-from rosler_jax.federated.simulate import Report, Row, kept_best, long_ones, packed_steps, scores_of
+from rosler_jax.federated.simulate import (
+    Report,
+    Row,
+    banned,
+    kept_best,
+    long_ones,
+    packed_steps,
+    scores_of,
+)
 from rosler_jax.federated.trips import Refused
 from rosler_jax.federated.wire import (
     DOWN,
@@ -235,6 +243,12 @@ def end_round(run: Prepared, parts: Any, session: _Session, replies: Sequence[Re
             continue
         taken[header.client] = header, packed
         session.has[header.client] = now
+    clients = np.array(sorted(taken), np.int32)
+    before = [one for one in session.refused if one.round == now + 1]
+    heard = np.ones(len(clients), bool)
+    session.progress, heard, all_ = banned(run, session.progress, clients, heard, before)
+    session.refused += all_[len(before) :]
+    taken = {int(client): taken[int(client)] for client in clients[heard]}
     return _step(run, parts, session, taken, sum(len(reply.body) for reply in replies))
 
 

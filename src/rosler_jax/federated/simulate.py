@@ -41,7 +41,7 @@ from rosler_jax.federated.prepare import (
     programs,
     steps_of,
 )
-from rosler_jax.federated.trips import Refused, as_numpy, masked_trip, wire_trip
+from rosler_jax.federated.trips import OFFENCES, Refused, as_numpy, masked_trip, wire_trip
 
 Row = dict[str, float]
 
@@ -142,6 +142,7 @@ def play_round(
         asked, answers = parts.begin(state)
         trip = masked_trip if run.federated.secure else wire_trip
         messages, came, (up, beside), refused = trip(run, parts, state, asked, answers)
+        progress, came, refused = banned(run, progress, np.asarray(asked.clients), came, refused)
         state, received, (loss, metrics) = parts.end(state, asked, answers, messages, came)
         header = Header(DOWN, int(state.round))
         down_message = len(encode(header, as_numpy(received.down), run.rounds.forms[1]))
@@ -200,6 +201,36 @@ def _check_diverged(run: Prepared, refused: Sequence[Refused], answered: int) ->
             f"round {lost[0].round}: all {answered} clients came to NaN or infinity; lower the "
             f"learning rate (now {run.config.peak_learning_rate})"
         )
+
+
+def banned(
+    run: Prepared, progress: Progress, clients: np.ndarray, came: np.ndarray,
+    refused: Sequence[Refused],
+) -> tuple[Progress, np.ndarray, list[Refused]]:  # fmt: skip
+    """Counts broken messages, and leaves out who has sent too many of them.
+
+    Args:
+      run: what is run.
+      progress: with the offences before the round.
+      clients: who was asked.
+      came: whose message could be read.
+      refused: the messages that could not.
+    """
+    most, now = run.federated.ban_after, int(progress.state.round) + 1
+    out = [] if not most else [
+        k for k in np.flatnonzero(came) if progress.offences[clients[k]] >= most
+    ]  # fmt: skip
+    came = came.copy()
+    came[out] = False
+    said = [
+        Refused(now, int(clients[k]), "banned", f"client {clients[k]}: sent {most} broken messages")
+        for k in out
+    ]  # fmt: skip
+    offences = progress.offences.copy()
+    for one in refused:
+        if one.reason in OFFENCES and 0 <= one.client < len(offences):
+            offences[one.client] += 1
+    return progress._replace(offences=offences), came, [*refused, *said]
 
 
 class Sent(NamedTuple):

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 from rosler_jax.federated.prepare import Prepared, Programs
 
+OFFENCES = {
+    "damaged", "stale", "not finite", "wrong way", "unknown client", "wrong client", "twice",
+    "no examples",
+}  # fmt: skip
+"""Reasons for which no honest message is refused; a long one may be honest."""
+
 
 class Refused(NamedTuple):
     """A message that did not count; rounds are numbered from 1, as in the history."""
