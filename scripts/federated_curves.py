@@ -297,7 +297,7 @@ def robust_variants(task: str) -> dict[str, Variant]:
         faults = {**own, **SMALL, **GARBLED, "aggregate": how}
         lines[how] = _variant(f"30 % drop, 10 % garbage, {how}", ours, faults)
     lines["banned"] = _variant(
-        "30 % drop, 10 % garbage, clipped-mean:1, a client banned after 2 broken messages",
+        "30 % drop, 10 % garbage, mean, a client banned after 2 broken messages",
         ours,
         {**own, **SMALL, **GARBLED, "ban_after": 2},
     )
