@@ -394,3 +394,11 @@ def test_groups_of_a_file_split_its_clients(tmp_path: Path) -> None:
     how = federation(clients=3, rounds=1, split="groups", participation=1.0)
     result = federate(config(str(tmp_path / "data.npz"), hidden=(8,)), how, tmp_path / "out")
     assert result["clients"] == 3 and result["rounds"] == 1
+
+
+def test_a_run_that_is_scored_seldom_begins(data: str, tmp_path: Path) -> None:
+    """Before the first score there is none, which is no divergence."""
+    result = federate(config(data), federation(rounds=3, evaluate_every=2), tmp_path / "out")
+    assert result["best_round"] in (2, 3)
+    scores = [float(row["validation_loss"]) for row in history(tmp_path / "out")]
+    assert np.isnan(scores[0]) and np.isfinite(scores[1:]).all()

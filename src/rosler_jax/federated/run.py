@@ -25,6 +25,7 @@ from rosler_jax.federated.prepare import (
     after_switch,
     begin_progress,
     clients_config,
+    is_scored,
     is_settled,
     on_host,
     prepare_federated,
@@ -144,7 +145,9 @@ def _trained(run: Prepared, folder: Path, resume: bool, report: Report | None) -
         parts = programs(run)
         while len(history) < run.federated.rounds:
             progress, row, more = play_round(run, parts, progress, history)
-            if not np.isfinite(row["loss"]) or not np.isfinite(row["validation_loss"]):
+            scored = is_scored(run.federated, len(history) + 1)  # before the first, it is NaN
+            lost = scored and not np.isfinite(row["validation_loss"])
+            if lost or not np.isfinite(row["loss"]):
                 raise RunError(
                     f"the loss was no longer finite in round {len(history) + 1}; the state before "
                     f"it is kept in {manager.directory}. Lower the learning rate (now "

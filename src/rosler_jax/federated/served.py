@@ -26,7 +26,6 @@ from rosler_jax.federated.prepare import (
     Prepared,
     Progress,
     begin_progress,
-    is_scored,
     prepare_federated,
     programs,
     steps_of,
@@ -297,10 +296,7 @@ def _received(
     state, received, (loss, metrics) = parts.end(old, asked, answers, messages, jnp.asarray(came))
     if not run.federated.secure:
         session.refused += long_ones(session.progress, asked, received, came)
-    scores, score = scores_of(run, loss, metrics)
-    if not is_scored(run.federated, int(state.round)):
-        before, score = session.history, -np.inf
-        scores = {name: before[-1][name] if before else np.nan for name in scores}
+    scores, score = scores_of(run, int(state.round), loss, metrics, session.history)
     valid = int(np.asarray(received.checked.valid).sum())
     row: Row = {
         "round": int(state.round),

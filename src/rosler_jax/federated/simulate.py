@@ -152,6 +152,7 @@ def play_round(
         (up, down_message), beside = _estimated(run, asked, answers, received), 0
     if not run.federated.secure:
         refused += long_ones(progress, asked, received, came)
+    scores, score = scores_of(run, int(state.round), loss, metrics, history)
     _check_diverged(run, refused, int(np.asarray(asked.answers).sum()))
     down, progress = _brought(run, progress, np.asarray(asked.clients), sizes)
     progress, down = progress._replace(state=state), down.plus(Sent(beside, beside))
@@ -161,10 +162,6 @@ def play_round(
             run, progress, np.arange(run.federated.clients), [*sizes, message]
         )
         down = down.plus(more)
-    scores, score = scores_of(run, loss, metrics)
-    if not is_scored(run.federated, int(state.round)):
-        names, score = list(scores), -np.inf
-        scores = {name: history[-1][name] if history else np.nan for name in names}
     answered = int(np.asarray(asked.answers).sum())
     valid = int(np.asarray(received.checked.valid).sum())
     row: Row = {
@@ -185,12 +182,20 @@ def play_round(
     return kept_best(run, progress, score), row, refused
 
 
-def scores_of(run: Prepared, loss: Any, metrics: Any) -> tuple[Row, float]:
-    """Columns of a row, and what the best round is chosen by; larger is better."""
+def scores_of(
+    run: Prepared, now: int, loss: Any, metrics: Any, history: Sequence[Row]
+) -> tuple[Row, float]:
+    """Columns of a row, and what the best round is chosen by; larger is better.
+
+    Of a round that is not scored those of the last one that was, and no claim to be the best.
+    """
+    named = {"validation_loss": float(loss)}
+    named |= {f"validation_{name}": float(value) for name, value in metrics.items()}
+    if not is_scored(run.federated, now):
+        return {name: history[-1][name] if history else np.nan for name in named}, -np.inf
     followed, metric = metric_of(run.task, run.config.metric)
-    score = float(metrics[followed]) if metric.larger_is_better else -float(metrics[followed])
-    named = {f"validation_{name}": float(value) for name, value in metrics.items()}
-    return {"validation_loss": float(loss), **named}, score
+    score = named[f"validation_{followed}"]
+    return named, score if metric.larger_is_better else -score
 
 
 def _check_diverged(run: Prepared, refused: Sequence[Refused], answered: int) -> None:
