@@ -49,10 +49,9 @@ from rosler_jax.federated.prepare import (
     begin_progress,
     prepare_federated,
     programs,
+    scored_on,
 )
 from rosler_jax.federated.simulate import Row, play_round
-from rosler_jax.fit import evaluate
-from rosler_jax.units import standardized
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 FLOATS = {"upload": "float32", "download": "float32"}
@@ -147,13 +146,8 @@ def our_rounds(run: Prepared) -> Callable[[int], Played]:
 
 def validated(run: Prepared, progress: Progress) -> float:
     """Accuracy on validation of the model that clients have."""
-    params, buffers = run.rounds.model(progress.state)
-
-    def predict(x: Any) -> Any:
-        return run.learner.apply(params, buffers, standardized(x, run.units), False)[0]
-
     x, y = run.arrays.validation_x, run.arrays.validation_y
-    return float(evaluate(predict, x, y, run.task)[1]["accuracy"])
+    return float(scored_on(run, *run.rounds.model(progress.state), x, y)[1]["accuracy"])
 
 
 def players(case: Case) -> dict[str, Callable[[int], Played]]:

@@ -21,10 +21,9 @@ import numpy as np
 from rosler_jax._files import replace_file, replace_json, replace_text
 from rosler_jax.config import TrainConfig
 from rosler_jax.federated import FederatedConfig, federated_fit
+from rosler_jax.federated.prepare import scored_on
 from rosler_jax.federated.simulate import Federated
-from rosler_jax.fit import evaluate
 from rosler_jax.run import RunError
-from rosler_jax.units import standardized
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 MARGIN = 0.01  # of accuracy, below the dense net's end: where bytes are compared
@@ -126,11 +125,8 @@ def score(found: Federated, *, final: bool) -> float:
     if final:
         params, buffers = run.rounds.model(progress.state)
 
-    def predict(x: Any) -> Any:
-        return run.learner.apply(params, buffers, standardized(x, run.units), False)[0]
-
     x, y = map(jax.numpy.asarray, (run.dataset.test_x, run.dataset.test_y))
-    return float(evaluate(predict, x, y, run.task)[1]["accuracy"])
+    return float(scored_on(run, params, buffers, x, y)[1]["accuracy"])
 
 
 class Results(NamedTuple):

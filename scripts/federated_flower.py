@@ -23,10 +23,9 @@ import numpy as np
 
 from rosler_jax.federated._travel import arrived, travelling
 from rosler_jax.federated.local import Work, make_local
-from rosler_jax.federated.prepare import Prepared
+from rosler_jax.federated.prepare import Prepared, scored_on
 from rosler_jax.federated.rounds import client_key, round_keys
-from rosler_jax.fit import evaluate, in_units, run_key
-from rosler_jax.units import standardized
+from rosler_jax.fit import run_key
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -93,13 +92,8 @@ def parts_of(run: Prepared) -> Parts:
         return flat(travelling(*one)), done.loss[0]
 
     def score(weights: Weights, x: Any, y: Any) -> Any:
-        at = whole(weights)
-
-        def predict(x: Any) -> Any:
-            out, _ = run.learner.apply(*at, standardized(x, run.units), False)
-            return in_units(run.task, out, run.units)
-
-        return evaluate(predict, x, y, run.task, units=run.units)[1]["accuracy"]
+        at, buffers = whole(weights)
+        return scored_on(run, at, buffers, x, y)[1]["accuracy"]
 
     jit_train, jit_score = jax.jit(train), jax.jit(score)
     x, y = run.arrays.validation_x, run.arrays.validation_y

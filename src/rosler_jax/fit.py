@@ -8,6 +8,7 @@ one :class:`TrainState`. What may be traced is data: :class:`rosler_jax.hyper.Hy
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -247,9 +248,7 @@ def make_fit(
         whole = inner if settled else method.optimizer(inner, setting(hyper))
         return optax.with_extra_args_support(whole)
 
-    def outputs(params: PyTree, buffers: PyTree, x: Array, units: Units) -> Array:
-        out, _ = learner.apply(params, buffers, standardized(x, units), False)
-        return in_units(task, out, units)
+    outputs = functools.partial(outputs_of, task, learner)
 
     def init(key: Key[Array, ""]) -> TrainState:
         key_model, key_run = jax.random.split(key)
@@ -337,6 +336,14 @@ def make_fit(
         return close(state, carry, seen, evaluate(predict, x, y, task, units=units), hyper)
 
     return Fit(init, epoch, outputs, Parts(begin, steps_over, project, close))
+
+
+def outputs_of(
+    task: Task, learner: Learner, params: PyTree, buffers: PyTree, x: Array, units: Units
+) -> Array:
+    """What a model says of a batch, as it evaluates, both in the data's own units."""
+    out, _ = learner.apply(params, buffers, standardized(x, units), False)
+    return in_units(task, out, units)
 
 
 def make_gradient(config: TrainConfig, learner: Learner, num_examples: int) -> Callable[..., Any]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 class UsageError(ValueError):
@@ -38,6 +41,58 @@ class Command(NamedTuple):
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Outcome]
     interrupted: Callable[[argparse.Namespace], str] = lambda args: "interrupted"
+
+
+def made(kind: Callable[..., T], given: Mapping[str, Any]) -> T:
+    """A config of these fields, all others at their defaults.
+
+    Raises:
+      UsageError: for values that no run can have.
+    """
+    try:
+        return kind(**given)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def flag(name: str) -> str:
+    """The option of a field.
+
+    Example:
+      >>> flag("batch_size")
+      '--batch-size'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def run_folder(args: argparse.Namespace, given: Iterable[str]) -> Path:
+    """The folder of a run that begins (``--out``) or goes on (``--resume``).
+
+    Args:
+      args: of the command.
+      given: options that say what the run is, by field.
+
+    Raises:
+      UsageError: if no folder is named, or a run that goes on is told what it is.
+    """
+    if args.resume is None:
+        if args.out is None:
+            raise UsageError("name a folder for the run: --out DIR (or --resume DIR)")
+        return Path(args.out)
+    extra = [flag(name) for name in given] + (["--out"] if args.out is not None else [])
+    if extra:
+        raise UsageError(
+            f"--resume goes on with the run's own config; leave out {', '.join(extra)}"
+        )
+    return Path(args.resume)
+
+
+def how_to_resume(args: argparse.Namespace, command: str) -> str:
+    """What to tell who interrupted a run, if there is anything to resume."""
+    folder = Path(args.resume or args.out or ".")
+    if not (folder / "config.json").exists():
+        return "interrupted before the run began; nothing was written"
+    return f"interrupted; go on with: rosler {command} --resume {folder}"
 
 
 def table(rows: Sequence[tuple[str, object]]) -> str:

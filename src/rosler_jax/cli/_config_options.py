@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rosler_jax.cli._command import PARSERS, UsageError, field_types, size_in_bytes
+from rosler_jax.cli._command import PARSERS, field_types, flag, made, size_in_bytes
 from rosler_jax.config import BITS, PRECISIONS, SCHEDULES, STANDARDIZE, STREAM, TrainConfig
 from rosler_jax.methods import METHODS
 from rosler_jax.models import MODELS
@@ -124,16 +124,6 @@ OPTIONS: dict[str, Option] = {
 """The option of every field of the config: a new field is one line here."""
 
 
-def flag(name: str) -> str:
-    """The option of a field.
-
-    Example:
-      >>> flag("batch_size")
-      '--batch-size'
-    """
-    return "--" + name.replace("_", "-")
-
-
 def add_config_options(
     parser: argparse.ArgumentParser, only: Sequence[str] = tuple(OPTIONS), default: str = ""
 ) -> None:
@@ -171,15 +161,8 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def build_config(given: dict[str, Any]) -> TrainConfig:
-    """The config of these fields, all others at their defaults.
-
-    Raises:
-      UsageError: for values that no run can have.
-    """
-    try:
-        return TrainConfig(**given)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    """The config of these fields; see :func:`~rosler_jax.cli._command.made`."""
+    return made(TrainConfig, given)
 
 
 def _help(option: Option, default: Any) -> str:

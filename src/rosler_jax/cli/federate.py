@@ -5,12 +5,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rosler_jax.cli._command import PARSERS, Command, Outcome, UsageError, field_types, shown, table
-from rosler_jax.cli._config_options import add_config_options, build_config, flag, given_options
+from rosler_jax.cli._command import (
+    PARSERS,
+    Command,
+    Outcome,
+    UsageError,
+    field_types,
+    flag,
+    how_to_resume,
+    made,
+    run_folder,
+    shown,
+    table,
+)
+from rosler_jax.cli._config_options import add_config_options, build_config, given_options
 from rosler_jax.cli._progress import rounds_progress
 
 FILES = (
@@ -152,7 +163,7 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.network == "client":
         return join(args)
     given, federation = given_options(args), federated_options(args)
-    folder = _folder(args, [*given, *map(_own_name, federation)])
+    folder = run_folder(args, [*given, *map(_own_name, federation)])
     config = federated = None
     if args.resume is None:
         federated = build_federated(federation)
@@ -244,36 +255,17 @@ def build_federated(given: dict[str, Any]) -> Any:
     """
     from rosler_jax.federated.config import FederatedConfig
 
-    try:
-        return FederatedConfig(**given)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    return made(FederatedConfig, given)
 
 
 def interrupted(args: argparse.Namespace) -> str:
     """How to resume, if there is anything to resume."""
-    folder = Path(args.resume or args.out or ".")
-    if not (folder / "config.json").exists():
-        return "interrupted before the run began; nothing was written"
-    return f"interrupted; go on with: rosler federate --resume {folder}"
+    return how_to_resume(args, "federate")
 
 
 def _own_name(name: str) -> str:
     """Of a field of the federation, that its option has."""
     return OWN.get(name, name)
-
-
-def _folder(args: argparse.Namespace, given: Sequence[str]) -> Path:
-    if args.resume is None:
-        if args.out is None:
-            raise UsageError("name a folder for the run: --out DIR (or --resume DIR)")
-        return Path(args.out)
-    extra = [flag(name) for name in given] + (["--out"] if args.out is not None else [])
-    if extra:
-        raise UsageError(
-            f"--resume goes on with the run's own config; leave out {', '.join(extra)}"
-        )
-    return Path(args.resume)
 
 
 def result_table(result: dict[str, Any]) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from rosler_jax.cli._command import Command, Outcome, UsageError, shown, table
+from rosler_jax.cli._command import (
+    Command,
+    Outcome,
+    UsageError,
+    how_to_resume,
+    run_folder,
+    shown,
+    table,
+)
 from rosler_jax.cli._config_options import (
     add_config_options,
     build_config,
-    flag,
     given_options,
 )
 from rosler_jax.cli._progress import progress
@@ -31,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     """Trains, or goes on."""
     given = given_options(args)
-    folder = _folder(args, given)
+    folder = run_folder(args, given)
     config = None if args.resume is not None else build_config(given)
     _check_sketch(given.get("sketch"))
 
@@ -49,23 +55,7 @@ def run(args: argparse.Namespace) -> Outcome:
 
 def interrupted(args: argparse.Namespace) -> str:
     """How to resume, if there is anything to resume."""
-    folder = Path(args.resume or args.out or ".")
-    if not (folder / "config.json").exists():
-        return "interrupted before the run began; nothing was written"
-    return f"interrupted; go on with: rosler train --resume {folder}"
-
-
-def _folder(args: argparse.Namespace, given: dict[str, Any]) -> Path:
-    if args.resume is None:
-        if args.out is None:
-            raise UsageError("name a folder for the run: --out DIR (or --resume DIR)")
-        return Path(args.out)
-    extra = [flag(name) for name in given] + (["--out"] if args.out is not None else [])
-    if extra:
-        raise UsageError(
-            f"--resume goes on with the run's own config; leave out {', '.join(extra)}"
-        )
-    return Path(args.resume)
+    return how_to_resume(args, "train")
 
 
 def _check_sketch(sketch: str | None) -> None:

@@ -13,16 +13,16 @@ import numpy as np
 
 from rosler_jax import data as datasets
 from rosler_jax._files import replace_file
-from rosler_jax.federated._delta_learner import delta_learner, model_key
 from rosler_jax.federated._travel import arrived, travelling
 from rosler_jax.federated.bodies import LOST, Description, read_body
-from rosler_jax.federated.clients import split_clients
 from rosler_jax.federated.compress import Packed, pack, unpack
 from rosler_jax.federated.local import Work, make_local
+from rosler_jax.federated.prepare import clients_of, federated_learner
 from rosler_jax.federated.rounds import Rounds, client_key, make_rounds, round_keys
 from rosler_jax.federated.wire import DOWN, UP, Header, check_header, decode, encode
-from rosler_jax.fit import Arrays, learner_of, run_key, task_of
+from rosler_jax.fit import Arrays, run_key, task_of
 from rosler_jax.hyper import hyper_of
+from rosler_jax.run import load_data
 
 if TYPE_CHECKING:
     from rosler_jax.learner import Learner
@@ -82,26 +82,25 @@ def make_node(
       client: its number.
       examples: its inputs and targets, as the run's data are.
       train: makes what it does with them; None for the run's own training. A microcontroller's is
-        :func:`rosler_jax.federated.device_client`.
+        :func:`rosler_jax.federated.device_training`.
 
     Raises:
       ValueError: for examples that are not of the run's kind.
     """
     config, federated = description.config, description.federated
     shapes = description.shapes
-    learner = learner_of(config, shapes)
-    if federated.delta:
-        learner = delta_learner(learner, model_key(config.seed), federated.delta, federated.seed)
+    learner = federated_learner(config, federated, shapes)
     rounds = make_rounds(config, federated, learner, shapes.examples, at_once=1)
-    state = jax.jit(rounds.init)(run_key(config.seed))
-    mine = x, y = examples(description)
+    # Without the memory of all clients, which would be made here for nothing.
+    state = jax.jit(lambda key: rounds.init(key)._replace(memory={}))(run_key(config.seed))
+    x, y = examples(description)
     wanted, got = shapes.train_x.shape[1:], np.shape(x)[1:]
     if got != wanted or not len(x):
         raise ValueError(f"client {client}: examples of shape {got}; the run has {wanted}")
     own = train or (lambda *args: _trained_here(client, state.key, *args))
     return Node(
         description, learner, rounds, own(description, learner, (x, y)), state.params,
-        state.buffers, state.grid, len(mine[0]),
+        state.buffers, state.grid, len(x),
     )  # fmt: skip
 
 
@@ -306,15 +305,8 @@ def simulated_examples(client: int, data: Any = None) -> Callable[[Description],
     """
 
     def read(description: Description) -> Examples:
-        from rosler_jax.run import load_data
-
         dataset = load_data(description.config, data)
-        federated = description.federated
-        labels = dataset.train_y if dataset.num_classes is not None else None
-        clients = split_clients(
-            federated.split, federated.clients, labels, count=len(dataset.train_x),
-            groups=dataset.groups, seed=federated.seed,
-        )  # fmt: skip
+        clients = clients_of(dataset, description.federated)
         rows = clients.rows[client][: clients.counts[client]]
         y = None if dataset.train_y is None else dataset.train_y[rows]
         return np.asarray(dataset.train_x[rows]), y

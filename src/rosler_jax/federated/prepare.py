@@ -21,9 +21,9 @@ from rosler_jax.federated.rounds import Answers, Asked, FederatedState, Rounds, 
 from rosler_jax.fit import (
     Arrays,
     evaluate,
-    in_units,
     learner_of,
     method_of,
+    outputs_of,
     run_key,
     task_of,
 )
@@ -32,14 +32,14 @@ from rosler_jax.optim._groups import map_groups
 from rosler_jax.optim.ares_bp import solve_and_balance
 from rosler_jax.run import config_units, load_data
 from rosler_jax.tasks import Task
-from rosler_jax.units import Units, standardized
+from rosler_jax.units import Units
 
 if TYPE_CHECKING:
     from rosler_jax.config import TrainConfig
     from rosler_jax.learner import Learner
 
 
-_HELD_BYTES = 2**30
+_HELD_BYTES = 2**30  # at most, for what is only estimated by it
 
 
 class Prepared(NamedTuple):
@@ -122,15 +122,10 @@ def prepare_federated(
         raise ValueError("federated training has all clients' data on the device; these stream")
     count = len(dataset.train_x)
     if clients is None:
-        clients = split_clients(
-            federated.split, federated.clients, _labels(dataset), count=count,
-            groups=dataset.groups, seed=federated.seed,
-        )  # fmt: skip
+        clients = clients_of(dataset, federated)
     if len(clients.counts) != federated.clients:
         raise ValueError(f"{len(clients.counts)} clients given; the run has {federated.clients}")
-    learner = learner_of(config, dataset)
-    if federated.delta:
-        learner = delta_learner(learner, model_key(config.seed), federated.delta, federated.seed)
+    learner = federated_learner(config, federated, dataset)
 
     def build(learner: Learner, settled: bool) -> Rounds:
         how = federated
@@ -159,8 +154,21 @@ def clients_config(config: TrainConfig, federated: FederatedConfig) -> TrainConf
     )
 
 
-def _labels(dataset: Any) -> Any:
-    return dataset.train_y if dataset.num_classes is not None else None
+def clients_of(dataset: Any, federated: FederatedConfig) -> Clients:
+    """Which training examples of a data set each client of a run has."""
+    labels = dataset.train_y if dataset.num_classes is not None else None
+    return split_clients(
+        federated.split, federated.clients, labels, count=len(dataset.train_x),
+        groups=dataset.groups, seed=federated.seed,
+    )  # fmt: skip
+
+
+def federated_learner(config: TrainConfig, federated: FederatedConfig, dataset: Any) -> Learner:
+    """The model of a run, or its seeded delta; of a data set, or what has its shapes."""
+    learner = learner_of(config, dataset)
+    if not federated.delta:
+        return learner
+    return delta_learner(learner, model_key(config.seed), federated.delta, federated.seed)
 
 
 def _check_config(config: TrainConfig, federated: FederatedConfig) -> None:
@@ -214,12 +222,8 @@ def programs(run: Prepared) -> Programs:
         state, received = rounds.receive(state, asked, answers, messages, came)
         params, buffers = rounds.model(state)
 
-        def predict(x: Any) -> Any:
-            out, _ = run.learner.apply(params, buffers, standardized(x, units), False)
-            return in_units(run.task, out, units)
-
         def scored() -> Any:
-            return evaluate(predict, x, y, run.task, units=units)
+            return scored_on(run, params, buffers, x, y)
 
         nothing = lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(scored))  # noqa: E731
         return state, received, jax.lax.cond(is_scored(federated, state.round), scored, nothing)
@@ -241,6 +245,15 @@ def programs(run: Prepared) -> Programs:
         lambda state: jit_whole(state.memory, state._replace(memory={}), run.arrays, rows, counts),
         jax.jit(rounds.unpacked),
     )
+
+
+def scored_on(run: Prepared, params: Any, buffers: Any, x: Any, y: Any) -> Any:
+    """Loss and metrics of a model on some data; see :func:`rosler_jax.fit.evaluate`."""
+
+    def predict(x: Any) -> Any:
+        return outputs_of(run.task, run.learner, params, buffers, x, run.units)
+
+    return evaluate(predict, x, y, run.task, units=run.units)
 
 
 def holds(federated: FederatedConfig, rounds: Rounds) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,21 +90,55 @@ def federate(
         written.
     """
     folder = Path(out)
+    config, federated = agreed(folder, config, federated, resume)
+    run = prepare_federated(config, federated, data)
+    with opened(run, folder, resume):
+        return _trained(run, folder, resume, report)
+
+
+def agreed(
+    folder: Path, config: TrainConfig | None, federated: FederatedConfig | None, resume: bool
+) -> tuple[TrainConfig, FederatedConfig]:
+    """Both configs of a run, from the caller or the folder; refuses a folder of another run."""
     federated = agreed_federated(folder, federated, resume)
     if config is not None:  # as the folder has it
         config = clients_config(config, federated)
-    config = agreed_config(folder, config, resume)
-    run = prepare_federated(config, federated, data)
+    return agreed_config(folder, config, resume), federated
+
+
+@contextlib.contextmanager
+def opened(run: Prepared, folder: Path, resume: bool) -> Iterator[None]:
+    """Holds the folder of a run, which then says what run it is and what its data are."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "run", RunError):
-        agreed_config(folder, None if resume else config, resume)
+        # Once more: a run that began a moment earlier may have come and gone.
+        agreed_config(folder, None if resume else run.config, resume)
         if resume:
             check_data(folder, run.dataset.digest, RunError, "start anew in another folder")
         else:  # the config last: a folder with a config is a run
-            tie_data(folder, config.data, run.dataset.digest)
-            replace_json(folder / FEDERATED, federated_configs.to_dict(federated))
+            tie_data(folder, run.config.data, run.dataset.digest)
+            replace_json(folder / FEDERATED, federated_configs.to_dict(run.federated))
             replace_json(folder / CONFIG, configs.to_dict(run.config))
-        return _trained(run, folder, resume, report)
+        yield
+
+
+def save_round(
+    manager: Any, progress: Progress, history: list[Row], refused: list[Refused]
+) -> None:
+    """Saves where a run is after a round; see :func:`rosler_jax.checkpoint.save`."""
+    rows = [*history, *(one._asdict() for one in refused)]
+    checkpoint.save(manager, len(history), progress, rows)  # type: ignore[arg-type]
+
+
+def restore_round(manager: Any, like: Progress) -> tuple[Progress, list[Row], list[Refused]] | None:
+    """What :func:`save_round` saved last; None if it never did."""
+    found = checkpoint.restore(manager, like)  # type: ignore[arg-type]
+    if found is None:
+        return None
+    progress, rows = found
+    history = [row for row in rows if "reason" not in row]
+    refused = [Refused(**row) for row in rows if "reason" in row]  # type: ignore[arg-type]
+    return on_host(progress), history, refused  # type: ignore[arg-type]
 
 
 def agreed_federated(
@@ -136,12 +171,9 @@ def _trained(run: Prepared, folder: Path, resume: bool, report: Report | None) -
             if is_settled(run, done):
                 run, converted = settled(run)
                 like = jax.eval_shape(converted, progress)
-            found = checkpoint.restore(manager, like)
+            found = restore_round(manager, like)
             assert found is not None
-            restored, rows = found
-            history = [row for row in rows if "reason" not in row]
-            refused = [Refused(**row) for row in rows if "reason" in row]  # type: ignore[arg-type]
-            progress = on_host(restored)  # type: ignore[arg-type]
+            progress, history, refused = found
         parts = programs(run)
         while len(history) < run.federated.rounds:
             progress, row, more = play_round(run, parts, progress, history)
@@ -155,8 +187,7 @@ def _trained(run: Prepared, folder: Path, resume: bool, report: Report | None) -
                 )
             history, refused = [*history, row], [*refused, *more]
             run, progress, parts = after_switch(run, progress, parts)
-            rows = [*history, *(one._asdict() for one in refused)]
-            checkpoint.save(manager, len(history), progress, rows)  # type: ignore[arg-type]
+            save_round(manager, progress, history, refused)
             if report is not None:
                 report(row)
     finally:

@@ -170,10 +170,10 @@ def unmasked(
 
 def sent_bytes(asked: int, answered: int, numbers: int) -> tuple[int, int]:
     """Bytes up and down of a round, beyond the model: keys, shares, masked words, shares again."""
-    threshold_ = answered  # each who answered gives one share of each who began
-    up = asked * 2 * SECRET + asked * (asked - 1) * SHARE * 2
-    up += answered * 4 * numbers + threshold_ * asked * SHARE
-    down = asked * asked * 2 * SECRET + asked * (asked - 1) * SHARE * 2
+    shares = asked * (asked - 1) * SHARE * 2
+    # At the end each who answered gives one share of each who began.
+    up = asked * 2 * SECRET + shares + answered * 4 * numbers + answered * asked * SHARE
+    down = asked * asked * 2 * SECRET + shares
     return up, down + answered * math.ceil(asked / 8)
 
 

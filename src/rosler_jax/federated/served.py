@@ -13,10 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rosler_jax import checkpoint
-from rosler_jax import config as configs
-from rosler_jax._files import replace_json
-from rosler_jax._folder import check_data, locked, tie_data
-from rosler_jax.federated import config as federated_configs
 from rosler_jax.federated.bodies import LOST, Body, Description, shapes_of, write_body
 from rosler_jax.federated.clients import as_clients
 from rosler_jax.federated.compress import Packed
@@ -31,7 +27,7 @@ from rosler_jax.federated.prepare import (
     steps_of,
 )
 from rosler_jax.federated.rounds import Answers, Asked
-from rosler_jax.federated.run import FEDERATED, agreed_federated, finish
+from rosler_jax.federated.run import agreed, finish, opened, restore_round, save_round
 from rosler_jax.federated.simulate import (
     Report,
     Row,
@@ -52,7 +48,6 @@ from rosler_jax.federated.wire import (
     encode,
 )
 from rosler_jax.fit import method_of
-from rosler_jax.run import CONFIG, RunError, agreed_config
 
 if TYPE_CHECKING:
     from rosler_jax.config import TrainConfig
@@ -103,20 +98,12 @@ def serve_federated(
       RunError, ValueError, OSError, ImportError: as there, and where Flower is missing.
     """
     folder = Path(out)
-    config = agreed_config(folder, config, resume)
-    federated = agreed_federated(folder, federated, resume)
+    config, federated = agreed(folder, config, federated, resume)
     _check_network(config, federated)
     # Who has which examples, clients know: here is one for each, that nobody trains on.
     nobody = as_clients([np.zeros(1, np.int32)] * federated.clients)
     run = prepare_federated(config, federated, data, clients=nobody, keeps_memory=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, "run", RunError):
-        if resume:
-            check_data(folder, run.dataset.digest, RunError, "start anew in another folder")
-        else:
-            tie_data(folder, config.data, run.dataset.digest)
-            replace_json(folder / FEDERATED, federated_configs.to_dict(federated))
-            replace_json(folder / CONFIG, configs.to_dict(run.config))
+    with opened(run, folder, resume):
         manager = checkpoint.open_manager(folder / "checkpoints")
         try:
             session = _begun(run, manager, resume)
@@ -138,15 +125,8 @@ def _check_network(config: TrainConfig, federated: FederatedConfig) -> None:
 
 def _begun(run: Prepared, manager: Any, resume: bool) -> _Session:
     progress = begin_progress(run)._replace(held=())
-    found = checkpoint.restore(manager, progress) if resume else None  # type: ignore[arg-type]
-    if found is None:
-        return _Session(progress, [], [])
-    restored, rows = found
-    host = jax.tree.map(np.asarray, restored[3:])
-    progress = Progress(*restored[:3], *host)  # type: ignore[arg-type]
-    history = [row for row in rows if "reason" not in row]
-    refused = [Refused(**row) for row in rows if "reason" in row]  # type: ignore[arg-type]
-    return _Session(progress, history, refused)
+    found = restore_round(manager, progress) if resume else None
+    return _Session(*(found or (progress, [], [])))
 
 
 def _serve(
@@ -158,8 +138,7 @@ def _serve(
     parts = programs(run)
 
     def done(row: Row) -> None:
-        rows = [*session.history, *(one._asdict() for one in session.refused)]
-        checkpoint.save(manager, len(session.history), session.progress, rows)  # type: ignore[arg-type]
+        save_round(manager, session.progress, session.history, session.refused)
         if report is not None:
             report(row)
 

@@ -13,7 +13,20 @@ from rosler_jax.federated.clients import Clients
 from rosler_jax.federated.compress import Packed
 from rosler_jax.federated.config import FederatedConfig
 from rosler_jax.federated.ledger import Ledger, asked_bytes, whole_bytes
+from rosler_jax.federated.prepare import (
+    Prepared,
+    Programs,
+    Progress,
+    after_switch,
+    begin_progress,
+    is_scored,
+    is_settled,
+    prepare_federated,
+    programs,
+    steps_of,
+)
 from rosler_jax.federated.rounds import Answers, Asked, FederatedState
+from rosler_jax.federated.trips import OFFENCES, Refused, as_numpy, masked_trip, wire_trip
 from rosler_jax.federated.wire import (
     DOWN,
     UP,
@@ -28,23 +41,7 @@ from rosler_jax.tasks import metric_of
 if TYPE_CHECKING:
     from rosler_jax.config import TrainConfig
 
-
-from rosler_jax.federated.prepare import (
-    Prepared,
-    Programs,
-    Progress,
-    after_switch,
-    begin_progress,
-    is_scored,
-    is_settled,
-    prepare_federated,
-    programs,
-    steps_of,
-)
-from rosler_jax.federated.trips import OFFENCES, Refused, as_numpy, masked_trip, wire_trip
-
 Row = dict[str, float]
-
 
 Report = Callable[[Row], None]
 """Called after every round with its row of the history."""
