@@ -292,6 +292,8 @@ def robust_variants(task: str) -> dict[str, Variant]:
     for how in hows:
         faults = {**own, **SMALL, **GARBLED, "aggregate": how}
         lines[how] = _variant(f"30 % drop, 10 % garbage, {how}", ours, faults)
+    told = {**own, **SMALL, **GARBLED, "garbage": "nan"}
+    lines["nan"] = _variant("30 % drop, 10 % NaN alone, all of it refused, mean", ours, told)
     lines["banned"] = _variant(
         "30 % drop, 10 % garbage, mean, a client banned after 2 broken messages",
         ours,
