@@ -262,7 +262,8 @@ def finish(name: str, args: argparse.Namespace, text: str, made: Any = None) -> 
     replace_text(args.out / f"{name}.md", text + "\n")
     print(f"{text}\n\nwrote {name}.json, {name}.svg and {name}.md into {args.out}")
     if args.publish:
-        put_section(name, text)
+        drawn = f"![{name}](scripts/results/{name}.svg)\n\n" if made is not None else ""
+        put_section(name, drawn + text)
         print(f"and the section {name} of {BENCHMARKS.name}")
 
 
@@ -280,13 +281,14 @@ def save_svg(made: Any, path: Path) -> None:
         made.savefig(path, format="svg", metadata={"Date": None})
 
 
-def put_section(name: str, text: str, path: Path = BENCHMARKS) -> None:
+def put_section(name: str, text: str, path: Path | None = None) -> None:
     """Puts a text between its markers.
 
     Raises:
       ValueError: if the file has no such section.
     """
     start, end = f"<!-- reproduce {name} -->\n", f"<!-- end of {name} -->"
+    path = path or BENCHMARKS
     old = path.read_text("utf-8")
     pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(old):

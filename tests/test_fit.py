@@ -14,7 +14,17 @@ import pytest
 
 from rosler_jax import augment
 from rosler_jax.config import TrainConfig, from_dict, to_dict
-from rosler_jax.fit import Arrays, Fit, evaluate, fit, is_settled, learner_of, make_fit, settle
+from rosler_jax.fit import (
+    Arrays,
+    Fit,
+    evaluate,
+    fit,
+    is_settled,
+    learner_of,
+    make_fit,
+    settle,
+    steps_of,
+)
 from rosler_jax.hyper import hyper_of
 from rosler_jax.learner import Learner
 from rosler_jax.methods import METHODS
@@ -188,6 +198,25 @@ def test_batch_larger_than_the_data_is_refused() -> None:
     config = tiny(batch_size=1000)
     with pytest.raises(ValueError, match="batch_size 1000 exceeds the 256"):
         make_fit(config, learner(config), 256)
+
+
+def test_an_epoch_may_take_some_of_the_examples() -> None:
+    arrays = blobs()
+    count = arrays.train_x.shape[0]
+    config = tiny(method="dense", epochs=3, batch_size=8, epoch_examples=24)
+    functions, epoch = functions_of(config, arrays)
+    state = functions.init(jax.random.key(0))
+    orders = []
+    for _ in range(2):
+        orders.append(np.asarray(functions.parts.begin(state).order))
+        state, _ = epoch(state, arrays)
+    assert [order.shape for order in orders] == [(3, 8)] * 2
+    assert all(len(np.unique(order)) == 24 for order in orders)
+    assert (orders[0] != orders[1]).any()  # drawn anew
+    whole = tiny(method="dense", batch_size=8, epoch_examples=10 * count)
+    assert steps_of(whole, count) == count // 8
+    with pytest.raises(ValueError, match="exceeds the 4 examples of an epoch"):
+        steps_of(tiny(batch_size=8, epoch_examples=4), count)
 
 
 def test_a_run_is_the_same_whatever_keys_jax_makes_by_default() -> None:

@@ -66,6 +66,7 @@ class TrainConfig:
       teacher_weight: of that in the loss, in [0, 1]; the labels have the rest.
       temperature: that the outputs of classes are divided by to be compared.
       epochs: passes over the training split.
+      epoch_examples: that an epoch takes, drawn anew for each; None for all of the training split.
       batch_size: examples an update; the last, smaller batch of an epoch is dropped.
       learning_rate: peak of the schedule; None for what worked for the method.
       schedule: ``one-cycle``, ``cosine`` or ``constant``.
@@ -124,6 +125,7 @@ class TrainConfig:
     teacher_weight: float = 0.5
     temperature: float = 2.0
     epochs: int = 10
+    epoch_examples: int | None = None
     batch_size: int = 128
     learning_rate: float | None = None
     schedule: str = "one-cycle"
@@ -166,7 +168,7 @@ class TrainConfig:
                 _require(name, value, math.isfinite(value), "a finite number")
         for name in ("epochs", "batch_size", "restrict_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("in_sketch", "patience", "budget_bytes"):
+        for name in ("in_sketch", "patience", "budget_bytes", "epoch_examples"):
             value = getattr(self, name)
             _require(name, value, value is None or value >= 1, "at least 1, or none")
         for name in _NOT_NEGATIVE:

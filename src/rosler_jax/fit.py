@@ -193,13 +193,14 @@ def steps_of(config: TrainConfig, num_examples: int) -> int:
     """Updates of an epoch.
 
     Raises:
-      ValueError: if the training split is smaller than a batch.
+      ValueError: if an epoch has fewer examples than a batch.
     """
-    steps = num_examples // config.batch_size
+    taken = min(num_examples, config.epoch_examples or num_examples)
+    steps = taken // config.batch_size
     if steps < 1:
         raise ValueError(
-            f"batch_size {config.batch_size} exceeds the {num_examples} training examples; "
-            f"pass batch_size<={num_examples}"
+            f"batch_size {config.batch_size} exceeds the {taken} examples of an epoch; "
+            f"pass batch_size<={taken}"
         )
     return steps
 

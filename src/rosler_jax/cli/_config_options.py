@@ -100,6 +100,7 @@ OPTIONS: dict[str, Option] = {
     "teacher_weight": Option(_TEACHER, "of that in the loss, from 0 to 1", "F"),
     "temperature": Option(_TEACHER, "that outputs are divided by to be compared", "F"),
     "epochs": Option(_TRAINING, "passes over the training data"),
+    "epoch_examples": Option(_TRAINING, "of an epoch, drawn anew for each; none: all"),
     "batch_size": Option(_TRAINING, "examples an update"),
     "learning_rate": Option(_TRAINING, "peak of the schedule; none: what suits the method", "RATE"),
     "schedule": Option(_TRAINING, "of the learning rate", "NAME", SCHEDULES),

@@ -198,7 +198,7 @@ def _ranked(rows: list[dict[str, Any]], metric: str, larger: bool) -> list[dict[
 
 
 def _row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    return {k: v for k, v in rows[0].items() if k != "curve"} if rows else None
+    return {k: v for k, v in rows[0].items() if not k.endswith("curve")} if rows else None
 
 
 def top(

@@ -127,7 +127,7 @@ def continued(row: dict[str, Any], before: States | None) -> dict[str, Any]:
     old = before.rows[row["member"]]
     return {
         **row,
-        "curve": [*old["curve"], *row["curve"]],
+        **{name: [*old[name], *row[name]] for name in ("curve", "loss_curve")},
         "seconds": old["seconds"] + row["seconds"],
     }
 

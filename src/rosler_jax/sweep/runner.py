@@ -387,6 +387,7 @@ def results(
     task = built.examples.task
     metric, _ = metric_of(task, group.config.metric)
     curves = np.asarray(out.history.validation[metric]).astype(float).tolist()
+    losses = np.asarray(out.history.loss).astype(float).tolist()
     rows, shippable = [], []
     for i, (_, k) in enumerate(jobs):
         reason = ""
@@ -404,6 +405,7 @@ def results(
             "best_epoch": int(out.state.best_epoch[k]),
             "loss": float(out.history.loss[k, -1]),
             "curve": curves[k],
+            "loss_curve": losses[k],
         })  # fmt: skip
     chosen = [jobs[i] for i in shippable]
     if chosen:
