@@ -1,6 +1,7 @@
-"""Training on an emulated Cortex-M4: a bearing monitor that adapts to another load; writes a table.
+"""Training on an emulated Cortex-M4: a bearing monitor that adapts to another load.
 
-    python scripts/bench_edge_train.py --data DIR --out runs/edge_train
+A library of the experiment ``scripts/reproduce hardware``, and no command itself: the networks,
+what is measured of each, and the tables.
 
 Trains small networks on the bearing data of Case Western Reserve University at load 0 (ten classes)
 in JAX, exports them with training, and lets the C code adapt them at load 3 on a handful of windows
@@ -15,13 +16,8 @@ on this machine, and the emulator counts single steps of theirs, and of the othe
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import functools
-import json
-import platform
-import statistics
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +25,8 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from reproducing import Row, grouped, plus_minus, table
+from reproducing import mean as mean_of
 
 from rosler_jax.graph import trace
 from rosler_jax.learner import split_state
@@ -90,11 +88,10 @@ class Split(NamedTuple):
     y: np.ndarray
 
 
-def splits(folder: Path) -> dict[str, Split]:
+def splits(path: Path) -> dict[str, Split]:
     """Load 0 to train on and to test, load 3 to adapt on, to choose by, and to test."""
     from rosler_jax.data.cwru import recordings_of_arrays, split_windows
 
-    path = folder / "cwru_12k_drive_end.npz" if folder.is_dir() else folder
     with np.load(path) as arrays:
         recordings = recordings_of_arrays(dict(arrays), path)
     if recordings is None:
@@ -124,14 +121,15 @@ def handful(split: Split) -> Split:
     return Split(split.x[order], split.y[order])
 
 
-def train_on_host(network: str, data: dict[str, Split], seed: int) -> Any:
-    """The graph of a network trained at load 0."""
+def train_on_host(network: str, data: dict[str, Split], seed: int, scale: float = 1.0) -> Any:
+    """The graph of a network trained at load 0; the scale is of the number of steps."""
     x, y = data["train"]
     mean, factor = x.mean(), np.float32(1 / x.std())
     layers = network_of(network, nnx.Rngs(seed))
     model = nnx.Sequential(lambda x: (x - mean) * factor, *layers)
     graphdef, params, buffers = split_state(model)
     steps, rate = (200, 1e-3) if network == LARGEST else (600, 3e-3)
+    steps = max(1, round(scale * steps))
     tx = optax.adamw(optax.cosine_decay_schedule(rate, steps))
 
     def loss(params: Any, x: Any, y: Any) -> Any:
@@ -155,7 +153,7 @@ def accuracy(outputs: np.ndarray, y: np.ndarray) -> float:
     return 100.0 * float((outputs.argmax(1) == y).mean())
 
 
-def adapt(graph: Any, variant: Variant, data: dict[str, Split]) -> dict[str, Any]:
+def adapt(graph: Any, variant: Variant, data: dict[str, Split]) -> Row:
     """One row's numbers for one seed."""
     from rosler_jax.export.c.train import write_training
     from rosler_jax.export.c.train.fixed_lowering import lower_training
@@ -213,7 +211,7 @@ def adapt(graph: Any, variant: Variant, data: dict[str, Split]) -> dict[str, Any
     }
 
 
-def single_steps(graph: Any, network: str, data: dict[str, Split]) -> dict[str, Any]:
+def single_steps(graph: Any, data: dict[str, Split]) -> Row:
     """Plain SGD on one example at a time, without velocity: what the dense net has memory for."""
     from rosler_jax.export.c.train import write_training
     from rosler_jax.export.c.train.job import train_in_c
@@ -230,22 +228,22 @@ def single_steps(graph: Any, network: str, data: dict[str, Split]) -> dict[str, 
     }
 
 
-def both_ways(graph: Any, data: dict[str, Split]) -> dict[str, Any]:
+def both_ways(graph: Any, data: dict[str, Split]) -> Row:
     """A step of the code written for chains, and of the graph of the gradient, as any model's."""
     from rosler_jax.export.c.train import write_training
     from rosler_jax.export.c.train.job import train_in_c
 
     few = handful(data["adapt"])
-    rows = {}
+    ways = {}
     for name, chains in (("written for chains", True), ("graph of the gradient", False)):
         source = write_training(graph, batch=few.x.shape[1], chains=chains)
         found = train_in_c(source, few.x[:2], few.y[:2], 0.01, predict=few.x[1][:2], board=BOARD)
-        rows[name] = {
+        ways[name] = {
             "instructions a step": mean(found.step_instructions),
             "instructions an inference": mean(found.predict_instructions),
             **memory(source, found.sizes),
         }
-    return rows
+    return {"batch": few.x.shape[1], "ways": ways}
 
 
 def memory(source: Any, sizes: dict[str, Any]) -> dict[str, int]:
@@ -261,136 +259,56 @@ def memory(source: Any, sizes: dict[str, Any]) -> dict[str, int]:
     return found
 
 
-def mean(numbers: Any) -> float | None:
+def mean(numbers: Sequence[float]) -> float | None:
     """The mean, or None of nothing."""
-    return statistics.mean(numbers) if numbers else None
+    return mean_of(numbers) if numbers else None
 
 
-def over_seeds(rows: list[dict[str, Any]], key: str) -> str:
-    """Mean and spread of a number over the seeds."""
-    values = [row[key] for row in rows]
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {spread:.1f}"
+def number(rows: Sequence[Row], key: str) -> str:
+    """The mean of what was counted; a dash where nothing was."""
+    found = mean([row[key] for row in rows if row.get(key) is not None])
+    return "-" if found is None else f"{found:,.0f}"
 
 
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
+COUNTED = ("instructions a step", "instructions an inference", "RAM bytes")
+SIZED = ["instructions a step", "an inference", "RAM, bytes", "constants, bytes"]  # as headings
 
 
-def table(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    head = (
-        "| network, what trains | load 3 before, % | after, % | steps | load 0 after, % "
-        "| instructions a step | an inference | RAM, bytes | constants, bytes | code, bytes |"
-    )
+def adapting_table(rows: Sequence[Row]) -> str:
+    """Accuracy before and after, and what a step takes: a line a variant, means over seeds."""
     lines = [
-        f"Accuracy at load 3 (nine classes, last 20 % of every recording) before and after adapting"
-        f" on {WINDOWS} windows of each class; {len(results['seeds'])} seeds; steps of"
-        f" {results['batch']} examples, momentum 0.9. The dense networks adapted on this machine.",
-        "",
-        head,
-        "|---|" + "---:|" * 9,
-    ]
-    for name, rows in results["rows"].items():
-        first = rows[0]
-        lines.append(
-            f"| {name} | {over_seeds(rows, 'before')} | {over_seeds(rows, 'after')} "
-            f"| {'/'.join(str(row['steps']) for row in rows)} | {over_seeds(rows, 'load 0 after')} "
-            f"| {number(first['instructions a step'])} "
-            f"| {number(first['instructions an inference'])} | {number(first['RAM bytes'])} "
-            f"| {number(first['constant bytes'])} | {number(first.get('code bytes'))} |"
-        )
-    lines += [
-        "",
-        "Plain SGD, one example a step, no velocity (weights change at once), all parts, float32:",
-        "",
-        "| network | instructions a step | an inference | RAM, bytes | constants, bytes "
-        "| fewer than dense 1024-1024: a step | an inference | RAM |",
-        "|---|" + "---:|" * 7,
-    ]
-    keys = ("instructions a step", "instructions an inference", "RAM bytes")
-    for name, row in results["single"].items():
+        [
+            name, *(plus_minus((row[key] for row in some), 1) for key in ("before", "after")),
+            "/".join(str(row["steps"]) for row in some),
+            plus_minus((row["load 0 after"] for row in some), 1),
+            *(number(some, key) for key in (*COUNTED, "constant bytes", "code bytes")),
+        ]
+        for (name,), some in grouped(rows, "what").items()
+    ]  # fmt: skip
+    head = ["network, what trains", "load 3 before, %", "after, %", "steps", "load 0 after, %"]
+    return table([*head, *SIZED, "code, bytes"], lines)
+
+
+def single_table(rows: Sequence[Row]) -> str:
+    """What a step on one example takes, and how many times fewer than the largest network."""
+    largest = [row for row in rows if row["what"] == LARGEST]
+    lines = []
+    for row in rows:
         beside = f" (beside the chip: {', '.join(row['beside the chip'])})"
-        cells = [number(row[key]) for key in (*keys, "constant bytes")]
-        cells += [f"{results['single'][LARGEST][key] / row[key]:,.0f}x" for key in keys]
-        lines.append(f"| {name}{beside if row['beside the chip'] else ''} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Steps of {results['batch']} examples, momentum 0.9, all parts, float32, in two ways:",
-        "",
-        "| network | code | instructions a step | an inference | RAM, bytes | constants, bytes "
-        "| code, bytes |",
-        "|---|---|" + "---:|" * 5,
+        cells = [number([row], key) for key in (*COUNTED, "constant bytes")]
+        times = [f"{large[key] / row[key]:,.0f}x" for large in largest for key in COUNTED]
+        name = f"{row['what']}{beside if row['beside the chip'] else ''}"
+        lines.append([name, *cells, *(times or ["-"] * len(COUNTED))])
+    fewer = [f"fewer than {LARGEST}: a step", "an inference", "RAM"]
+    return table(["network", *SIZED, *fewer], lines)
+
+
+def ways_table(rows: Sequence[Row]) -> str:
+    """A step of the code written for chains, and of the graph of the gradient."""
+    keys = (*COUNTED, "constant bytes", "code bytes")
+    lines = [
+        [row["what"], way, *(number([found], key) for key in keys)]
+        for row in rows
+        for way, found in row["ways"].items()
     ]
-    for name, ways in results["ways"].items():
-        for way, row in ways.items():
-            cells = [number(row[key]) for key in (*keys, "constant bytes", "code bytes")]
-            lines.append(f"| {name} | {way} | {' | '.join(cells)} |")
-    where = f"{results['compiler']}; {results['emulator']}; {results['python']}"
-    return "\n".join([*lines, "", f"{results['date']}; {where}. `{results['command']}`", ""])
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="bench_edge_train",
-        description=(__doc__ or "").strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--data", type=Path, required=True, help="the recordings' .npz, or its folder"
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the table and the numbers"
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
-    parsed = parser.parse_args(arguments)
-    if parsed.seeds < 1:
-        parser.error(f"--seeds {parsed.seeds}: expected 1 or more")
-    from rosler_jax._files import replace_json, replace_text
-    from rosler_jax.export.firmware import find_toolchain
-    from rosler_jax.export.firmware.toolchain import version
-
-    try:
-        data, toolchain = splits(parsed.data), find_toolchain()
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    rows: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in VARIANTS}
-    single: dict[str, dict[str, Any]] = {}
-    ways: dict[str, dict[str, Any]] = {}
-    for seed in range(parsed.seeds):
-        for network in NETWORKS:
-            graph = train_on_host(network, data, seed)
-            for variant in VARIANTS:
-                if variant.network == network:
-                    row = adapt(graph, variant, data)
-                    rows[variant.name].append(row)
-                    print(f"seed {seed}, {variant.name}: {json.dumps(row)}", flush=True)
-            if seed == 0:
-                single[network] = single_steps(graph, network, data)
-                print(f"{network}, single steps: {json.dumps(single[network])}", flush=True)
-                if network != LARGEST:
-                    ways[network] = both_ways(graph, data)
-                    print(f"{network}, both ways: {json.dumps(ways[network])}", flush=True)
-    results = {
-        "date": datetime.date.today().isoformat(),
-        "command": f"scripts/bench_edge_train.py --data DIR --out OUT --seeds {parsed.seeds}",
-        "compiler": version(toolchain.compiler),
-        "emulator": version(toolchain.emulator),
-        "python": f"Python {platform.python_version()}, JAX {jax.__version__}",
-        "seeds": list(range(parsed.seeds)),
-        "batch": rows[VARIANTS[0].name][0]["batch"],
-        "rows": rows,
-        "single": single,
-        "ways": ways,
-    }
-    parsed.out.mkdir(parents=True, exist_ok=True)
-    replace_json(parsed.out / "edge_train.json", results)
-    replace_text(parsed.out / "edge_train.md", table(results))
-    print(table(results))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return table(["network", "code", *SIZED, "code, bytes"], lines)

@@ -1,17 +1,14 @@
-r"""Federated training: bytes, faults, what is averaged, and how fast it is simulated.
+r"""Federated training: faults, what is averaged, and how fast it is simulated.
 
-    python scripts/bench_federated.py bytes --out runs/federated     # resumable, as the next two
-    python scripts/bench_federated.py robust --out runs/federated
+    python scripts/bench_federated.py robust --out runs/federated    # resumable, as the next one
     python scripts/bench_federated.py factors --out runs/federated
     python scripts/bench_federated.py speed --out runs/federated
     python scripts/bench_federated.py speed --out runs/federated --cases "mnist, low-rank, 32" \
         --without "ours, coded, every message as bytes"          # which takes seconds a round
 
-``bytes`` trains digits (MNIST, Dirichlet 0.3, 100 clients, 10 asked a round) and bearings (CWRU
-spectra, a client for each recording, half of them asked) by dense FedAvg and by what sends less,
-and tells what each sends until it is within a point of the dense net's end, by validation.
 ``robust`` lets clients drop and send garbage. ``factors`` averages learnt factors as such, and
-through sketches of the weights behind them.
+through sketches of the weights behind them. Accuracy against bytes is ``scripts/reproduce
+federated``, of the same tasks (``federated_curves``).
 
 ``speed`` plays rounds of the same task by this library, by a loop over clients in Python, and by
 Flower's simulation in this process (see ``federated_flower``; Flower need be installed), in turns.
@@ -38,6 +35,7 @@ import jax
 import numpy as np
 from federated_curves import SECTIONS, TASKS, section
 from federated_flower import FLOWER, Parts, Played, flower_rounds, parts_of, plain_rounds
+from reproducing import source
 
 from rosler_jax._files import replace_json, replace_text
 from rosler_jax.config import TrainConfig
@@ -53,7 +51,6 @@ from rosler_jax.federated.prepare import (
 )
 from rosler_jax.federated.simulate import Row, play_round
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 FLOATS = {"upload": "float32", "download": "float32"}
 OURS: dict[str, dict[str, Any]] = {
     "ours": {**FLOATS, "wire": False},
@@ -80,7 +77,7 @@ class Case(NamedTuple):
 
 def _mnist(clients: int, each: int, **config: Any) -> Case:
     given: dict[str, Any] = {
-        "data": str(SHARED / "mnist"), "hidden": (300, 100), "batch_size": 32, "rank": 16,
+        "data": source("mnist"), "hidden": (300, 100), "batch_size": 32, "rank": 16,
         "schedule": "constant",
     }  # fmt: skip
     asked = min(100, clients)
@@ -90,7 +87,7 @@ def _mnist(clients: int, each: int, **config: Any) -> Case:
 
 def _cwru(**config: Any) -> Case:
     given: dict[str, Any] = {
-        "data": str(SHARED / "cwru_12k_drive_end.npz"), "data_options": ("features=fft",),
+        "data": source("cwru"), "data_options": ("features=fft",),
         "hidden": (64,), "batch_size": 32, "rank": 8, "schedule": "constant",
     }  # fmt: skip
     federated = FederatedConfig(clients=40, participation=1.0, rounds=100, split="recording")
@@ -251,8 +248,9 @@ def speed(options: argparse.Namespace) -> None:
 
 def curves(options: argparse.Namespace) -> None:
     """Does a section of ``federated_curves``, and writes its tables."""
-    text = section(options.section, options.out, options.tasks, range(options.seeds))
-    print(f"{text}\nwritten to {options.out}/{options.section}.md, {options.section}.json")
+    seeds = range(options.seeds)
+    text = section(options.section, options.out, options.tasks, seeds, options.data)
+    print(f"{text}\nwritten to {options.out}/{options.section}.md; rows are in {options.out}/rows")
 
 
 def about(options: argparse.Namespace) -> dict[str, Any]:
@@ -290,7 +288,8 @@ def main(arguments: list[str]) -> int:
     command.set_defaults(run=speed)
     for name, (*_, said) in SECTIONS.items():
         command = commands.add_parser(name, help=said)
-        command.add_argument("--out", type=Path, required=True, help="folder for tables and plots")
+        command.add_argument("--out", type=Path, required=True, help="folder for rows and tables")
+        command.add_argument("--data", type=Path, help="folder of the data sets")
         command.add_argument("--tasks", type=lambda s: s.split(","), default=list(TASKS))
         command.add_argument("--seeds", type=int, default=3, help="how many, from 0")
         command.set_defaults(run=curves, section=name)

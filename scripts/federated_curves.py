@@ -1,31 +1,30 @@
-"""Sections of bench_federated: accuracy against bytes, under faults, and by what is averaged.
+"""Federated runs and their tables: accuracy against bytes, under faults, by what is averaged.
 
-Each is a table of runs, ``task/name/seed``; a result is kept in one JSON file, so that a run that
-was cut goes on where it was.
+A table is of runs ``task/name/seed``, each a row that is measured once (see ``reproducing``), so
+that what was cut goes on where it was. Bytes are the experiment ``scripts/reproduce federated``;
+the others are sections of ``bench_federated.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import statistics
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from reproducing import Row, mean, once, plus_minus, rows_of, source, table
 
-from rosler_jax._files import replace_file, replace_json, replace_text
+from rosler_jax._files import replace_text
 from rosler_jax.config import TrainConfig
+from rosler_jax.data import DataError
 from rosler_jax.federated import FederatedConfig, federated_fit
 from rosler_jax.federated.prepare import scored_on
 from rosler_jax.federated.simulate import Federated
 from rosler_jax.run import RunError
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 MARGIN = 0.01  # of accuracy, below the dense net's end: where bytes are compared
 GARBLED = {"drop": 0.3, "bad": 0.1, "garbage": "all"}
 
@@ -42,7 +41,7 @@ class Task(NamedTuple):
 TASKS = {
     "mnist": Task(
         TrainConfig(
-            data=str(SHARED / "mnist"), method="dense", hidden=(300, 100), batch_size=32,
+            data="mnist", method="dense", hidden=(300, 100), batch_size=32,
             learning_rate=0.3, schedule="cosine",
         ),
         FederatedConfig(
@@ -57,7 +56,7 @@ TASKS = {
     ),
     "cwru": Task(
         TrainConfig(
-            data=str(SHARED / "cwru_12k_drive_end.npz"), data_options=("features=fft",),
+            data="cwru", data_options=("features=fft",),
             method="dense", hidden=(256,), batch_size=16, learning_rate=0.1, schedule="cosine",
         ),
         FederatedConfig(
@@ -87,34 +86,43 @@ def _variant(what: str, config: Mapping[str, Any], federated: Mapping[str, Any])
     )
 
 
-def run(task: str, variant: Variant, seed: int) -> dict[str, Any]:
-    """One run: its curve by validation, and the test score of the round that validation chose."""
+def run(
+    task: str, variant: Variant, seed: int, folder: Path | None = None, rounds: int | None = None
+) -> Row:
+    """One run: its curve by validation, and the test score of the round that validation chose.
+
+    Args:
+      task, variant, seed: the run.
+      folder: of the data sets, see ``reproducing.source``.
+      rounds: in the place of the task's own, for a quick look.
+    """
     base = TASKS[task]
     config = dataclasses.replace(variant.config(base.config), seed=seed)
+    config = dataclasses.replace(config, data=source(config.data, folder))
     federated = dataclasses.replace(variant.federated(base.federated), seed=seed)
     floats = federated.upload == federated.download == "float32"  # whose bytes are no question
-    federated = dataclasses.replace(federated, wire=federated.wire and not floats)
-    start = time.perf_counter()
+    federated = dataclasses.replace(
+        federated, wire=federated.wire and not floats, rounds=rounds or federated.rounds
+    )
+    about = {"task": task, "what": variant.what, "seed": seed}
     try:
         found = federated_fit(config, federated)
+    except DataError:  # is no result
+        raise
     except (RunError, ValueError) as error:  # as a run may end that believes every message
-        return {"task": task, "what": variant.what, "seed": seed, "failed": str(error)}
+        return {**about, "failed": str(error)}
     rows = found.history
     return {
-        "task": task,
-        "what": variant.what,
-        "seed": seed,
-        "validation": [row["validation_accuracy"] for row in rows],
-        "up": [row["up_bytes"] for row in rows],
-        "down": [row["down_bytes"] for row in rows],
-        "information": [row["up_information"] for row in rows],
-        "counted": [row["counted"] for row in rows],
+        **about,
+        "asked": federated.asked,
+        "validation": [round(row["validation_accuracy"], 5) for row in rows],
+        "up": [round(row["up_bytes"]) for row in rows],
+        "down": [round(row["down_bytes"]) for row in rows],
         "refused": len(found.refused),
         "numbers": sum(leaf.size for leaf in jax.tree.leaves(found.prepared.rounds.up_like)),
         "wire": federated.wire,
         "test": score(found, final=False),
         "test_final": score(found, final=True),
-        "seconds": time.perf_counter() - start,
     }
 
 
@@ -129,71 +137,42 @@ def score(found: Federated, *, final: bool) -> float:
     return float(scored_on(run, params, buffers, x, y)[1]["accuracy"])
 
 
-class Results(NamedTuple):
-    """Runs that are done, in a file."""
-
-    path: Path
-    done: dict[str, dict[str, Any]]
-
-
-def open_results(path: Path) -> Results:
-    """Those of a file, if there is one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return Results(path, json.loads(path.read_text()) if path.exists() else {})
-
-
-def complete(
-    results: Results, task: str, variants: Mapping[str, Variant], seeds: Sequence[int]
-) -> None:
-    """Does what is not done yet, one run after the other."""
-    for seed in seeds:
-        for name, variant in variants.items():
-            key = f"{task}/{name}/{seed}"
-            if key in results.done:
-                continue
-            found = run(task, variant, seed)
-            results.done[key] = found
-            replace_json(results.path, results.done)
-            if "failed" in found:
-                print(f"{key}: {found['failed']}", file=sys.stderr, flush=True)
-                continue
-            sent = sum(found["up"]) + sum(found["down"])
-            print(
-                f"{key}: test {found['test']:.4f}, {sent / 1e6:,.2f} MB, "
-                f"{found['seconds']:.0f} s",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-
-
-def of(results: Results, task: str, name: str) -> list[dict[str, Any]]:
+def of(rows: Iterable[Row], task: str, name: str) -> list[Row]:
     """The runs of a line, by seed."""
-    keys = (key for key in results.done if key.startswith(f"{task}/{name}/"))
-    return [results.done[key] for key in sorted(keys)]
+    return [row for row in rows if row["key"].startswith(f"{task}/{name}/")]
 
 
-def mean_curve(runs: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def not_failed(rows: Iterable[Row]) -> list[Row]:
+    """Those that came to their end."""
+    return [row for row in rows if "failed" not in row]
+
+
+def sent(run: Row) -> int:
+    """Bytes of all messages."""
+    return sum(run["up"]) + sum(run["down"])
+
+
+def mean_curve(runs: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Mean bytes sent so far, and mean accuracy by validation, after each round."""
-    sent = np.mean([np.cumsum(np.add(run["up"], run["down"])) for run in runs], axis=0)
-    return sent, np.mean([run["validation"] for run in runs], axis=0)
+    so_far = np.mean([np.cumsum(np.add(run["up"], run["down"])) for run in runs], axis=0)
+    return so_far, np.mean([run["validation"] for run in runs], axis=0)
 
 
-def bytes_to(runs: Sequence[dict[str, Any]], target: float) -> float | None:
+def bytes_to(runs: Sequence[Row], target: float) -> float | None:
     """Bytes sent until the mean accuracy over seeds is first there; None if it never is."""
-    sent, accuracy = mean_curve(runs)
+    so_far, accuracy = mean_curve(runs)
     there = np.flatnonzero(accuracy >= target)
-    return float(sent[there[0]]) if there.size else None
+    return float(so_far[there[0]]) if there.size else None
 
 
-def spread(values: Sequence[float]) -> str:
+def percent(values: Iterable[float]) -> str:
     """Mean and standard deviation, in percent.
 
     Example:
-      >>> spread([0.95, 0.97])
-      '96.00 +- 1.41'
+      >>> percent([0.95, 0.97])
+      '96.00 ± 1.41'
     """
-    percent = [100 * v for v in values]
-    more = f" +- {statistics.stdev(percent):.2f}" if len(percent) > 1 else ""
-    return f"{statistics.mean(percent):.2f}{more}"
+    return plus_minus(100 * value for value in values)
 
 
 def megabytes(number: float | None) -> str:
@@ -201,12 +180,6 @@ def megabytes(number: float | None) -> str:
     if number is None:
         return "never"
     return f"{number / 1e6:,.0f}" if number >= 1e8 else f"{number / 1e6:.3g}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 # Bytes.
@@ -249,34 +222,30 @@ def bytes_variants(task: str) -> dict[str, Variant]:
     }  # fmt: skip
 
 
-def bytes_section(results: Results, task: str) -> str:
+def bytes_section(rows: Sequence[Row], task: str) -> str:
     """The table: what each ends at, and sends to come within a point of the dense net's end."""
-    lines = bytes_variants(task)
-    dense = of(results, task, "dense")
-    if not dense:
-        return ""
-    end = statistics.mean(run["validation"][-1] for run in dense)
-    target = end - MARGIN
-    base = bytes_to(dense, target)
-    rows = []
-    for name, variant in lines.items():
-        runs = [run for run in of(results, task, name) if "failed" not in run]
+    dense = not_failed(of(rows, task, "dense"))
+    target = mean(run["validation"][-1] for run in dense) - MARGIN if dense else None
+    base = None if target is None else bytes_to(dense, target)
+    lines = []
+    for name, variant in bytes_variants(task).items():
+        runs = not_failed(of(rows, task, name))
         if not runs:
             continue
-        sent = statistics.mean(sum(run["up"]) + sum(run["down"]) for run in runs)
-        needed = bytes_to(runs, target)
-        fewer = "-" if needed is None or base is None else f"{base / needed:,.0f}x"
-        asked = sum(len(run["up"]) for run in runs)
-        up = sum(sum(run["up"]) for run in runs) / asked / TASKS[task].federated.asked
-        rows.append([
+        needed = None if target is None else bytes_to(runs, target)
+        up = mean(sum(run["up"]) / len(run["up"]) / run["asked"] for run in runs)
+        lines.append([
             variant.what, f"{runs[0]['numbers']:,}", f"{up:,.0f}",
-            spread([run["test"] for run in runs]), megabytes(sent), megabytes(needed), fewer,
+            percent(run["test"] for run in runs), megabytes(mean(map(sent, runs))),
+            "?" if target is None else megabytes(needed),
+            "-" if needed is None or base is None else f"{base / needed:,.0f}x",
         ])  # fmt: skip
+    accuracy = "the dense net's" if target is None else f"{100 * target:.1f} %"
     head = [
         "what clients train and send", "numbers", "bytes an update", "test accuracy %",
-        "MB in all rounds", f"MB to {100 * target:.1f} % (validation)", "fewer",
+        "MB in all rounds", f"MB to {accuracy} (validation)", "fewer",
     ]  # fmt: skip
-    return table(head, rows)
+    return table(head, lines)
 
 
 # Faults.
@@ -304,19 +273,18 @@ def robust_variants(task: str) -> dict[str, Variant]:
     return lines
 
 
-def robust_section(results: Results, task: str) -> str:
+def robust_section(rows: Sequence[Row], task: str) -> str:
     """The table: accuracy at the end, and how many messages were refused."""
-    rows = []
+    lines = []
     for name, variant in robust_variants(task).items():
-        runs = of(results, task, f"robust-{name}")
+        runs = of(rows, task, f"robust-{name}")
         if any("failed" in run for run in runs):
-            rows.append([variant.what, "does not end: a weight outgrows its grid", "0", "-"])
+            lines.append([variant.what, "does not end: a weight outgrows its grid", "0", "-"])
         elif runs:
-            refused = statistics.mean(run["refused"] for run in runs)
-            sent = statistics.mean(sum(run["up"]) + sum(run["down"]) for run in runs)
-            last = [run["test_final"] for run in runs]
-            rows.append([variant.what, spread(last), f"{refused:,.0f}", megabytes(sent)])
-    return table(["run", "test accuracy %, last round", "messages refused", "MB"], rows)
+            refused = mean(run["refused"] for run in runs)
+            last = percent(run["test_final"] for run in runs)
+            lines.append([variant.what, last, f"{refused:,.0f}", megabytes(mean(map(sent, runs)))])
+    return table(["run", "test accuracy %, last round", "messages refused", "MB"], lines)
 
 
 # What is averaged.
@@ -342,61 +310,39 @@ def factor_variants(task: str) -> dict[str, Variant]:
     return lines
 
 
-def factors_section(results: Results, task: str) -> str:
-    """The table: accuracy of either mean after 40 rounds, by local epochs."""
-    rows = []
+def factors_section(rows: Sequence[Row], task: str) -> str:
+    """The table: accuracy of either mean after 30 rounds, by local epochs."""
+    lines = []
     for name, variant in factor_variants(task).items():
-        runs = of(results, task, name)
+        runs = of(rows, task, name)
         if runs:
-            last = spread([run["test_final"] for run in runs])
-            rows.append([variant.what, f"{runs[0]['numbers']:,}", last])
-    return table(["run", "numbers in a message", "test accuracy %, last round"], rows)
+            last = percent(run["test_final"] for run in runs)
+            lines.append([variant.what, f"{runs[0]['numbers']:,}", last])
+    return table(["run", "numbers in a message", "test accuracy %, last round"], lines)
 
 
-# The commands.
+# The sections of bench_federated.
 
-
-def draw_bytes(path: Path, results: Results, task: str) -> None:
-    """Accuracy by validation against megabytes sent, mean over seeds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for name, variant in bytes_variants(task).items():
-        runs = [run for run in of(results, task, name) if "failed" not in run]
-        if runs:
-            sent, accuracy = mean_curve(runs)
-            axes.plot(sent / 1e6, accuracy, label=variant.what)
-    axes.set_xscale("log")
-    axes.set_xlabel("megabytes sent, up and down, all clients")
-    axes.set_ylabel("validation accuracy")
-    axes.legend(fontsize="small")
-    axes.set_title(f"{task}: {TASKS[task].federated.split}")
-    replace_file(path, lambda p: figure.savefig(p, dpi=120, format="png"))
-
-
-Section = tuple[Callable[[str], dict[str, Variant]], Callable[[Results, str], str], str, str]
+Section = tuple[Callable[[str], dict[str, Variant]], Callable[[Sequence[Row], str], str], str, str]
 SECTIONS: dict[str, Section] = {
-    "bytes": (bytes_variants, bytes_section, "", "accuracy against bytes sent"),
     "robust": (robust_variants, robust_section, "robust-", "clients that drop and garble"),
     "factors": (factor_variants, factors_section, "", "a mean of factors, or of weights"),
 }
 """Every section by name: its lines, its table, what its runs' names begin with, and help."""
 
 
-def section(name: str, out: Path, tasks: Sequence[str], seeds: Sequence[int]) -> str:
-    """Does a section's runs, and gives its tables; a plot beside them."""
+def section(
+    name: str, out: Path, tasks: Sequence[str], seeds: Sequence[int], data: Path | None
+) -> str:
+    """Does a section's runs, and gives its tables."""
     variants, tabled, prefix, _ = SECTIONS[name]
-    results = open_results(out / f"{name}.json")
     text = []
     for task in tasks:
-        lines = {f"{prefix}{key}": variant for key, variant in variants(task).items()}
-        complete(results, task, lines, seeds)
-        text += [f"### {task}\n", tabled(results, task), ""]
-        if name == "bytes":
-            draw_bytes(out / f"bytes-{task}.png", results, task)
+        for seed in seeds:
+            for key, variant in variants(task).items():
+                measure = functools.partial(run, task, variant, seed, data)
+                once(out, f"{task}/{prefix}{key}/{seed}", measure)
+        text += [f"### {task}\n", tabled(rows_of(out), task), ""]
     found = "\n".join(text)
     replace_text(out / f"{name}.md", found)
     return found
