@@ -28,6 +28,7 @@ from flax import nnx
 from reproducing import Row, grouped, plus_minus, table
 from reproducing import mean as mean_of
 
+from rosler_jax.data import DataError
 from rosler_jax.graph import trace
 from rosler_jax.learner import split_state
 from rosler_jax.nn import SketchLinear, TwoFactorLinear
@@ -92,10 +93,12 @@ def splits(path: Path) -> dict[str, Split]:
     """Load 0 to train on and to test, load 3 to adapt on, to choose by, and to test."""
     from rosler_jax.data.cwru import recordings_of_arrays, split_windows
 
+    if not path.exists():
+        raise DataError(f"{path}: no such file of recordings; pass the folder of it")
     with np.load(path) as arrays:
         recordings = recordings_of_arrays(dict(arrays), path)
     if recordings is None:
-        raise ValueError(f"{path}: holds no recordings named <class>_<load>")
+        raise DataError(f"{path}: holds no recordings named <class>_<load>")
     faults = [recording for recording in recordings if recording.kind != "normal"]
     at_0 = split_windows(recordings, features="fft", loads=[0])
     at_3 = split_windows(faults, features="fft", loads=[3])
