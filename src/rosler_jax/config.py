@@ -109,7 +109,7 @@ class TrainConfig:
     model: str = "mlp"
     hidden: tuple[int, ...] | None = None
     options: tuple[str, ...] = ()
-    method: str = "ares-bp"
+    method: str = "chain"
     rank: int | float = 16
     rules: tuple[str, ...] = ()
     in_sketch: int | None = None
@@ -301,8 +301,8 @@ def command_line(config: TrainConfig) -> str:
     """The command that trains exactly this config, but for its ``--out``.
 
     Example:
-      >>> command_line(TrainConfig(method="chain", hidden=(64,), learning_rate=0.01))
-      'rosler train --hidden 64 --method chain --learning-rate 0.01'
+      >>> command_line(TrainConfig(method="seeded", hidden=(64,), learning_rate=0.01))
+      'rosler train --hidden 64 --method seeded --learning-rate 0.01'
     """
     words = ["rosler", "train"]
     for field in dataclasses.fields(TrainConfig):

@@ -96,7 +96,7 @@ COMMAND = Command(
         "FILE.py:NAME or MODULE:NAME."
     ),
     examples=(
-        "rosler train --data mnist5k --hidden 1024,1024 --rank 16 --method ares-bp --bits 16 "
+        "rosler train --data mnist5k --hidden 1024,1024 --rank 16 --method chain --bits 16 "
         "--epochs 20 --seed 0 --out runs/compact",
         "rosler train --data images.npz --method seeded --rank 32 --bits 4 --quantization-aware "
         "--out runs/seeded",
