@@ -135,41 +135,42 @@ def points_of(rows: list[Row]) -> dict[str, list[Point]]:
     return {task: points for task, points in found.items() if points}
 
 
-def ratio_table(points: list[Point], bits: int) -> str:
-    """Accuracy at a 50th, 70th and 90th of the bytes, and how far below the dense net."""
+def ratio_table(points: list[Point]) -> str:
+    """Accuracy at a 50th, 70th and 90th of the bytes and less, and how far below the dense net."""
     dense = next((p for p in points if p.rows[0]["line"].endswith("/dense")), None)
-    chosen = [p for p in points if p.rows[0]["ratio"] and p.rows[0]["setting"] == f"bits {bits}"]
+    chosen = [p for p in points if p.rows[0]["ratio"]]
     if dense is None or not chosen:
         return ""
+    found = {tuple(p.rows[0][name] for name in ("method", "setting", "ratio")): p for p in chosen}
     best = {
-        ratio: max(
-            (p for p in chosen if p.rows[0]["ratio"] == ratio), key=lambda p: p.mean("validation")
+        (setting, ratio): max(
+            p.mean("validation") for key, p in found.items() if key[1:] == (setting, ratio)
         )
-        for ratio in {p.rows[0]["ratio"] for p in chosen}
+        for _, setting, ratio in found
     }
     lines = []
-    for (method,), group in grouped([p.rows[0] for p in chosen], "method").items():
+    for method, setting in dict.fromkeys(key[:2] for key in found):
         cells = []
         for ratio in RATIOS:
-            found = [
-                p for p in chosen if (p.rows[0]["method"], p.rows[0]["ratio"]) == (method, ratio)
-            ]
-            cells.append(_cell(found[0], dense, best[ratio]) if found else "")
-        lines.append([group[0]["method"], *cells])
+            point = found.get((method, setting, ratio))
+            wins = point is not None and point.mean("validation") == best[setting, ratio]
+            cells.append("" if point is None else _cell(point, dense, wins))
+        lines.append([f"{method}, {setting.split()[-1]} bits", *cells])
     base = plus_minus(row["test"] for row in dense.rows)
-    head = f"dense, float32, {dense.mean('bytes'):,.0f} bytes: {base} %"
-    scale = 16 // bits
-    columns = [f"{ratio * scale}x fewer bytes, {bits} bits" for ratio in RATIOS]
-    return table([head, *columns], lines)
+    header = [
+        f"dense, float32, {dense.mean('bytes'):,.0f} bytes: {base} %",
+        *(f"made for {ratio}x at 16 bits" for ratio in RATIOS),
+    ]
+    return table(header, lines)
 
 
-def _cell(point: Point, dense: Point, best: Point) -> str:
-    """Test accuracy, points below the dense net, true ratio; bold if validation chose it."""
-    below = dense.mean("test") - point.mean("test")
+def _cell(point: Point, dense: Point, wins: bool) -> str:
+    """Test accuracy, points from the dense net, true ratio; bold if validation chose it."""
+    above = point.mean("test") - dense.mean("test")
     ratio = dense.mean("bytes") / point.mean("bytes")
     test = plus_minus(row["test"] for row in point.rows)
-    text = f"{test} ({'-' if below >= 0 else '+'}{abs(below):.2f}; {ratio:.1f}x)"
-    return f"**{text}**" if point is best else text
+    text = f"{test} ({above:+.2f}; {ratio:.0f}x)"
+    return f"**{text}**" if wins else text
 
 
 def frontier(points: list[Point]) -> list[Point]:
@@ -247,8 +248,7 @@ def section(args: argparse.Namespace) -> tuple[str, Any]:
     for task, points in found.items():
         seeds = sorted({len(p.rows) for p in points})
         parts.append(f"### {TASKS[task].what}\n\nSeeds: {', '.join(map(str, seeds))}.")
-        parts += [text for bits in (16, 8, 4) if (text := ratio_table(points, bits))]
-        parts.append(frontier_table(points))
+        parts += [text for text in (ratio_table(points), frontier_table(points)) if text]
     return "\n\n".join(parts), draw(found)
 
 

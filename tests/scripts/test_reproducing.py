@@ -126,9 +126,9 @@ def test_tables_take_means_and_what_validation_chose() -> None:
         poor = {"ratio": 50, "bytes": 2000, "validation": 99.0, "multiplications": 20}
         rows.append(_row("mnist/b-50", "b", "bits 16", seed, 98.0, **poor))
     points = accuracy.points_of(rows)["mnist"]
-    text = accuracy.ratio_table(points, 16)
+    text = accuracy.ratio_table(points)
     assert "dense, float32, 100,000 bytes: 99.50 ± 0.71 %" in text
-    assert "| a | 98.50 ± 0.00 (-1.00; 50.0x) |" in text
-    assert "**98.00 ± 0.00 (-1.50; 50.0x)**" in text  # chosen by validation, not by the test split
+    assert "| a, 16 bits | 98.50 ± 0.00 (-1.00; 50x) |" in text
+    assert "**98.00 ± 0.00 (-1.50; 50x)**" in text  # chosen by validation, not by the test split
     frontier = [p.rows[0]["line"] for p in accuracy.frontier(points)]
     assert frontier == ["mnist/a-50", "mnist/b-50", "mnist/dense"]
