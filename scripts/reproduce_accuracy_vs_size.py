@@ -13,6 +13,7 @@ Cortex-M4 (of the integers of one seed: where the C compiler and the emulator ar
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -149,7 +150,9 @@ def ratio_table(points: list[Point]) -> str:
         for _, setting, ratio in found
     }
     lines = []
-    for method, setting in dict.fromkeys(key[:2] for key in found):
+    methods, settings = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    settings.sort(key=lambda setting: -int(setting.split()[-1]))
+    for method, setting in itertools.product(methods, settings):
         cells = []
         for ratio in RATIOS:
             point = found.get((method, setting, ratio))
