@@ -1,10 +1,12 @@
-"""A convolutional model's training steps in a loop: with the axes in XLA's order, and without.
+"""Training steps of convolutional models in a loop: in forms that CPUs run fast, and as given.
 
     python scripts/bench_convolutions.py
+    python scripts/bench_convolutions.py resnet8 vgg16
 
-Compiled trainings are loops; XLA for CPUs orders the axes of convolutions outside of loops only
-(``rosler_jax._convolutions``). Models of the zoo and of ``bench_models.py``, batches of 64 and 256.
-Both variants in turn, several times; median and range of processor and wall time a step.
+Compiled trainings are loops; XLA for CPUs orders the axes of convolutions outside of loops only,
+and has no fast kernel for some (``rosler_jax._convolutions``). Models of the zoo and of
+``bench_models.py``; VGG-16 also with its layers in two factors of an eighth of the rank. Both
+variants in turn, several times; median and range of processor and wall time a step.
 """
 
 from __future__ import annotations
@@ -21,15 +23,27 @@ import jax.numpy as jnp
 from bench_models import small_conv, strided_conv
 from flax import nnx
 
-from rosler_jax import models
+from rosler_jax import Rule, models, sketchify
 from rosler_jax._convolutions import canonical_convolutions
 
 STEPS, REPEATS = 4, 5
+
+
+def sketched_vgg16(*, rngs: nnx.Rngs, **given: Any) -> nnx.Module:
+    """VGG-16 with every layer but its head in two factors."""
+    rules = [Rule("head", skip=True), Rule("*", 0.125, "two-factor")]
+    model, _ = sketchify(models.vgg16(rngs=rngs, **given), rules, rngs=rngs)
+    assert isinstance(model, nnx.Module)
+    return model
+
+
 CASES: dict[str, tuple[Callable[..., nnx.Module], tuple[int, ...], int]] = {
     "small_conv": (small_conv, (28, 28), 256),
     "strided_conv": (strided_conv, (28, 28), 256),
     "lenet5": (models.lenet5, (28, 28, 1), 256),
     "resnet8": (models.resnet8, (32, 32, 3), 64),
+    "vgg16": (models.vgg16, (32, 32, 3), 128),
+    "vgg16, two factors of rank 1/8": (sketched_vgg16, (32, 32, 3), 128),
 }
 
 
@@ -60,11 +74,12 @@ def seconds(function: Any, params: Any) -> tuple[float, float]:
     return (time.process_time() - cpu) / STEPS, (time.perf_counter() - wall) / STEPS
 
 
-def main() -> int:
-    """Times all cases and prints a table."""
+def main(only: list[str]) -> int:
+    """Times all cases, or some, and prints a table."""
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {platform.machine()}\n")
     print("| model, batch | variant | processor ms a step | wall ms a step |\n|---|---|---|---|")
-    for name, (build, shape, batch) in CASES.items():
+    for name in only or CASES:
+        build, shape, batch = CASES[name]
         params, functions = loops(build, shape, batch)
         found: dict[str, list[tuple[float, float]]] = {variant: [] for variant in functions}
         for function in functions.values():
@@ -87,4 +102,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
