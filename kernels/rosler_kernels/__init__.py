@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .chain.api import Parallel, sketch_matmul
+from .factorizations import lstsq, qr, solve_triangular, svd
 from .hadamard.api import hadamard_transform
 from .patches.api import project_patches
 from .products import accumulator, outer
@@ -46,6 +47,7 @@ __all__ = [
     "family",
     "gaussian",
     "hadamard_transform",
+    "lstsq",
     "make",
     "materialize",
     "outer",
@@ -53,13 +55,16 @@ __all__ = [
     "project",
     "project_patches",
     "project_transpose",
+    "qr",
     "rademacher",
     "rows_leverage",
     "rows_norm",
     "rows_uniform",
     "sketch_matmul",
+    "solve_triangular",
     "sparse_sign",
     "srht",
+    "svd",
     "tile",
     "use_implementation",
 ]

@@ -27,7 +27,7 @@ def _gaussian_sketch(w: Float[Array, "m n"], cols: int, key: Key[Array, ""]) -> 
 
 
 def _orthonormal(y: Float[Array, "m k"]) -> Float[Array, "m k"]:
-    return jnp.linalg.qr(y, mode="reduced")[0]
+    return rk.qr(y)[0]
 
 
 def _as_wide(w: Float[Array, "m n"]) -> Float[Array, "m n"]:
@@ -130,7 +130,7 @@ def randomized_svd(
         raise ValueError(f"oversampling {oversampling} is negative; pass 0 or more")
     size = min(rank + oversampling, *w.shape)
     q = randomized_range_finder(w, size, key, power_iterations=power_iterations)
-    left, sigma, right = jnp.linalg.svd(_matmul(q.T, w), full_matrices=False)
+    left, sigma, right = rk.svd(_matmul(q.T, w))
     return _matmul(q, left[:, :rank]), sigma[:rank], right[:rank]
 
 

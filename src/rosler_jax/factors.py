@@ -11,7 +11,6 @@ import math
 from typing import TYPE_CHECKING
 
 import chex
-import jax
 import jax.numpy as jnp
 
 import rosler_kernels as rk
@@ -109,8 +108,8 @@ def core_from_sketch(a: Float[Array, "l s"], ridge: float = RIDGE) -> Float[Arra
     squares = jnp.sum(a * a, axis=0)
     lam = ridge * jnp.sum(squares) / _nonzero(squares) + jnp.finfo(a.dtype).tiny
     stacked = jnp.concatenate([a, jnp.sqrt(lam) * jnp.eye(cols, dtype=a.dtype)], axis=0)
-    q, triangle = jnp.linalg.qr(stacked)
-    return jax.scipy.linalg.solve_triangular(triangle, q[:rows].T, lower=False)
+    q, triangle = rk.qr(stacked)
+    return rk.solve_triangular(triangle, q[:rows].T)
 
 
 def _nonzero(squares: Float[Array, "n"]) -> Float[Array, ""]:
@@ -150,9 +149,9 @@ def balance(factors: SketchFactors) -> SketchFactors:
             f"and co-range dimension {l}<=out={n}; lower the rank or the oversampling"
         )
     wide = rk.accumulator(factors.c.dtype)
-    q_c, t_c = jnp.linalg.qr(factors.c.astype(wide))
-    q_r, t_r = jnp.linalg.qr(factors.r.astype(wide).T)
-    left, sigma, right = jnp.linalg.svd(t_c @ factors.u.astype(wide) @ t_r.T, full_matrices=False)
+    q_c, t_c = rk.qr(factors.c.astype(wide))
+    q_r, t_r = rk.qr(factors.r.astype(wide).T)
+    left, sigma, right = rk.svd(t_c @ factors.u.astype(wide) @ t_r.T)
     k = sigma.shape[0]  # min(s, l)
     # A cube root makes much of what rounding leaves of a zero.
     rank = jnp.minimum(_nonzero(jnp.sum(t_c**2, 0)), _nonzero(jnp.sum(t_r**2, 0)))

@@ -104,7 +104,7 @@ def _range_finder_pair(
     key_w, key_omega = jax.random.split(key)
     w0 = virtual_normal(key_w, m, n, stddev)
     omega = jax.random.normal(key_omega, (n, rank), jnp.float32)
-    q, _ = jnp.linalg.qr(virtual_matmul(w0, omega))
+    q, _ = rk.qr(virtual_matmul(w0, omega))
     return q, gain * math.sqrt(m / rank) * virtual_rmatmul(w0, q)
 
 
@@ -306,6 +306,6 @@ def seeded_from_dense(w: Float[Array, "m n"], psi: rk.Sketch, omega: rk.Sketch) 
     """
     w = w.astype(rk.accumulator(w.dtype))
     a = input_scale(psi)
-    left = jnp.linalg.lstsq(rk.materialize(psi, w.dtype), w)[0]
-    u = jnp.linalg.lstsq(rk.materialize(omega, w.dtype), left.T)[0].T
+    left = rk.lstsq(rk.materialize(psi, w.dtype), w)
+    u = rk.lstsq(rk.materialize(omega, w.dtype), left.T).T
     return SeededFactors(u=u / a, psi=psi, omega=omega)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..factorizations import qr
 from ..hashing import Tag, as_seed, bounded, domain_key, threefry_2x32, uniform
 from ..products import accumulator
 from ._base import Family, Sketch, indices, new_sketch
@@ -83,7 +84,7 @@ def rows_leverage(seed: object, w: Float[Array, "rows k"], cols: int) -> Sketch:
     >>> rows_leverage(0, jnp.ones((100, 1)), 8).rows
     100
     """
-    q, _ = jnp.linalg.qr(_matrix("rows_leverage", w))
+    q, _ = qr(_matrix("rows_leverage", w))
     return _weighted("rows_leverage", seed, jnp.sum(jnp.square(q), axis=1), cols)
 
 

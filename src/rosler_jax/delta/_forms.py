@@ -68,7 +68,9 @@ def _random_sides(seeds: Array, w: Array, shape: Shape, rank: int) -> Bases:
 
 def _svd_sides(seeds: Array, w: Array, shape: Shape, rank: int) -> Bases:
     """The leading singular vectors of W, signs chosen by their largest entries."""
-    left, sigma, right = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+    left, sigma, right = jnp.vectorize(rk.svd, signature="(m,n)->(m,k),(k),(k,n)")(
+        w.astype(jnp.float32)
+    )
     left, right = left[..., :rank], right[..., :rank, :]
     at = jnp.argmax(jnp.abs(left), axis=-2, keepdims=True)
     sign = jnp.sign(jnp.take_along_axis(left, at, axis=-2))

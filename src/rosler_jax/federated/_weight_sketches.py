@@ -144,10 +144,10 @@ def _cores(value: Array, shape: tuple[int, ...]) -> Array:
 
 def _rebuild(layer: Layer, y: Any, z: Any, c: Any, u: Any, r: Any) -> dict[str, Array]:
     psi_y = rk.project(y.T, layer.psi).T
-    q, upper = jnp.linalg.qr(y)
+    q, upper = rk.qr(y)
     # (Psi^T Y)^+ Z without a division by small singular values: by the ridge of the core's solve.
     core = _product(core_from_sketch(psi_y), z)
-    left, sigma, right = jnp.linalg.svd(_product(upper, core), full_matrices=False)
+    left, sigma, right = rk.svd(_product(upper, core))
     left, sigma, right = (
         _product(q, left[:, : layer.rank]),
         sigma[: layer.rank],
@@ -169,5 +169,5 @@ def _rebuild(layer: Layer, y: Any, z: Any, c: Any, u: Any, r: Any) -> dict[str, 
 
 def _rotation(a: Float[Array, "s s"]) -> Float[Array, "s s"]:
     """The orthogonal T with the largest ``trace(T^T A)``."""
-    left, _, right = jnp.linalg.svd(a, full_matrices=False)
+    left, _, right = rk.svd(a)
     return _product(left, right)

@@ -117,6 +117,9 @@ def _grouped_product(
     psi: rk.Sketch | None,
     omega: rk.Sketch | None,
 ) -> Float[Array, "*batch g n"]:
+    if parallel is None and r.shape[0] == 1:  # as einsum has it, the result comes transposed
+        z = lift(x, c).squeeze(-2)
+        return jnp.expand_dims((z if u is None else z @ u[0]) @ r[0], -2)
     if u is None:
         return jnp.einsum("...gs,gsn->...gn", lift(x, c), r)
     if parallel is None:
