@@ -250,7 +250,7 @@ def section(args: argparse.Namespace) -> tuple[str, Any]:
     parts = [reproducing.provenance("scripts/reproduce accuracy-vs-size", rows)]
     for task, points in found.items():
         seeds = sorted({len(p.rows) for p in points})
-        parts.append(f"### {TASKS[task].what}\n\nSeeds: {', '.join(map(str, seeds))}.")
+        parts.append(f"#### {TASKS[task].what}\n\nSeeds: {', '.join(map(str, seeds))}.")
         parts += [text for text in (ratio_table(points), frontier_table(points)) if text]
     return "\n\n".join(parts), draw(found)
 
