@@ -280,7 +280,6 @@ def section(rows: Sequence[Row], args: argparse.Namespace) -> str:
         cost_table(rows),
         ways,
         way_table(rows),
-        f"![Accuracy, time and memory of the parallel stage](scripts/results/{NAME}.svg)",
     ]
     if CONCLUSIONS:
         parts.append("**What this says.**\n\n" + CONCLUSIONS)
