@@ -183,11 +183,11 @@ def _cats_dogs() -> dict[str, Line]:
     ranks = {50: (3, 8), 70: (2, 3), 90: (1, 6)}  # of both dense layers, as the bytes allow
     cores = {50: (64, 40), 70: (40, 24), 90: (24, 18)}
     channels = {50: (24, 32), 70: (20, 28), 90: (16, 24)}
+
+    def rules(first: int, second: int) -> list[str]:
+        return [f"fc1={first}", f"fc2={second}", "*=skip"]
+
     for ratio in RATIOS:
-
-        def rules(first: int, second: int) -> list[str]:
-            return [f"fc1={first}", f"fc2={second}", "*=skip"]
-
         conv = {
             "method": "dense", "model": "scripts/bench_models.py:small_conv", "learning_rate": 3e-3,
             "options": [f"channels={channels[ratio]}".replace(" ", "")],

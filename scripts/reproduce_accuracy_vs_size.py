@@ -43,8 +43,16 @@ def spec_of(key: str, seeds: list[int], args: argparse.Namespace) -> dict[str, A
     else:
         spec["data"] = reproducing.source(task.data, args.data)
     if line.teacher is not None:
-        spec["teacher"] = str(model_folder(folder_of(line.teacher, args), 0))
+        spec["teacher"] = str(teacher_of(line.teacher, args))
     return {**spec, "axes": {**line.axes, "seed": seeds}}
+
+
+def teacher_of(key: str, args: argparse.Namespace) -> Path:
+    """The first model of a line, trained here if only its published rows are."""
+    model = model_folder(folder_of(key, args), 0)
+    if not model.exists():
+        reproducing.sweep(spec_of(key, list(range(args.seeds)), args), folder_of(key, args))
+    return model
 
 
 def folder_of(key: str, args: argparse.Namespace) -> Path:
@@ -261,10 +269,8 @@ def main() -> int:
     parser.add_argument("--no-board", action="store_true", help="count no instructions")
     args = parser.parse_args()
     keys = [key for key in LINES if wanted(key, args)]
-    if args.list:
-        print("\n".join(f"{key}: {LINES[key]}" for key in keys))
+    if not reproducing.begin(NAME, args, (f"{key}: {LINES[key]}" for key in keys)):
         return 0
-    reproducing.begin(NAME, args)
     failed = []
     for key in keys:
         try:

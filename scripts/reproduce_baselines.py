@@ -415,7 +415,6 @@ def text_of(args: argparse.Namespace, points: Sequence[Point]) -> str:
         found = [point for point in points if point.net == net]
         whole = next((p for p in found if (p.method, p.setting) == ("dense", "32 bits")), None)
         parts += [f"{net}:", rp.table(HEAD, [line(point, whole) for point in found])]
-    parts.append(f"![test error against bytes](scripts/results/{NAME}.svg)")
     return "\n\n".join(parts)
 
 
@@ -436,11 +435,9 @@ def main() -> int:
     args = parser.parse_args()
     setup = Setup(rp.source("mnist", args.data), args.epochs, args.conv_epochs, args.shift)
     wanted = [(job, seed) for seed in range(args.seeds) for job in jobs()]
-    if args.list:
-        keys = [key_of(setup, job, s, seed) for job, seed in wanted for s in job.settings]
-        print("\n".join(key for key in keys if rp.wanted(key, args)))
+    keys = [key_of(setup, job, s, seed) for job, seed in wanted for s in job.settings]
+    if not rp.begin(NAME, args, (key for key in keys if rp.wanted(key, args))):
         return 0
-    rp.begin(NAME, args)
     for job, seed in wanted:
         measure(args, setup, job, seed)
     points = points_of(setup, rp.rows_of(args.out))

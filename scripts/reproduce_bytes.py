@@ -15,23 +15,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import reproducing
 from bench_coded_edge import accuracy
 
-from rosler_jax._files import replace_text
 from rosler_jax.export.api import calibration_of
 from rosler_jax.sweep.runner import model_folder
-from rosler_jax.sweep.table import TABLE, read_rows
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"
 
 
 class Net(NamedTuple):
@@ -100,38 +93,13 @@ NETS: dict[str, Net] = {
 """Every curve by name: a new one is one line here. Eight members share what batches cost."""
 
 
-def source(name: str) -> str:
-    """Where a data set lies: beside the checkout where it does, else its name."""
-    beside = SHARED / {"cifar10": "cifar10_jpeg.npz"}.get(name, name)
-    return str(beside) if beside.exists() else name
-
-
 def spec(net: Net, seeds: int, out: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """The sweep of a curve."""
     settings = {**net.settings, **changes}
     if "teacher" in settings:
         settings["teacher"] = str(out / settings["teacher"] / "models" / "0")
-    axes = {"rate_lambda": {"grid": list(net.lambdas)}, "seed": {"grid": list(range(seeds))}}
-    return {**settings, "data": source(settings["data"]), "axes": axes}
-
-
-def swept(wanted: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The rows of a sweep, which may be done, or begun.
-
-    Raises:
-      RuntimeError: if it cannot be done.
-    """
-    toml = folder.parent / f"{folder.name}.toml"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    axes = wanted["axes"]
-    lines = [f"{k} = {json.dumps(v)}" for k, v in wanted.items() if k != "axes"]
-    lines += ["[axes]", *(f"{k} = {{ grid = {v['grid']} }}" for k, v in axes.items())]
-    replace_text(toml, "\n".join(lines) + "\n")
-    place = "--resume" if (folder / "sweep.json").exists() else "--out"  # refuses another sweep
-    command = [sys.executable, "-m", "rosler_jax", "sweep", str(toml), place, str(folder)]
-    if subprocess.run([*command, "--models"], check=False, stdout=sys.stderr).returncode:
-        raise RuntimeError(f"{folder} is not done; see above")
-    return read_rows(folder / TABLE)
+    axes = {"rate_lambda": list(net.lambdas), "seed": list(range(seeds))}
+    return {**settings, "data": reproducing.source(settings["data"]), "axes": axes}
 
 
 class Point(NamedTuple):
@@ -155,13 +123,10 @@ def point(
     errors = [100 * (1 - r["test_accuracy"]) for r in rows]
     sizes = [r["file_bytes"] for r in rows]
     held = [100 * (1 - r["validation_accuracy"]) for r in rows]
-
-    def spread(values: Sequence[float]) -> float:
-        return statistics.stdev(values) if len(values) > 1 else 0.0
-
-    means = statistics.mean(errors), spread(errors), statistics.mean(held)
-    whole = 100 - 100 * statistics.mean(integers) if integers else None
-    return Point(name, price, len(rows), *means, statistics.mean(sizes), spread(sizes), whole)
+    mean, spread = reproducing.mean, reproducing.spread
+    means = mean(errors), spread(errors), mean(held)
+    whole = 100 - 100 * mean(integers) if integers else None
+    return Point(name, price, len(rows), *means, mean(sizes), spread(sizes), whole)
 
 
 def points_of(name: str, folder: Path, rows: list[dict[str, Any]], integers: bool) -> list[Point]:
@@ -193,12 +158,7 @@ def table_of(points: Sequence[Point]) -> str:
 
 def draw(path: Path, points: Sequence[Point]) -> None:
     """Curves of error against bytes, one a net."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, (axes,) = reproducing.figure(width=8, height=5)
     for name in dict.fromkeys(p.net for p in points):
         curve = sorted((p.file_bytes, p.error, p.error_std) for p in points if p.net == name)
         sizes, errors, spreads = zip(*curve, strict=True)
@@ -236,8 +196,9 @@ def main() -> int:
         try:
             if "teacher" in net.settings:
                 data = {k: v for k, v in changes.items() if k == "data"}
-                swept(spec(Net("", (0.0,), _TEACHER), 1, args.out, data), args.out / "teacher")
-            rows = swept(spec(net, args.seeds, args.out, changes), folder)
+                first = spec(Net("", (0.0,), _TEACHER), 1, args.out, data)
+                reproducing.sweep(first, args.out / "teacher")
+            rows = reproducing.sweep(spec(net, args.seeds, args.out, changes), folder)
         except RuntimeError as error:
             print(f"{name} left out: {error}", file=sys.stderr)
             failed = True

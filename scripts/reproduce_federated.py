@@ -107,10 +107,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, metavar="N", help="instead of each task's own")
     args = parser.parse_args()
     rows_by_key = plan(args)
-    if args.list:
-        print("\n".join(rows_by_key))
+    if not begin(NAME, args, rows_by_key):
         return 0
-    begin(NAME, args)
     try:
         for key, measure in rows_by_key.items():
             if wanted(key, args):

@@ -275,10 +275,8 @@ def main() -> int:
     )
     args = parser.parse_args()
     rows_by_key = plan(args)
-    if args.list:
-        print("\n".join(rows_by_key))
+    if not begin(NAME, args, rows_by_key):
         return 0
-    begin(NAME, args)
     done = {row["key"] for row in rows_of(args.out)}
     refused = [key for key in rows_by_key if wanted(key, args) and key not in done]
     lacking = missing_tools() if refused else ""

@@ -26,6 +26,19 @@ from parallel_section import NAME, picture, section
 from parallel_trainings import PLANS, accuracy_key, accuracy_row, curves, load, trained, variant_row
 from reproducing import Row, once, wanted
 
+WHOLE = (20_000, 3)  # images and seeds
+
+
+def tail(args: argparse.Namespace) -> str:
+    """What ends the keys of a shorter run, so that its rows are not taken for the whole one's."""
+    asked = (args.images, args.seeds)
+    return "" if asked == WHOLE else f"{asked[0]} images {asked[1]} seeds"
+
+
+def tail_of(key: str) -> str:
+    """The same, of a key."""
+    return key.partition(" / ")[2]
+
 
 def measure(args: argparse.Namespace) -> None:
     """All rows that are asked for and not there yet."""
@@ -50,14 +63,14 @@ def jobs(args: argparse.Namespace) -> dict[str, Callable[[], Row]]:
     splits = functools.cache(partial(load, args))
     for plan in PLANS:
         found[plan.key()] = partial(variant_row, plan, splits, args.seeds)
-    return found
+    return {f"{key} / {tail(args)}" if tail(args) else key: make for key, make in found.items()}
 
 
 def main() -> int:
     """Measures what is missing, and writes the section."""
-    parser = reproducing.parser_of(NAME, __doc__)
+    parser = reproducing.parser_of(NAME, __doc__, seeds=WHOLE[1])
     parser.add_argument(
-        "--images", type=int, default=20_000, metavar="N",
+        "--images", type=int, default=WHOLE[0], metavar="N",
         help="first training images (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -65,12 +78,10 @@ def main() -> int:
     )
     parser.add_argument("--repeats", type=int, default=9, metavar="N", help="turns of each program")
     args = parser.parse_args()
-    if args.list:
-        print("\n".join(jobs(args)))
+    if not reproducing.begin(NAME, args, jobs(args)):
         return 0
-    reproducing.begin(NAME, args)
     measure(args)
-    rows = reproducing.rows_of(args.out)
+    rows = [row for row in reproducing.rows_of(args.out) if tail_of(row["key"]) == tail(args)]
     reproducing.finish(NAME, args, section(rows, args), picture(rows))
     return 0
 

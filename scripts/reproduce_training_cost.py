@@ -132,14 +132,20 @@ def costs(repeats: int = 11) -> Row:
     }
 
 
+def key_of(name: str, args: argparse.Namespace) -> str:
+    """Of a method's row; with what was shortened, so that it is not taken for the whole."""
+    return f"trials/{name}/{args.seeds} of {args.epochs} points"
+
+
 def trials(args: argparse.Namespace) -> None:
     """All trials of all methods: one sweep; a row a method."""
-    base = {**BASE, "epochs": args.epochs} if args.epochs else BASE
-    if {f"trials/{name}" for name in METHODS} <= {r["key"] for r in reproducing.rows_of(args.out)}:
+    done = {row["key"] for row in reproducing.rows_of(args.out)}
+    if all(key_of(name, args) in done for name in METHODS):
         return
-    spec = {"data": reproducing.source("mnist", args.data), **base}
+    spec = {"data": reproducing.source("mnist", args.data), **BASE, "epochs": args.epochs}
     axes = {"method": list(METHODS.values()), "seed": list(range(args.seeds))}
-    found = reproducing.sweep({**spec, "axes": axes}, args.out / "sweep", models=False)
+    folder = args.out / f"sweep-{args.seeds}-{args.epochs}"
+    found = reproducing.sweep({**spec, "axes": axes}, folder, models=False)
     for name, method in METHODS.items():
         members = [row for row in found if row["method"] == method]
 
@@ -155,7 +161,7 @@ def trials(args: argparse.Namespace) -> None:
                 "bytes": good[0]["file_bytes"] if good else None,
             }
 
-        once(args.out, f"trials/{name}", measure)
+        once(args.out, key_of(name, args), measure)
 
 
 def axis(row: Row, steps: dict[str, Any], by: str) -> np.ndarray:
@@ -236,19 +242,21 @@ def _shown(value: float | None, unit: float) -> str:
 def main() -> int:
     """Trains, times and writes the section."""
     parser = reproducing.parser_of(NAME, __doc__, seeds=50)
-    parser.add_argument("--epochs", type=int, metavar="N", help="points of a curve; default: 20")
+    parser.add_argument(
+        "--epochs", type=int, default=BASE["epochs"], metavar="N",
+        help="points of a curve (default: %(default)s)",
+    )  # fmt: skip
     args = parser.parse_args()
-    if args.list:
-        print("\n".join(["cost", *(f"trials/{name}" for name in METHODS)]))
+    keys = [key_of(name, args) for name in METHODS]
+    if not reproducing.begin(NAME, args, ["cost", *keys]):
         return 0
-    reproducing.begin(NAME, args)
     cost = once(args.out, "cost", costs)
     trials(args)
     rows = {row["key"]: row for row in reproducing.rows_of(args.out)}
-    found = [rows[f"trials/{name}"] for name in METHODS]
+    found = [rows[key] for key in keys]
     stage = cost["steps"][PARALLEL]
     text = "\n\n".join([
-        reproducing.provenance("scripts/reproduce training-cost", list(rows.values())),
+        reproducing.provenance("scripts/reproduce training-cost", [cost, *found]),
         lines_of(found, cost["steps"], 96.0),
         f"aRes-BP's parallel stage is the first {BASE['parallel_epochs'] * 105:.0f} updates: "
         f"{stage['milliseconds']:.2f} ms, {stage['flops'] / 1e6:,.0f} M operations and "

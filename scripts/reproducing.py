@@ -77,8 +77,20 @@ def parser_of(name: str, doc: str | None, seeds: int = 3) -> argparse.ArgumentPa
     return parser
 
 
-def begin(name: str, args: argparse.Namespace) -> None:
-    """Makes the folder, with the published rows if they are to count."""
+def begin(name: str, args: argparse.Namespace, keys: Iterable[str] = ()) -> bool:
+    """Makes the folder, with the published rows if they are to count; or lists the keys.
+
+    Args:
+      name: of the experiment.
+      args: its options.
+      keys: of all its rows.
+
+    Returns:
+      Whether there is more to do: not where they were only to be listed.
+    """
+    if args.list:
+        print("\n".join(keys))
+        return False
     (args.out / "rows").mkdir(parents=True, exist_ok=True)
     published = RESULTS / f"{name}.json"
     if args.continue_published and published.exists():
@@ -86,6 +98,7 @@ def begin(name: str, args: argparse.Namespace) -> None:
             path = _row_path(args.out, row["key"])
             if not path.exists():
                 replace_json(path, row)
+    return True
 
 
 def source(name: str, folder: Path | None = None) -> str:
@@ -147,7 +160,10 @@ def stamp() -> dict[str, str]:
 
 
 def revision() -> str:
-    """Of the checkout, short; with a plus if the library has changes."""
+    """Of the checkout, short, with a plus if the library has changes; or as the variable says.
+
+    ``ROSLER_REVISION`` is for exported trees, which are in no checkout.
+    """
 
     def git(*words: str) -> str:
         done = subprocess.run(
