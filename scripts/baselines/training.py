@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from baselines.convolutions import quick
+from rosler_jax._convolutions import canonical_convolutions
 from rosler_jax.config import TrainConfig
 from rosler_jax.fit import (
     Arrays,
@@ -68,9 +68,9 @@ class Trained(NamedTuple):
 
 
 def prepared(config: TrainConfig) -> Prepared:
-    """Data and model of a run, small convolutional nets in a form that CPUs train quickly."""
+    """Data and model of a run."""
     dataset, arrays = _data(config.data, config.seed)
-    learner = quick(learner_of(config, dataset), config.model)
+    learner = learner_of(config, dataset)
     functions, units = (
         make_fit(config, learner, len(dataset.train_x)),
         config_units(config, dataset),
@@ -108,9 +108,16 @@ def descent(problem: Prepared, weights: Callable[[Any, Any], Any]) -> Rule:
     loss, steps = loss_of(problem), steps_of(problem.config, len(problem.dataset.train_x))
     optimizer = successive_optimizer(problem.config, problem.hyper, steps)
 
+    def paid(trained: Any, fixed: Any, x: Any, y: Any, units: Units) -> Any:
+        return loss(weights(trained, fixed), x, y, units)
+
+    gradient = jax.grad(paid)
+    if jax.default_backend() == "cpu":  # as the library's own loop
+        gradient = canonical_convolutions(gradient)
+
     def step(state: Any, fixed: Any, x: Any, y: Any, units: Units) -> Any:
         trained, moments = state
-        grads = jax.grad(lambda t: loss(weights(t, fixed), x, y, units))(trained)
+        grads = gradient(trained, fixed, x, y, units)
         updates, moments = optimizer.update(grads, moments, trained)
         return optax.apply_updates(trained, updates), moments
 

@@ -14,10 +14,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "scripts"))
 
 from baselines import deep_compression, dlrt, files, imp, library, masks, snip, svd, training
-from baselines.convolutions import lenet5, small_conv
 
 from rosler_jax.config import TrainConfig
-from rosler_jax.fit import learner_of, run_key
 
 
 @pytest.fixture(scope="module")
@@ -222,15 +220,3 @@ def test_files_give_the_accuracy_of_what_was_trained(
     assert row["validation_error"] == pytest.approx(100 * (1 - dense.validation), abs=1e-4)
     coded = files.measured(problem, library.shipped(problem, dense, 4, True), tmp_path / "c.rosler")
     assert coded["bytes"] < row["bytes"] / 4
-
-
-@pytest.mark.parametrize("model, quick", [("lenet5", lenet5), (None, small_conv)])
-def test_quick_nets_compute_what_the_modules_do(model: str | None, quick: Any, data: str) -> None:
-    from types import SimpleNamespace
-
-    module = f"{library._MODELS}:small_conv"
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 28, 28)), jnp.float32)
-    config = TrainConfig(model=model or module, method="dense")
-    learner = learner_of(config, SimpleNamespace(train_x=x, num_classes=10))
-    params, buffers = learner.init(run_key(0))
-    assert np.allclose(learner.apply(params, buffers, x, False)[0], quick(params, x), atol=1e-5)
