@@ -311,7 +311,7 @@ def test_none_is_a_value(name: str, expected: object) -> None:
         (["train", "--out", "x", "--hidden", "8,,8"], "8,,8"),
         (["train", "--out", "x", "--sketch", "rows_norm"], "rows_norm"),
         (["train", "--out", "x", "--sketch", "dct:28/srht"], "dct/pool:HEIGHTxWIDTH"),
-        (["train", "--out", "x", "--epochs", "1"], "parallel_epochs"),
+        (["train", "--out", "x", "--method", "ares-bp", "--epochs", "1"], "parallel_epochs"),
         (["train", "--rank", "4"], "--out"),
         (["train", "--resume", "x", "--rank", "4"], "--rank"),
         (["train", "--resume", "x", "--out", "y"], "--out"),

@@ -76,7 +76,7 @@ def test_every_field_has_its_option_and_help_with_its_default(
     assert not set(MODEL_OPTIONS) - set(OPTIONS)
     # Rounds, files and stages that a federated run has not, or no option of.
     assert left_out == {
-        "epochs", "stream", "rate_lambda", "budget_bytes", "min_metric", "teacher",
+        "epochs", "epoch_examples", "stream", "rate_lambda", "budget_bytes", "min_metric", "teacher",
         "teacher_weight", "temperature", "patience", "restrict_every",
     }  # fmt: skip
     assert "rosler federate --resume" in done.out
@@ -148,8 +148,11 @@ def test_examples_parse() -> None:
         (["--out", "x", "--secure", "--bad", "0.1"], "secure aggregation shows the server a sum"),
         (["--out", "x", "--rank", "0"], "rank=0"),
         (["--out", "x", "--epochs", "3"], "--epochs"),
-        (["--out", "x", "--rounds", "1"], "parallel_epochs=1.0"),
-        (["--out", "x", "--rounds", "9", "--parallel-epochs", "9"], "below epochs=9"),
+        (["--out", "x", "--method", "ares-bp", "--rounds", "1"], "parallel_epochs=1.0"),
+        (
+            ["--out", "x", "--method", "ares-bp", "--rounds", "9", "--parallel-epochs", "9"],
+            "below epochs=9",
+        ),
         (["--out", "x", "--network", "peer"], "peer"),
         (["--rounds", "3"], "name a folder for the run: --out DIR (or --resume DIR)"),
         (["--resume", "x", "--rounds", "3"], "leave out --rounds"),
@@ -179,7 +182,7 @@ def test_wrong_usage_exits_with_2_and_one_line(
 
 def test_a_long_parallel_stage_is_of_rounds(data: Path, tmp_path: Path) -> None:
     """Not of the epochs that a config has by default, of which there are ten here."""
-    args = parsed("--rounds", 100, "--parallel-epochs", 20)
+    args = parsed("--method", "ares-bp", "--rounds", 100, "--parallel-epochs", 20)
     from rosler_jax.cli import federate
 
     seen = {}
