@@ -76,8 +76,8 @@ def test_every_field_has_its_option_and_help_with_its_default(
     assert not set(MODEL_OPTIONS) - set(OPTIONS)
     # Rounds, files and stages that a federated run has not, or no option of.
     assert left_out == {
-        "epochs", "epoch_examples", "stream", "rate_lambda", "budget_bytes", "min_metric", "teacher",
-        "teacher_weight", "temperature", "patience", "restrict_every",
+        "epochs", "epoch_examples", "stream", "rate_lambda", "budget_bytes", "min_metric",
+        "teacher", "teacher_weight", "temperature", "patience", "restrict_every",
     }  # fmt: skip
     assert "rosler federate --resume" in done.out
 
