@@ -91,10 +91,13 @@ def test_projection_matches_float64(spec, implementation):
 @pytest.mark.parametrize("rows", [1024, 8192, 65536])
 def test_long_sums_of_float32_do_not_drift(rows, kind, implementation):
     # Tensor cores cut off what they add, which no interpreter shows: by 1.5e-6 to 4e-6, once.
+    # CPUs without wide vectors add runs of up to 2,048 terms one by one, without bias: the rounding
+    # of a run of n is 1.8e-8 sqrt(n) of its sum, 8e-7 here.
+    most = 1.2e-6 if PLATFORM == "cpu" else 5e-7
     sketch, x = rk.make(kind, 0, rows, 64), normal(0, 64, rows)
     want = np.asarray(x, np.float64) @ exact(sketch)
     got = np.asarray(rk.project(x, sketch, implementation=implementation), np.float64)
-    assert np.linalg.norm(got - want) < 5e-7 * np.linalg.norm(want)
+    assert np.linalg.norm(got - want) < most * np.linalg.norm(want)
     assert abs(np.mean((got - want) * np.sign(want))) < 2e-7 * np.abs(want).mean()
 
 
