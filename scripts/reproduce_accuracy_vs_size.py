@@ -2,6 +2,7 @@
 
     scripts/reproduce accuracy-vs-size                      # everything; hours on two cores
     scripts/reproduce accuracy-vs-size --only mnist/,cwru   # of some tasks
+    scripts/reproduce accuracy-vs-size --only cifar10/ --epochs-times 20   # for a GPU
     scripts/reproduce accuracy-vs-size --list
 
 A line of ``accuracy_nets`` is one sweep over bits or prices and seeds. The epoch is chosen by
@@ -33,10 +34,16 @@ LARGEST = 3_000_000  # multiplications of a net that is still emulated
 FUNCTIONS = ("cwru_unseen_load", "cats_dogs")  # of bench_data
 
 
-def spec_of(key: str, seeds: list[int], args: argparse.Namespace) -> dict[str, Any]:
+def seeds_of(key: str, args: argparse.Namespace) -> list[int]:
+    """As many as asked for, or as a line of dear nets has."""
+    return list(range(min(args.seeds, LINES[key].seeds)))
+
+
+def spec_of(key: str, args: argparse.Namespace) -> dict[str, Any]:
     """The sweep of a line."""
     line, task = LINES[key], TASKS[LINES[key].task]
     spec = {**task.settings, **line.settings}
+    spec["epochs"] = round(args.epochs_times * spec["epochs"])
     if task.data in FUNCTIONS:
         spec["data"] = f"scripts/bench_data.py:{task.data}"
         spec["data_options"] = [f"folder={args.data}"] if args.data else []
@@ -44,49 +51,58 @@ def spec_of(key: str, seeds: list[int], args: argparse.Namespace) -> dict[str, A
         spec["data"] = reproducing.source(task.data, args.data)
     if line.teacher is not None:
         spec["teacher"] = str(teacher_of(line.teacher, args))
-    return {**spec, "axes": {**line.axes, "seed": seeds}}
+    return {**spec, "axes": {**line.axes, "seed": seeds_of(key, args)}}
 
 
 def teacher_of(key: str, args: argparse.Namespace) -> Path:
     """The first model of a line, trained here if only its published rows are."""
     model = model_folder(folder_of(key, args), 0)
     if not model.exists():
-        reproducing.sweep(spec_of(key, list(range(args.seeds)), args), folder_of(key, args))
+        reproducing.sweep(spec_of(key, args), folder_of(key, args))
     return model
 
 
 def folder_of(key: str, args: argparse.Namespace) -> Path:
     """Of a line's sweep."""
-    return Path(args.out) / "sweeps" / f"{key.replace('/', '-')}-{args.seeds}"
+    return Path(args.out) / "sweeps" / f"{named(key, args).replace('/', '-')}-{args.seeds}"
+
+
+def named(key: str, args: argparse.Namespace) -> str:
+    """A line in rows: of so many times its epochs."""
+    return key if args.epochs_times == 1 else f"{key}*{args.epochs_times:g}"
 
 
 def trained(key: str, args: argparse.Namespace) -> list[Row]:
     """The rows of a line: read if they are there, else those of its sweep."""
-    done = [row for row in reproducing.rows_of(args.out) if row.get("line") == key]
-    if len({row["seed"] for row in done}) >= args.seeds:
+    name = named(key, args)
+    done = [row for row in reproducing.rows_of(args.out) if row.get("line") == name]
+    if len({row["seed"] for row in done}) >= len(seeds_of(key, args)):
         return done
-    found = reproducing.sweep(spec_of(key, list(range(args.seeds)), args), folder_of(key, args))
+    found = reproducing.sweep(spec_of(key, args), folder_of(key, args))
     return [_row(key, member, args) for member in found if member["status"] == "done"]
 
 
 def _row(key: str, member: Mapping[str, Any], args: argparse.Namespace) -> Row:
-    line = LINES[key]
-    setting = ", ".join(f"{name} {member[name]:g}" for name in line.axes) or "bits 32"
+    line, name = LINES[key], named(key, args)
+    varied = ", ".join(f"{name} {member[name]:g}" for name in line.axes)
+    setting = varied or f"bits {line.settings.get('bits', 32)}"
     model = model_folder(folder_of(key, args), member["member"])
 
     def measure() -> Row:
         report = size_report(model)
         return {
-            "line": key, "task": line.task, "net": line.net, "method": line.method,
+            "line": name, "task": line.task, "net": line.net,
+            "method": line.method + name.removeprefix(key),
             "ratio": line.ratio, "setting": setting, "seed": member["seed"],
             "test": 100 * member["test_accuracy"],
             "validation": 100 * member["validation_accuracy"],
             "bytes": member["file_bytes"], "numbers": member["parameters"],
             "multiplications": report.total("multiplications"),
+            "epochs": spec_of(key, args)["epochs"],
             "best_epoch": member["best_epoch"], "model": str(model.relative_to(args.out)),
         }  # fmt: skip
 
-    return once(args.out, f"{key}/{setting}/seed {member['seed']}", measure)
+    return once(args.out, f"{name}/{setting}/seed {member['seed']}", measure)
 
 
 def counted(row: Row, args: argparse.Namespace) -> Row | None:
@@ -146,7 +162,7 @@ def points_of(rows: list[Row]) -> dict[str, list[Point]]:
 
 def ratio_table(points: list[Point]) -> str:
     """Accuracy at a 50th, 70th and 90th of the bytes and less, and how far below the dense net."""
-    dense = next((p for p in points if p.rows[0]["line"].endswith("/dense")), None)
+    dense = next((p for p in points if p.rows[0]["line"].split("*")[0].endswith("/dense")), None)
     chosen = [p for p in points if p.rows[0]["ratio"]]
     if dense is None or not chosen:
         return ""
@@ -266,6 +282,9 @@ def section(args: argparse.Namespace) -> tuple[str, Any]:
 def main() -> int:
     """Measures what is missing and writes the section."""
     parser = reproducing.parser_of(NAME, __doc__)
+    parser.add_argument(
+        "--epochs-times", type=float, default=1.0, metavar="F", help="as many epochs as a line has"
+    )
     parser.add_argument("--no-board", action="store_true", help="count no instructions")
     args = parser.parse_args()
     keys = [key for key in LINES if wanted(key, args)]
