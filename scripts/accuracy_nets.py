@@ -27,7 +27,7 @@ class Line(NamedTuple):
       axes: what else varies, by field.
       teacher: the line whose first model it imitates.
       ratio: of the dense net's bytes to its own; 0 where none was aimed at.
-      seeds: at most so many, of what is dear.
+      seeds: at most so many, of what is dear; where epochs are multiplied, as many as asked for.
     """
 
     task: str
@@ -208,7 +208,7 @@ def _cats_dogs() -> dict[str, Line]:
 
 
 def _cifar10() -> dict[str, Line]:
-    """Shortened, but for the sketched VGG-16: ``--epochs-times`` makes the lines longer."""
+    """Shortened: ``--epochs-times`` makes the lines longer. Dense VGG-16 is for a GPU alone."""
     task = "cifar10"
     lines = mlp_lines(task, 3072, 10, "srht", 512, {}, {}, bits=(16, 4))
     few = {"bits": [8, 4]}
@@ -219,27 +219,21 @@ def _cifar10() -> dict[str, Line]:
         ("lenet-low", "LeNet-5, learnt factors", {"method": "low-rank", "rules": rules}),
     ):
         lines[name] = Line(task, "LeNet-5", method, {**small, **made}, few)
-    rules = ["stem*=skip", "head=skip", "*=0.25"]
-    for net, model, epochs in (("ResNet-8", "resnet8", 5), ("ResNet-20", "resnet20", 3)):
-        shared = {"model": model, "learning_rate": 3e-3, "epochs": epochs, "bits": 8}
-        narrow = {"method": "dense", "options": ["width=8"]}
-        for name, method, made in (
-            (model, "dense", {"method": "dense"}),
-            (f"{model}-low", "learnt factors", {"method": "low-rank", "rules": rules}),
-            (f"{model}-narrow", "narrower", narrow),
+    narrow: Settings = {"method": "dense", "options": ["width=8"]}
+    for net, model, first, rank, epochs in (
+        ("ResNet-8", "resnet8", "stem*", 0.25, 5), ("ResNet-20", "resnet20", "stem*", 0.25, 3),
+        ("VGG-16", "vgg16", "stages.0.0*", 0.125, 10),
+    ):  # fmt: skip
+        deep: Settings = {"model": model, "learning_rate": 2e-3, "epochs": epochs, "bits": 8}
+        low: Settings = {"method": "low-rank", "rules": [f"{first}=skip", "head=skip", f"*={rank}"]}
+        for end, method, how, seeds in (
+            ("", "dense", {"method": "dense"}, int(net != "VGG-16")),
+            ("-low", "learnt factors", low, 1),
+            ("-narrow", "narrower", narrow, 1),
         ):
-            lines[name] = Line(task, net, f"{net}, {method}", {**shared, **made}, seeds=1)
-    for name, method, made in (
-        ("vgg16-low", "learnt factors", {"method": "low-rank", "rules": VGG, "epochs": 10}),
-        ("vgg16-narrow", "narrower", {"method": "dense", "options": ["width=8"], "epochs": 6}),
-    ):
-        deep = {"model": "vgg16", "learning_rate": 2e-3, "bits": 8, **made}
-        lines[name] = Line(task, "VGG-16", f"VGG-16, {method}", deep, seeds=1)
+            settings = {**deep, **how}
+            lines[model + end] = Line(task, net, f"{net}, {method}", settings, seeds=seeds)
     return lines
-
-
-VGG = ["stages.0.0*=skip", "head=skip", "*=0.125"]
-"""Rules of the sketched VGG-16: two factors of an eighth of the rank, three channels left alone."""
 
 
 LINES: dict[str, Line] = {

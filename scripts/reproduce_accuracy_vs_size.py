@@ -36,7 +36,8 @@ FUNCTIONS = ("cwru_unseen_load", "cats_dogs")  # of bench_data
 
 def seeds_of(key: str, args: argparse.Namespace) -> list[int]:
     """As many as asked for, or as a line of dear nets has."""
-    return list(range(min(args.seeds, LINES[key].seeds)))
+    most = LINES[key].seeds if args.epochs_times <= 1 else args.seeds
+    return list(range(min(args.seeds, most)))
 
 
 def spec_of(key: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -287,7 +288,7 @@ def main() -> int:
     )
     parser.add_argument("--no-board", action="store_true", help="count no instructions")
     args = parser.parse_args()
-    keys = [key for key in LINES if wanted(key, args)]
+    keys = [key for key in LINES if wanted(key, args) and seeds_of(key, args)]
     if not reproducing.begin(NAME, args, (f"{key}: {LINES[key]}" for key in keys)):
         return 0
     failed = []
