@@ -1,6 +1,6 @@
-"""The table of a graph's kinds of operations and of its functions, from the code, into README.md.
+"""The tables of a graph's kinds of operations and functions, from the code, into the documentation.
 
-    python scripts/kinds.py           writes README.md
+    python scripts/kinds.py           writes docs/howto/graph.md
     python scripts/kinds.py --check   says whether it is current
 
 A kind or a function counts as served by a target that has a line for it in its table which does
@@ -32,7 +32,7 @@ from rosler_jax.graph.compute import COMPUTE
 from rosler_jax.graph.functions import FUNCTIONS, result_dtype
 from rosler_jax.graph.kinds import KINDS, Map, Op, Scan
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "howto" / "graph.md"
 BEGIN, END = "<!-- kinds: scripts/kinds.py -->\n", "<!-- end of kinds -->"
 YES, NO = "yes", "–"
 
@@ -118,17 +118,17 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if stale")
     args = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
     if not pattern.search(text):
-        print(f"{README.name} has no section {BEGIN.strip()} ... {END}", file=sys.stderr)
+        print(f"{PAGE.name} has no section {BEGIN.strip()} ... {END}", file=sys.stderr)
         return 2
     new = pattern.sub(lambda _: BEGIN + table() + END, text)
     if args.check and new != text:
-        print("README.md is stale: run python scripts/kinds.py", file=sys.stderr)
+        print("docs/howto/graph.md is stale: run python scripts/kinds.py", file=sys.stderr)
         return 1
     if not args.check:
-        README.write_text(new, encoding="utf-8")
+        PAGE.write_text(new, encoding="utf-8")
     return 0
 
 
