@@ -25,6 +25,7 @@ import reproducing
 from accuracy_nets import LINES, RATIOS, TASKS
 from reproducing import Row, grouped, mean, once, plus_minus, table, wanted
 
+from rosler_jax._files import replace_file
 from rosler_jax.export.api import calibration_of, export
 from rosler_jax.size import size_report
 from rosler_jax.sweep.runner import model_folder
@@ -268,6 +269,29 @@ def draw(found: Mapping[str, list[Point]]) -> Any:
     return made
 
 
+def draw_first(points: list[Point]) -> Any:
+    """The README's: test error against bytes, a line a method, on one set of data."""
+    made, (ax,) = reproducing.figure(width=8, height=4.2)
+    for i, method in enumerate(dict.fromkeys(p.rows[0]["method"] for p in points)):
+        own = sorted((p for p in points if p.rows[0]["method"] == method), key=_bytes_of)
+        errors = [[100 - row["test"] for row in p.rows] for p in own]
+        ax.errorbar(
+            [p.mean("bytes") for p in own], [mean(e) for e in errors],
+            [reproducing.spread(e) for e in errors],
+            fmt="o", markersize=5, capsize=3, color=f"C{i}", label=method,
+        )  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="bytes of the file", ylabel="MNIST: test error, %")
+    ax.set_yticks([0.8, 1, 1.5, 2, 3, 5], ["0.8", "1", "1.5", "2", "3", "5"], minor=False)
+    ax.yaxis.set_minor_formatter("")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8, ncols=2)
+    return made
+
+
+def _bytes_of(point: Point) -> float:
+    return point.mean("bytes")
+
+
 def section(args: argparse.Namespace) -> tuple[str, Any]:
     """The text and the figure."""
     rows = reproducing.rows_of(args.out)
@@ -303,6 +327,10 @@ def main() -> int:
     if not reproducing.rows_of(args.out):
         return 1
     reproducing.finish(NAME, args, *section(args))
+    first = points_of(reproducing.rows_of(args.out)).get("mnist")
+    if args.publish and first:
+        where = reproducing.RESULTS / "first.svg"
+        replace_file(where, lambda path: reproducing.save_svg(draw_first(first), path))
     return int(bool(failed))
 
 
