@@ -24,7 +24,8 @@ from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import PartitionSpec as P
 
 from . import selection
-from .selection import IMPLEMENTATIONS, Choice, Device, Problem
+from ._problem import Problem
+from .selection import IMPLEMENTATIONS, Choice, Device
 from .sharding import by_example
 
 if TYPE_CHECKING:

@@ -28,6 +28,8 @@ from . import tuning
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ._problem import Problem
+
 VARIABLE = "ROSLER_KERNELS_IMPLEMENTATION"
 
 
@@ -76,23 +78,6 @@ class Choice(NamedTuple):
     reason: str
     blocks: tuple[tuple[str, int], ...] | None = None
     asked: bool = False
-
-
-class Problem(NamedTuple):
-    """What a choice depends on besides the device.
-
-    Attributes:
-      operation: name of the operation.
-      kind: family of the sketch, or how the operands are held.
-      dtype: name of the inputs' dtype.
-      shape: (rows, contraction, columns) of the product; the rows may be symbolic, as while a
-        function is exported with a batch of any size.
-    """
-
-    operation: str
-    kind: str
-    dtype: str
-    shape: tuple[int, int, int]
 
 
 # Part of the key of every cache of traces, unlike a variable of Python's own.

@@ -13,7 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from .selection import Problem
+    from ._problem import Problem
 
 NEAR = math.log(2.0)
 """How far, in each dimension, a shape may be from a measured one: a factor of two."""

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from rosler_jax.config import TrainConfig
+
+class Numbered(Protocol):
+    """What has the numbers of a run: :class:`rosler_jax.config.TrainConfig`."""
+
+    @property
+    def peak_learning_rate(self) -> float: ...  # noqa: D102
+    @property
+    def budget_bytes(self) -> int | None: ...  # noqa: D102
+    @property
+    def min_metric(self) -> float | None: ...  # noqa: D102
 
 
 class Hyper(NamedTuple):
@@ -40,7 +48,7 @@ class Hyper(NamedTuple):
     min_metric: Any
 
 
-def hyper_of(config: TrainConfig) -> Hyper:
+def hyper_of(config: Numbered) -> Hyper:
     """Those of a run, float32.
 
     Example:

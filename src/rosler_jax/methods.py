@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import optax
 
@@ -17,22 +17,36 @@ from rosler_jax.optim.restrict_rank import restrict_rank
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
-    from rosler_jax.config import TrainConfig
     from rosler_jax.hyper import Hyper
     from rosler_jax.learner import Learner
+
+
+class Ruled(Protocol):
+    """What says which layers are sketched: :class:`rosler_jax.config.TrainConfig`."""
+
+    @property
+    def rules(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def rank(self) -> int | float: ...  # noqa: D102
+    @property
+    def oversampling(self) -> int | None: ...  # noqa: D102
+    @property
+    def in_sketch(self) -> int | None: ...  # noqa: D102
+    @property
+    def sketch(self) -> str | None: ...  # noqa: D102
 
 
 class Setting(NamedTuple):
     """What an optimiser is made for.
 
     Attributes:
-      config: the run.
+      config: the run, a :class:`rosler_jax.config.TrainConfig`.
       hyper: its numbers, which may be traced.
       learner: the model.
       switch: updates of aRes-BP's parallel stage.
     """
 
-    config: TrainConfig
+    config: Any
     hyper: Hyper
     learner: Learner
     switch: int
@@ -147,7 +161,7 @@ HEAD = (Rule("head", skip=True), Rule("*.head", skip=True))
 """The output layer of a model, by its name, stays dense unless rules are given."""
 
 
-def rules(config: TrainConfig, mode: str | None) -> tuple[Rule, ...]:
+def rules(config: Ruled, mode: str | None) -> tuple[Rule, ...]:
     """The rules of a run: which layers are held as sketches, at which rank.
 
     Example:
@@ -163,14 +177,14 @@ def rules(config: TrainConfig, mode: str | None) -> tuple[Rule, ...]:
     return tuple(_parsed(text, config, mode) for text in config.rules)
 
 
-def _parsed(text: str, config: TrainConfig, mode: str) -> Rule:
+def _parsed(text: str, config: Ruled, mode: str) -> Rule:
     pattern, _, said = text.partition("=")
     if said == "skip":
         return Rule(pattern, skip=True)
     return _rule(pattern, rank_of(said) if said else config.rank, config, mode)
 
 
-def _rule(pattern: str, rank: Any, config: TrainConfig, mode: Any) -> Rule:
+def _rule(pattern: str, rank: Any, config: Ruled, mode: Any) -> Rule:
     oversampling = config.oversampling if mode == "ares" else None
     in_sketch = config.in_sketch if mode == "seeded" else None
     sketch = config.sketch if mode in ("ares", "seeded") else None

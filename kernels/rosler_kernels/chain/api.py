@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from .. import _operation as operation
+from .._problem import Problem
 from ..products import outer
 from ..projection.api import project
-from ..selection import Choice, Problem
+from ..selection import Choice
 from ..sharding import by_example
 from ..sketches import Sketch
 from ..sketches._base import only_live

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .. import _operation as operation
-from ..selection import Problem
+from .._problem import Problem
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from .. import _operation as operation
 from .. import projection
-from ..selection import Problem
+from .._problem import Problem
 from ..sketches._base import only_live
 from . import _shifted
 from ._geometry import Geometry

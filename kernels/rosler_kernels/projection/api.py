@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from .. import _operation as operation
-from ..selection import Choice, Problem
+from .._problem import Problem
+from ..selection import Choice
 from ..sketches._base import only_live
 
 if TYPE_CHECKING:

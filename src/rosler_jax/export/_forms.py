@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rosler_jax.export._counted import Counted
     from rosler_jax.export.c.source import CSource
-    from rosler_jax.export.report import Counted
 
 _COLUMNS = {
     "flash": "flash_bytes", "RAM": "ram_bytes", "instructions": "instructions",

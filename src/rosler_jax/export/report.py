@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rosler_jax.export import _forms
+from rosler_jax.export._counted import Counted
 from rosler_jax.export.c.source import CSource
 from rosler_jax.graph import Graph, Op
 from rosler_jax.size import size_report
@@ -22,26 +23,6 @@ ESTIMATE = (
     "estimate: one cycle an instruction and one more a load or store, no wait states; "
     f"{NANOJOULES_PER_CYCLE} nJ a cycle, {MEGAHERTZ} MHz (MLPerf Tiny v1.1, STM32L4R5)"
 )
-
-
-class Counted(NamedTuple):
-    """What an emulated inference took on average.
-
-    Attributes:
-      board: the processor.
-      instructions, loads, stores: per inference.
-      code_bytes: flash of the model's code.
-      stack_bytes: of an inference.
-      start_instructions: of decoding weights, once.
-    """
-
-    board: str
-    instructions: float
-    loads: float
-    stores: float
-    code_bytes: int
-    stack_bytes: int
-    start_instructions: int = 0
 
 
 def estimates(counted: Counted) -> dict[str, Any]:

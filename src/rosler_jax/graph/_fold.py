@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rosler_jax._quantized import QuantizedTensor
+from rosler_jax.graph._limits import limits, operands
 from rosler_jax.graph._recognise import recognised
 from rosler_jax.graph._rewrite import Known, each, renumbered, trailing
 from rosler_jax.graph.graph import Graph
@@ -53,47 +54,11 @@ def simplified(graph: Graph) -> Graph:
     return renumbered(each(*passes)(graph))
 
 
-def _operands(known: Known, op: Map) -> tuple[int, int] | None:
-    """Of a function of two: the place of the value and of the constant; None if not one of each."""
-    if len(op.inputs) != 2:
-        return None
-    constant = [v in known.constants for v in op.inputs]
-    if constant.count(True) != 1 or op.dtypes[0] != "float32":
-        return None
-    return (0, 1) if constant[1] else (1, 0)
-
-
-def limits(known: Known, op: Op) -> None:
-    """Max and min with a number are one clamp; from zero on it is a relu."""
-    if not isinstance(op, Map) or op.function not in ("max", "min", "clamp"):
-        return
-    if op.function == "clamp":
-        at, (low, high) = 0, op.numbers
-    else:
-        places = _operands(known, op)
-        bound = None if places is None else known.scalar(op.inputs[places[1]])
-        if places is None or bound is None or op.in_shapes[places[0]] != op.out_shape:
-            return
-        at = places[0]
-        low, high = (bound, math.inf) if op.function == "max" else (-math.inf, bound)
-    source, shape = op.inputs[at], op.in_shapes[at]
-    before = known.only(source, Map)
-    if isinstance(before, Map) and before.function in ("clamp", "relu"):
-        first = before.numbers or (0.0, math.inf)
-        low, high = (min(max(v, low), high) for v in first)
-        source, shape = before.inputs[0], before.in_shape
-    relu = (low, high) == (0.0, math.inf)
-    known.put(op, dataclasses.replace(
-        op, inputs=(source,), in_shapes=(shape,), function="relu" if relu else "clamp",
-        numbers=() if relu else (low, high),
-    ))  # fmt: skip
-
-
 def _scaled(known: Known, op: Op) -> None:
     """A value times a number: the number joins what makes the value, and the product goes."""
     if not isinstance(op, Map) or op.function not in ("mul", "div"):
         return
-    places = _operands(known, op)
+    places = operands(known, op)
     if places is None or (op.function == "div" and places != (0, 1)):
         return
     number, value = known.scalar(op.inputs[places[1]]), op.inputs[places[0]]
@@ -134,7 +99,7 @@ def _map_affine(known: Known, op: Op) -> tuple[int, np.ndarray, np.ndarray] | No
     """``(value, f, s)`` of a map ``x f + s`` by numbers of the last axes."""
     if not isinstance(op, Map) or op.function not in ("add", "sub", "mul", "div"):
         return None
-    places = _operands(known, op)
+    places = operands(known, op)
     if places is None or op.in_shapes[places[0]] != op.out_shape:
         return None
     at, other = places

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from rosler_jax.graph._builder import Builder
+from rosler_jax.graph._limits import limits
 from rosler_jax.graph._rewrite import Known, each
 from rosler_jax.graph.functions import FUNCTIONS
 from rosler_jax.graph.graph import Graph, Value
@@ -176,7 +177,6 @@ TEMPLATES: dict[str, Callable[..., Op | None]] = {
 @functools.lru_cache(maxsize=512)
 def _template(name: str, shape: Shape) -> Graph:
     """A function as a graph, on one input of that shape (and a vector of its last axis)."""
-    from rosler_jax.graph._fold import limits
     from rosler_jax.graph._jaxpr import walk
 
     function, count = _LAYERS.get(name) or (FUNCTIONS[name].compute, 1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from rosler_jax.graph.kinds import Op, Scan
+from rosler_jax.graph.op import Op
 from rosler_jax.graph.weight import Shape, Weight
+
+_T = TypeVar("_T")
 
 
 class Value(NamedTuple):
@@ -78,28 +80,28 @@ class Graph:
         return found | {k: d for op in self.ops for k, d in zip(op.outputs, op.dtypes, strict=True)}
 
 
+def _held(op: Op, kind: type[_T]) -> dict[str, _T]:
+    """The fields of an operation that hold one of a kind."""
+    fields = ((field.name, getattr(op, field.name)) for field in dataclasses.fields(op))
+    return {name: value for name, value in fields if isinstance(value, kind)}
+
+
 def op_vectors(op: Op) -> list[Weight]:
     """The stored arrays that an operation itself holds."""
-    fields = (getattr(op, field.name) for field in dataclasses.fields(op))
-    return [value for value in fields if isinstance(value, Weight)]
+    return list(_held(op, Weight).values())
 
 
 def op_weights(op: Op) -> Iterator[Weight]:
     """The stored arrays of one operation, those of a body among them."""
-    if isinstance(op, Scan):
-        yield from op.body.weights()
+    for body in _held(op, Graph).values():
+        yield from body.weights()
     yield from op_vectors(op)
 
 
 def with_weights(op: Op, change: Any) -> Op:
     """An operation with every stored array changed by a function of the array."""
-    new: dict[str, Any] = {
-        field.name: change(value)
-        for field in dataclasses.fields(op)
-        if isinstance(value := getattr(op, field.name), Weight)
-    }
-    if isinstance(op, Scan):
-        new["body"] = map_weights(op.body, change)
+    new: dict[str, Any] = {name: change(value) for name, value in _held(op, Weight).items()}
+    new |= {name: map_weights(body, change) for name, body in _held(op, Graph).items()}
     return dataclasses.replace(op, **new) if new else op
 
 

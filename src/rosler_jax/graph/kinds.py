@@ -14,50 +14,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar, dataclass_transform
 
 import rosler_kernels as rk
+from rosler_jax.graph.graph import Graph
+from rosler_jax.graph.op import Op as Op
 from rosler_jax.graph.weight import Shape, Weight
 
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float32
 
-    from rosler_jax.graph.graph import Graph
 
 _T = TypeVar("_T")
-
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Op:
-    """What all operations have.
-
-    Attributes:
-      name: unique in its graph: where it came from.
-      inputs: the values that it reads; results of operations, inputs or constants of the graph.
-      outputs: the values that it makes.
-      in_shapes, out_shapes: in which shape it reads and writes each.
-      dtypes: of the outputs: ``"float32"``, ``"int32"`` or ``"bool"``.
-    """
-
-    name: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    in_shapes: tuple[Shape, ...]
-    out_shapes: tuple[Shape, ...]
-    dtypes: tuple[str, ...] = ("float32",)
-
-    @property
-    def in_shape(self) -> Shape:
-        """Shape of the first input."""
-        return self.in_shapes[0]
-
-    @property
-    def out_shape(self) -> Shape:
-        """Shape of the first output."""
-        return self.out_shapes[0]
-
-    @property
-    def output(self) -> int:
-        """The first output."""
-        return self.outputs[0]
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=False)

@@ -22,11 +22,11 @@ from rosler_jax.sweep import folder as folders
 from rosler_jax.sweep import hosts, schedule
 from rosler_jax.sweep.plan import form_of, training_key
 from rosler_jax.sweep.spec import SweepSpec
+from rosler_jax.sweep.work import Work, stored_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rosler_jax.sweep.runner import Work
 
 RUNGS = "rungs"
 
@@ -164,8 +164,6 @@ def load_states(work: Work, stage: int) -> States:
     Raises:
       SweepError: if one cannot be read.
     """
-    from rosler_jax.sweep import runner
-
     decided = folders.read_stage(work.folder, stage)
     assert decided is not None
     every = work.spec.configs()
@@ -181,7 +179,7 @@ def load_states(work: Work, stage: int) -> States:
         for row, i in enumerate(chunk.trainings):
             config = group.trainings[i]
             place[training_key(config)] = number, row, form_of(config, work.built).like
-    rows = {row["member"]: row for row in runner.stored_rows(work, stage, plan)}
+    rows = {row["member"]: row for row in stored_rows(work, stage, plan)}
     return States(stacked, place, rows)
 
 

@@ -7,7 +7,6 @@ written before it runs, and a chunk's rows before the next chunk begins.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import math
@@ -23,23 +22,20 @@ from rosler_jax import config as configs
 from rosler_jax._files import replace_json
 from rosler_jax._folder import tie_data
 from rosler_jax.config import TrainConfig
-from rosler_jax.fit import task_of
 from rosler_jax.graph.save import MODEL, save
 from rosler_jax.run import CONFIG
 from rosler_jax.sweep import folder as folders
 from rosler_jax.sweep import halving, hosts, schedule, search, table, trainings
 from rosler_jax.sweep import report as report_page
-from rosler_jax.sweep.examples import SHARED, load_examples
-from rosler_jax.sweep.folder import SweepError
+from rosler_jax.sweep.examples import load_examples
 from rosler_jax.sweep.plan import Built, Group
 from rosler_jax.sweep.schedule import Chunk, Plan
 from rosler_jax.sweep.ship import Job, graph_of, shipped
 from rosler_jax.sweep.spec import SweepSpec, as_spec
 from rosler_jax.sweep.trainings import Outcome
+from rosler_jax.sweep.work import Report, Row, Stage, Work, check, stored_rows
 from rosler_jax.tasks import Task, metric_of
 
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 Planned = Callable[[Sequence[str]], None]
 
 MODELS = "models"
@@ -51,76 +47,6 @@ class Summary(NamedTuple):
     folder: Path
     rows: list[Row]
     failed: int
-
-
-class Stage(NamedTuple):
-    """Members that train for a while.
-
-    Attributes:
-      number: from 0 on.
-      indices: of the members, in the whole sweep.
-      members: their configs.
-      start: epochs they have behind them.
-      stop: epochs they then have; None for all of each config's.
-      plan: the calls.
-    """
-
-    number: int
-    indices: tuple[int, ...]
-    members: tuple[TrainConfig, ...]
-    start: int
-    stop: int | None
-    plan: Plan
-
-
-@dataclasses.dataclass
-class Work:
-    """What lasts through a run of a sweep: the data, compiled programs, and how far it is."""
-
-    folder: Path
-    spec: SweepSpec
-    built: Built
-    total: int
-    report: Report | None
-    models: bool = False
-    began: float = dataclasses.field(default_factory=time.perf_counter)
-    done: int = 0
-    trained: int = 0
-    best: float = math.nan
-
-
-def check(members: Sequence[TrainConfig]) -> None:
-    """Refuses what the members of one sweep cannot differ in, or cannot do.
-
-    Raises:
-      SweepError: naming the field.
-      ValueError: for a metric that the task does not have.
-    """
-    for name in SHARED:
-        found = {getattr(c, name) for c in members}
-        if len(found) > 1:
-            shown = ", ".join(sorted(map(str, found)))
-            raise SweepError(f"members differ in {name} ({shown}); one sweep has one {name}")
-    for i, config in enumerate(members):
-        if config.patience is not None:
-            raise SweepError(
-                f"member {i}: patience={config.patience}; a population runs all its epochs, leave "
-                "patience out"
-            )
-        if config.budget_bytes is not None:
-            raise SweepError(
-                f"member {i}: budget_bytes={config.budget_bytes}; a budget is kept by a look at "
-                "the file after every epoch, of one run: sweep rate_lambda, or train"
-            )
-        if config.rate_coded and config.staged:
-            raise SweepError(
-                f"member {i}: {config.method} is rate-coded after its switch, in a program of its "
-                "own: sweep chain, or train"
-            )
-    first = members[0]
-    metric_of(task_of(first), first.metric)
-    if first.stream == "always":
-        raise SweepError("stream=always: a sweep has its data on the device; leave stream out")
 
 
 def check_libraries(spec: SweepSpec) -> None:
@@ -266,19 +192,6 @@ def _agreed_plan(
     folders.store_spec(work.folder, work.spec, work.built.examples)
     folders.write_stage(work.folder, number, {"members": index, "plan": schedule.to_json(plan)})
     return plan
-
-
-def stored_rows_here(work: Work, number: int, plan: Plan) -> list[Row]:
-    """The rows of a finished stage, read on this host."""
-    rows: list[Row] = []
-    for i in range(len(plan.chunks)):
-        rows += table.read_rows(table.part_path(work.folder, number, i))
-    return rows
-
-
-def stored_rows(work: Work, number: int, plan: Plan) -> list[Row]:
-    """The rows of a finished stage, on every host."""
-    return hosts.share(stored_rows_here(work, number, plan) if hosts.is_first() else None)
 
 
 def run_stage(work: Work, stage: Stage) -> list[Row]:

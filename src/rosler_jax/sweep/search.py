@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rosler_jax.sweep import folder as folders
 from rosler_jax.sweep import hosts, schedule
 from rosler_jax.sweep.axes import Axis
 from rosler_jax.sweep.spec import SweepSpec
-
-if TYPE_CHECKING:
-    from rosler_jax.sweep.runner import Stage, Work
+from rosler_jax.sweep.work import Stage, Work, check, stored_rows_here
 
 STUDY = "rosler"
 
@@ -100,8 +98,6 @@ def tell(
 
 def batches(work: Work) -> Iterator[Stage]:
     """The batches of a search, each told before the next is asked for."""
-    from rosler_jax.sweep import runner
-
     spec, search = work.spec, work.spec.search
     assert search is not None
     most = _largest_ranks(spec)
@@ -112,7 +108,7 @@ def batches(work: Work) -> Iterator[Stage]:
         else:
             trials = kept["trials"]
         members = [spec.member(_values(spec, t["params"])) for t in trials]
-        runner.check([spec.first(), *members])
+        check([spec.first(), *members])
         wide = [spec.member({**_values(spec, t["params"]), **most}) for t in trials]
         if kept is None:
             plan = schedule.make_schedule(members, work.built, wide)
@@ -122,9 +118,9 @@ def batches(work: Work) -> Iterator[Stage]:
         else:
             plan = schedule.from_json(kept["plan"], members, work.built, wide)
         index = tuple(range(batch * search.batch, batch * search.batch + len(members)))
-        yield runner.Stage(batch, index, tuple(members), 0, None, plan)
+        yield Stage(batch, index, tuple(members), 0, None, plan)
         if hosts.is_first():
-            rows = sorted(runner.stored_rows_here(work, batch, plan), key=lambda row: row["member"])
+            rows = sorted(stored_rows_here(work, batch, plan), key=lambda row: row["member"])
             tell(work.folder, spec, trials, rows)
 
 

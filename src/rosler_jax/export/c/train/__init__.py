@@ -9,7 +9,8 @@ The files stand alone, or go beside ``rosler_model.*`` into one image.
 
 from rosler_jax.export.c.train.parallel import Parallel, parallel_graph
 from rosler_jax.export.c.train.parameters import Field, unpack
-from rosler_jax.export.c.train.source import HEADER, SOURCE, TrainSource, write_training
+from rosler_jax.export.c.train.source import HEADER, SOURCE, TrainSource
+from rosler_jax.export.c.train.write import write_training
 
 __all__ = [
     "HEADER",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,9 +15,9 @@ from rosler_jax.export.c.train import floats
 from rosler_jax.export.c.train.chain import cut, frozen_step
 from rosler_jax.export.c.train.gradient import gradient_functions, gradient_of
 from rosler_jax.export.c.train.memory import Layout, Node, aligned, frozen, lay_out
-from rosler_jax.export.c.train.parallel import Parallel, parallel_graph
+from rosler_jax.export.c.train.parallel import Parallel
 from rosler_jax.export.c.train.parameters import FLAG, Field, Parameters
-from rosler_jax.export.c.train.parts import parameters_of, trained_names
+from rosler_jax.export.c.train.parts import trained_names
 from rosler_jax.export.c.unit import (
     ABOUT_CONST,
     Unit,
@@ -30,9 +29,6 @@ from rosler_jax.graph.graph import Graph
 from rosler_jax.graph.kinds import count
 
 HEADER, SOURCE = "rosler_train.h", "rosler_train.c"
-LOSSES = ("cross_entropy", "mse")
-STAGES = ("successive", "parallel")
-DTYPES = ("float32", "fixed")
 _NAN = """ NaN among the inputs makes the loss NaN, and then the weights: look at the
    loss before rosler_train_save; rosler_train_load takes the weights back."""
 
@@ -111,92 +107,11 @@ class Program(NamedTuple):
     stage: str
 
 
-def write_training(
-    graph: Graph,
-    *,
-    loss: str = "cross_entropy",
-    batch: int = 16,
-    stage: str = "successive",
-    parts: str | Sequence[str] = "all",
-    dtype: str = "float32",
-    momentum: float = 0.9,
-    clip: float | None = None,
-    calibration: Any = None,
-    seed: int = 0,
-    sketch: str | None = None,
-    chains: bool = True,
-) -> TrainSource:
-    """Writes C99 that trains a network on the device: forward, backward, update, save and load.
-
-    The files stand alone or go beside ``rosler_model.*`` in one image. Weights that train are kept
-    in the caller's ``rosler_state``, all others stay constant data. A step is SGD with momentum,
-    ``v <- momentum v + g, w <- w - rate v``, with g the mean gradient over up to ``batch``
-    examples. Without momentum and clipping, and with a batch of 1, no velocity is kept at all.
-
-    Args:
-      graph: the model, of one input and one output. In float32 any model trains; in fixed point a
-        chain of linear layers, learnt, seeded or dense, after anything that does not train.
-      loss: ``"cross_entropy"`` of integer labels or ``"mse"``.
-      batch: most examples in a step; they are taken one by one and need no memory each.
-      stage: ``"successive"`` is back-propagation through the factors; ``"parallel"`` turns each
-        layer of two factors into sketches, trains these by sketches of the gradient, and goes on
-        successively after ``rosler_train_switch``.
-      parts: what trains; see :func:`rosler_jax.export.c.train.parts.trained_names`.
-      dtype: ``"float32"``, or ``"fixed"`` for 16-bit activations and 32-bit weights.
-      momentum: 0 to below 1.
-      clip: norm that all gradients together are scaled down to; None for none.
-      calibration: representative inputs; needed for ``dtype="fixed"``.
-      seed, sketch: of the parallel stage's sketches.
-      chains: whether chains of layers train by code written for them, which takes fewer
-        instructions, and keeps no velocity where none is needed; all else, and all without, trains
-        by the graph of its gradient.
-
-    Returns:
-      The texts and what they take.
-
-    Raises:
-      ExportError: for an operation that does not train in C, or an option out of range; names the
-        alternatives.
-
-    Example:
-      >>> from rosler_jax.graph.version1 import build_graph
-      >>> specs = [{"kind": "linear", "in_features": 4, "out_features": 2}]
-      >>> graph = build_graph(specs, {"0/kernel": np.ones((4, 2)), "0/bias": np.zeros(2)})
-      >>> source = write_training(graph)
-      >>> source.state_bytes, [field.name for field in source.fields]
-      (80, ['0/kernel', '0/bias'])
-    """
-    _check("loss", loss, LOSSES)
-    _check("stage", stage, STAGES)
-    _check("dtype", dtype, DTYPES)
-    if not (isinstance(batch, int) and batch >= 1):
-        raise ExportError(f"batch {batch!r}; expected a whole number from 1")
-    if not (isinstance(momentum, int | float) and 0.0 <= momentum < 1.0):
-        raise ExportError(f"momentum {momentum!r}; expected 0 to below 1")
-    if clip is not None and not (isinstance(clip, int | float) and 0.0 < clip < math.inf):
-        raise ExportError(f"clip {clip!r}; expected a positive number, or None")
-    graph = parameters_of(graph)
-    if dtype == "fixed":
-        from rosler_jax.export.c.train.fixed_source import write_fixed
-
-        return write_fixed(
-            graph, loss=loss, batch=batch, stage=stage, parts=parts, momentum=momentum, clip=clip,
-            calibration=calibration,
-        )  # fmt: skip
-    if stage == "parallel":
-        graph = parallel_graph(graph, seed=seed, sketch=sketch)
-    return _write_float(graph, loss, batch, stage, parts, momentum, clip, chains)
-
-
-def _check(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ExportError(f"{what} {value!r} is not known; use {' or '.join(known)}")
-
-
-def _write_float(
+def write_float(
     graph: Graph, loss: str, batch: int, stage: str, parts: str | Sequence[str], momentum: float,
     clip: float | None, chains: bool,
 ) -> TrainSource:  # fmt: skip
+    """Writes float32 training; :func:`write_training` calls this."""
     parallel = any(isinstance(op, Parallel) for op in graph.ops)
     trained = trained_names(graph, parts)
     for op in graph.ops:
