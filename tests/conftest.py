@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.metadata
 import itertools
 import os
@@ -33,9 +34,34 @@ if shutil.which("nvidia-smi") is None:
 import jax  # noqa: E402  (reads the settings above)
 import pytest  # noqa: E402
 
+SLOW = ("clang", "cortex-m3", "cortex-m7")
+"""Parameters whose tests are of the slow tier: another compiler, boards beside the one at hand."""
+
 TESTS_DONE = itertools.count(1)
 MAPPINGS = Path("/proc/self/maps")
 MOST_MAPPINGS = 20_000
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what only the slow tier runs (``-m "slow or not slow"``), by its parameters."""
+    for item in items:
+        values = getattr(getattr(item, "callspec", None), "params", {}).values()
+        if any(word in values for word in SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The seconds of each folder, of all workers together."""
+    spent: dict[str, float] = collections.Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                folder = report.nodeid.split("::")[0]
+                spent["/".join(folder.split("/")[:2])] += report.duration
+    if spent:
+        terminalreporter.section("seconds by folder")
+    for folder, seconds in sorted(spent.items(), key=lambda item: -item[1])[:30]:
+        terminalreporter.line(f"{seconds:8.1f}  {folder}")
 
 
 @pytest.fixture(autouse=True)
