@@ -24,7 +24,8 @@ extensions = [
     "sphinx_design",
 ]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
-suppress_warnings = ["mystnb.unknown_mime_type"]
+# Of cells whose commands go over several lines: right in IPython, unknown to its highlighter.
+suppress_warnings = ["misc.highlighting_failure"]
 
 # Pages that run: every cell, each page in a folder of its own; the first error ends the build.
 nb_execution_mode = os.environ.get("ROSLER_DOCS_EXECUTION", "cache")
