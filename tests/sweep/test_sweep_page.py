@@ -1,4 +1,4 @@
-"""The sweep of the README, as it stands there."""
+"""The sweep of the how-to, as it stands there."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "sweeps.md"
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
 
 
-def test_the_sweep_of_the_readme(tmp_path):
+def test_the_sweep_of_the_page(tmp_path):
     (spec,) = blocks("toml")
     (tmp_path / "sweep.toml").write_text(spec)
     commands = next(block for block in blocks("console") if "rosler sweep" in block)
