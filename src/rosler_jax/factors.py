@@ -30,6 +30,12 @@ class SketchFactors:
       c: column factor ``C``, shape ``(m, s)``.
       u: core ``U``, shape ``(s, l)``; ``l == s`` outside the parallel stage of aRes-BP.
       r: row factor ``R``, shape ``(l, n)``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> f = SketchFactors(c=jnp.ones((6, 2)), u=jnp.eye(2), r=jnp.ones((2, 5)))
+      >>> reconstruct(f).shape, fold(f).r.shape
+      ((6, 5), (2, 5))
     """
 
     c: Float[Array, "m s"]
@@ -44,6 +50,11 @@ class TwoFactors:
     Attributes:
       c: column factor, shape ``(m, s)``.
       r: row factor, shape ``(s, n)``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(reconstruct(TwoFactors(c=jnp.ones((6, 2)), r=jnp.ones((2, 5))))[0, 0])
+      2.0
     """
 
     c: Float[Array, "m s"]
@@ -61,6 +72,12 @@ class SeededFactors:
       u: core, shape ``(s_in, s_out)``.
       psi: input sketch, ``m -> s_in``.
       omega: output sketch, ``n -> s_out``.
+
+    Example:
+      >>> import jax.numpy as jnp, rosler_kernels as rk
+      >>> f = SeededFactors(u=jnp.eye(4), psi=rk.srht(0, 16, 4), omega=rk.srht(1, 8, 4))
+      >>> apply(f, jnp.ones((3, 16))).shape
+      (3, 8)
     """
 
     u: Float[Array, "s_in s_out"]

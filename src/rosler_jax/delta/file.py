@@ -185,5 +185,16 @@ def load_delta(
       DeltaFileError: for a damaged file, or one of a model whose weights have other names, shapes
         or views. That they are the same numbers nothing checks.
       OSError: if it cannot be read.
+
+    Example:
+      >>> import tempfile, rosler_jax
+      >>> from flax import nnx
+      >>> base = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+      >>> delta = rosler_jax.seeded_delta(base, k=6, seed=1)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     size = rosler_jax.save_delta(f"{folder}/task.delta", delta, delta.start(), bits=8)
+      ...     again, z = load_delta(f"{folder}/task.delta", base)
+      >>> z.shape, again.apply(base, z).out_features
+      ((6,), 4)
     """
     return decode_delta(Path(path).read_bytes(), base, view=view, name=str(path))

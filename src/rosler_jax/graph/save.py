@@ -198,6 +198,16 @@ def load(path: str | os.PathLike[str], *, input_shape: Sequence[int] | None = No
     Raises:
       ModelFileError: for a damaged file, or one that is of no model.
       OSError: if it cannot be read.
+
+    Example:
+      >>> import tempfile, jax.numpy as jnp, rosler_jax
+      >>> from flax import nnx
+      >>> graph = rosler_jax.trace(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), jnp.ones((1, 4)))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     size = rosler_jax.save(f"{folder}/model.rosler", graph, bits=8)
+      ...     loaded = rosler_jax.load(f"{folder}/model.rosler")
+      >>> loaded(jnp.ones((5, 4))).shape
+      (5, 2)
     """
     path = model_path(path)
     file = modelfile.load(path)

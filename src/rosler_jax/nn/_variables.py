@@ -32,7 +32,14 @@ MODES = ("chain", "ares", "seeded", "two-factor")
 
 
 class SketchParam(nnx.Param):
-    """A trainable factor of a sketched weight: select with ``wrt=SketchParam``."""
+    """A trainable factor of a sketched weight: select with ``wrt=SketchParam``.
+
+    Example:
+      >>> import rosler_jax
+      >>> layer = rosler_jax.SketchLinear(8, 6, rank=2, rngs=nnx.Rngs(0))
+      >>> sorted(nnx.state(layer, rosler_jax.SketchParam))
+      ['c', 'r', 'u']
+    """
 
 
 class SketchSeed(nnx.Variable):
@@ -43,6 +50,12 @@ class SketchSeed(nnx.Variable):
 
     Store it with the parameters (``rosler_jax.SketchState`` selects both): a core of other seeds is
     another layer.
+
+    Example:
+      >>> import rosler_jax
+      >>> layer = rosler_jax.SketchLinear(8, 6, rank=2, mode="seeded", rngs=nnx.Rngs(0))
+      >>> [value.shape for value in jax.tree.leaves(nnx.state(layer, rosler_jax.SketchSeed))]
+      [(2,), (2,)]
     """
 
 

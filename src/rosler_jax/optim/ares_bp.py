@@ -34,7 +34,20 @@ class AresBpState(NamedTuple):
 def default_parallel(
     learning_rate: float = 0.1, momentum: float = 0.9, max_norm: float = 1.0
 ) -> optax.GradientTransformation:
-    """SGD with momentum, clipped by one global norm: linear enough to keep sketches sketches."""
+    """SGD with momentum, clipped by one global norm: linear enough to keep sketches sketches.
+
+    Args:
+      learning_rate: of SGD.
+      momentum: in [0, 1).
+      max_norm: of all gradients together.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = default_parallel(0.1)
+      >>> updates, _ = tx.update({"c": jnp.ones(4)}, tx.init({"c": jnp.ones(4)}))
+      >>> float(updates["c"][0])
+      -0.05
+    """
     return optax.chain(
         optax.clip_by_global_norm(max_norm), optax.sgd(learning_rate, momentum=momentum)
     )
