@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what only the slow tier runs (``-m "slow or not slow"``), by its parameters."""
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {}).values()
-        if any(word in values for word in SLOW):
+        if any(isinstance(value, str) and value in SLOW for value in values):
             item.add_marker(pytest.mark.slow)
 
 
