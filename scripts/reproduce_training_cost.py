@@ -1,7 +1,7 @@
 """Loss and accuracy against steps, time, operations and memory: the paper's Fig. 2.
 
-    scripts/reproduce training-cost                 # 50 trials of each method; an hour on two cores
-    scripts/reproduce training-cost --seeds 5 --epochs 8
+    scripts/reproduce training-cost                 # 50 trials of each method: an hour on two cores
+    scripts/reproduce training-cost --seeds 5 --epochs 20
 
 A network 784-512-512-10 on MNIST by each method, all trials of all methods one sweep. Curves have a
 point every 105 updates of 128 examples: mean training loss since the last, and accuracy on the
@@ -34,8 +34,8 @@ from rosler_jax.units import Units
 NAME = "training-cost"
 OWN = "scripts/training_methods.py"
 BASE: dict[str, Any] = {
-    "hidden": [512, 512], "rank": 16, "in_sketch": 128, "batch_size": 128, "epochs": 20,
-    "epoch_examples": 105 * 128, "parallel_epochs": 4.0,
+    "hidden": [512, 512], "rank": 16, "in_sketch": 128, "batch_size": 128, "epochs": 10,
+    "epoch_examples": 105 * 128, "parallel_epochs": 2.0,
 }  # fmt: skip
 METHODS = {
     "dense": "dense", "chain": "chain", "low-rank": "low-rank", "aRes-BP": "ares-bp",

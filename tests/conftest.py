@@ -34,6 +34,8 @@ if shutil.which("nvidia-smi") is None:
 import jax  # noqa: E402  (reads the settings above)
 import pytest  # noqa: E402
 
+collect_ignore = ["typed_user"]  # a project of its own
+
 SLOW = ("clang", "cortex-m3", "cortex-m7")
 """Parameters whose tests are of the slow tier: another compiler, boards beside the one at hand."""
 
