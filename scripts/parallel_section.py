@@ -256,27 +256,6 @@ accuracy of the last epoch. Where an update is slower than the chain's, the four
 was reached when the chain was done, read off the same run.
 """
 
-CONCLUSIONS = """\
-- **The stage gives no accuracy**: over lengths, ranks, families, batches and depths it is level
-  with the chain or behind it, and half of the training spent in it loses 0.7 points. One of
-  sixteen settings is better by more than twice its standard error: eight hidden layers, by 0.38
-  points. It is worth a try in a deep net of thin layers; why it is so there is not known.
-- **It costs**: an update of the stage takes 1.8 to 4.1 times the chain's (0.9 to 2.0 times
-  compiled alone), 1.3 to 2.6 times its operations, and 1.4 to 2.2 times the program's memory.
-  Past the switch a program that holds both stages takes 1.8 times the chain's update, which is
-  why a run is two programs.
-- **What loses the accuracy is that sketches stay fixed**: trained in them throughout, a net is
-  2.4 points below the chain, and drawing them anew loses more. Sketches that are adapted to the
-  weights (their singular vectors: descent in the tangent space of matrices of that rank) come
-  within 0.3 points of the chain by SGD, for 1.3 to 2 times its time; before Adam, within 0.1 to
-  0.2. None passes the chain.
-- **Sketched inputs as all that is kept** for the way back save 59 % of the kept activations and
-  cost 1.4 points with the chain, 13 points with sketches. Seeded cores keep half, exactly, at
-  their own cost of 1.8 points.
-- So the default is the chain, and `--method ares-bp` is there for whoever wants the paper's
-  stages."""
-"""What the numbers say, as a list in Markdown."""
-
 
 def section(rows: Sequence[Row], args: argparse.Namespace) -> str:
     """The text in BENCHMARKS.md."""
@@ -299,6 +278,4 @@ def section(rows: Sequence[Row], args: argparse.Namespace) -> str:
         ways,
         way_table(rows),
     ]
-    if CONCLUSIONS:
-        parts.append("**What this says.**\n\n" + CONCLUSIONS)
     return "\n\n".join(part.strip("\n") for part in parts if part)

@@ -41,11 +41,18 @@ def seeds_of(key: str, args: argparse.Namespace) -> list[int]:
     return list(range(min(args.seeds, most)))
 
 
+def epochs_of(key: str, args: argparse.Namespace) -> int:
+    """Of a line, so many times as long as it is here."""
+    line = LINES[key]
+    epochs = line.settings.get("epochs", TASKS[line.task].settings["epochs"])
+    return round(args.epochs_times * epochs)
+
+
 def spec_of(key: str, args: argparse.Namespace) -> dict[str, Any]:
     """The sweep of a line."""
     line, task = LINES[key], TASKS[LINES[key].task]
     spec = {**task.settings, **line.settings}
-    spec["epochs"] = round(args.epochs_times * spec["epochs"])
+    spec["epochs"] = epochs_of(key, args)
     if task.data in FUNCTIONS:
         spec["data"] = f"scripts/bench_data.py:{task.data}"
         spec["data_options"] = [f"folder={args.data}"] if args.data else []
@@ -86,7 +93,7 @@ def trained(key: str, args: argparse.Namespace) -> list[Row]:
 
 def _row(key: str, member: Mapping[str, Any], args: argparse.Namespace) -> Row:
     line, name = LINES[key], named(key, args)
-    varied = ", ".join(f"{name} {member[name]:g}" for name in line.axes)
+    varied = ", ".join(f"{axis} {member[axis]:g}" for axis in line.axes)
     setting = varied or f"bits {line.settings.get('bits', 32)}"
     model = model_folder(folder_of(key, args), member["member"])
 
@@ -100,7 +107,7 @@ def _row(key: str, member: Mapping[str, Any], args: argparse.Namespace) -> Row:
             "validation": 100 * member["validation_accuracy"],
             "bytes": member["file_bytes"], "numbers": member["parameters"],
             "multiplications": report.total("multiplications"),
-            "epochs": spec_of(key, args)["epochs"],
+            "epochs": epochs_of(key, args),
             "best_epoch": member["best_epoch"], "model": str(model.relative_to(args.out)),
         }  # fmt: skip
 
@@ -242,29 +249,26 @@ def frontier_table(points: list[Point]) -> str:
     )  # fmt: skip
 
 
+def _errors(ax: Any, points: list[Point], by: str) -> None:
+    """Test errors against something, a colour a method, both axes logarithmic."""
+    for i, method in enumerate(dict.fromkeys(p.rows[0]["method"] for p in points)):
+        own = sorted((p for p in points if p.rows[0]["method"] == method), key=lambda p: p.mean(by))
+        ax.errorbar(
+            [p.mean(by) for p in own], [100 - p.mean("test") for p in own],
+            [reproducing.spread(row["test"] for row in p.rows) for p in own],
+            fmt="o", markersize=4, capsize=2, color=f"C{i}", label=method,
+        )  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel=by, ylabel="test error, %")
+    ax.grid(alpha=0.3, which="both")
+
+
 def draw(found: Mapping[str, list[Point]]) -> Any:
     """Error against bytes and against multiplications, a row a task, a colour a method."""
     made, axes = reproducing.figure(2, len(found), width=6.5, height=4.2)
     for i, (task, points) in enumerate(found.items()):
-        methods = list(dict.fromkeys(p.rows[0]["method"] for p in points))
         for ax, by in zip(axes[2 * i : 2 * i + 2], ("bytes", "multiplications"), strict=True):
-            for j, method in enumerate(methods):
-                own = sorted(
-                    (p for p in points if p.rows[0]["method"] == method), key=lambda p: p.mean(by)
-                )
-                ax.errorbar(
-                    [p.mean(by) for p in own], [100 - p.mean("test") for p in own],
-                    [reproducing.spread(row["test"] for row in p.rows) for p in own],
-                    fmt="o", markersize=4, capsize=2, color=f"C{j}", label=method,
-                )  # fmt: skip
-            ax.set(
-                xscale="log",
-                yscale="log",
-                xlabel=by,
-                ylabel="test error, %",
-                title=TASKS[task].what,
-            )
-            ax.grid(alpha=0.3, which="both")
+            _errors(ax, points, by)
+            ax.set(title=TASKS[task].what)
         axes[2 * i].legend(fontsize=6)
     return made
 
@@ -272,30 +276,17 @@ def draw(found: Mapping[str, list[Point]]) -> Any:
 def draw_first(points: list[Point]) -> Any:
     """The README's: test error against bytes, a line a method, on one set of data."""
     made, (ax,) = reproducing.figure(width=8, height=4.2)
-    for i, method in enumerate(dict.fromkeys(p.rows[0]["method"] for p in points)):
-        own = sorted((p for p in points if p.rows[0]["method"] == method), key=_bytes_of)
-        errors = [[100 - row["test"] for row in p.rows] for p in own]
-        ax.errorbar(
-            [p.mean("bytes") for p in own], [mean(e) for e in errors],
-            [reproducing.spread(e) for e in errors],
-            fmt="o", markersize=5, capsize=3, color=f"C{i}", label=method,
-        )  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="bytes of the file", ylabel="MNIST: test error, %")
+    _errors(ax, points, "bytes")
+    ax.set(xlabel="bytes of the file", ylabel="MNIST: test error, %")
     ax.set_yticks([0.8, 1, 1.5, 2, 3, 5], ["0.8", "1", "1.5", "2", "3", "5"], minor=False)
     ax.yaxis.set_minor_formatter("")
-    ax.grid(alpha=0.3)
     ax.legend(fontsize=8, ncols=2)
     return made
 
 
-def _bytes_of(point: Point) -> float:
-    return point.mean("bytes")
-
-
-def section(args: argparse.Namespace) -> tuple[str, Any]:
+def section(found: Mapping[str, list[Point]], args: argparse.Namespace) -> tuple[str, Any]:
     """The text and the figure."""
     rows = reproducing.rows_of(args.out)
-    found = points_of(rows)
     parts = [reproducing.provenance("scripts/reproduce accuracy-vs-size", rows)]
     for task, points in found.items():
         seeds = sorted({len(p.rows) for p in points})
@@ -326,8 +317,9 @@ def main() -> int:
             failed.append(key)
     if not reproducing.rows_of(args.out):
         return 1
-    reproducing.finish(NAME, args, *section(args))
-    first = points_of(reproducing.rows_of(args.out)).get("mnist")
+    found = points_of(reproducing.rows_of(args.out))
+    reproducing.finish(NAME, args, *section(found, args))
+    first = found.get("mnist")
     if args.publish and first:
         where = reproducing.RESULTS / "first.svg"
         replace_file(where, lambda path: reproducing.save_svg(draw_first(first), path))
