@@ -61,8 +61,10 @@ from rosler_jax.graph.weight import Weight
 
 
 def _finish(
-    unit: Unit, label: str, weight: Weight | None = None, scale: float = 1.0, groups: int = 1
-) -> str:
+    unit: Unit, label: str, weight: Weight | None = None, scale: float = 1.0, groups: int = 1,
+    group: str = "g",
+) -> str:  # fmt: skip
+    """The end of a sum: of several groups that of the one whose number ``group`` says."""
     unit.use("finish_f32")
     add, bias = "0", None if weight is None else weight.values
     if bias is not None and np.any(bias):
@@ -73,7 +75,7 @@ def _finish(
         entries.append(f"{{{add}{offset}, {float32_literal(scale)}}}")
     name = f"{label}_finish"
     unit.data.append(f"static const rosler_finish_f32 {name}[{groups}] = {{{', '.join(entries)}}};")
-    return f"{name} + g" if groups > 1 else name
+    return f"{name} + {group}" if groups > 1 else name
 
 
 def _matrix(unit: Unit, label: str, weight: np.ndarray, groups: int) -> tuple[str, int, int, str]:
@@ -188,8 +190,7 @@ def _project_finish(op: Project, unit: Unit, label: str, scale: float) -> str:
     """The end of a projection: vectors one behind the other, as groups, have their own biases."""
     outer = op.sketch.rows if op.transpose else op.sketch.cols
     groups = 1 if op.bias is None else op.bias.values.size // outer
-    finish = _finish(unit, label, op.bias, scale, groups)
-    return finish.replace("+ g", f"+ v % {groups}")
+    return _finish(unit, label, op.bias, scale, groups, f"v % {groups}")
 
 
 def _stored_project(op: Project, unit: Unit, label: str) -> Step:

@@ -23,7 +23,7 @@ from rosler_jax.export.c.train.fixed import (
 )
 from rosler_jax.export.c.train.fixed_lowering import lower_training
 from rosler_jax.export.c.train.memory import Layout, Node, Wires, aligned, frozen, lay_out
-from rosler_jax.export.c.train.parameters import Parameters
+from rosler_jax.export.c.train.parameters import NO_PLACE, Parameters, Place
 from rosler_jax.export.c.train.source import (
     Program,
     Style,
@@ -102,36 +102,36 @@ def write_plan(plan: FixedPlan) -> TrainSource:
     return assemble(program, layout.bytes + aligned(4 * last.outputs), functions)
 
 
-def _add(parameters: Parameters, parameter: Trainable, label: str) -> str:
+def _add(parameters: Parameters, parameter: Trainable, label: str) -> Place:
     if parameter.trains:
         return parameters.add(parameter.name, parameter.values, parameter.fraction)
     ctype = "int32_t" if parameter.values.dtype.itemsize == 4 else "int16_t"
-    return parameters.unit.array(ctype, label, parameter.values.T, "weights")
+    return Place(parameters.unit.array(ctype, label, parameter.values.T, "weights"))
 
 
-def _add_bias(op: Biased, parameters: Parameters, label: str) -> str:
-    return "0" if op.bias is None else _add(parameters, op.bias, f"{label}_bias")
+def _add_bias(op: Biased, parameters: Parameters, label: str) -> Place:
+    return NO_PLACE if op.bias is None else _add(parameters, op.bias, f"{label}_bias")
 
 
 ONE = "static const int16_t rosler_one[1] = {1};"
 """A bias is a weight of an input that is one."""
 
 
-def _bias_gradient(op: Biased, parameters: Parameters, bias: str, dy: str) -> str:
-    if op.bias is None or not op.bias.trains:
+def _bias_gradient(op: Biased, parameters: Parameters, bias: Place, dy: str) -> str:
+    if op.bias is None or not bias.trains:
         return ""
     parameters.unit.use("fixed_outer")
     if ONE not in parameters.unit.data:
         parameters.unit.data.append(ONE)
-    g, fraction = parameters.gradient(bias), op.bias.velocity_fraction
-    return f"rosler_fixed_outer({dy}, {op.outputs}, rosler_one, 1, e - {fraction}, {g}); "
+    shift = f"e - {op.bias.velocity_fraction}"
+    return f"rosler_fixed_outer({dy}, {op.outputs}, rosler_one, 1, {shift}, {bias.gradient}); "
 
 
 def _product(op: FixedProduct, parameters: Parameters, label: str) -> Node:
     unit, m, n = parameters.unit, op.inputs, op.outputs
-    trains = op.weight.trains
     weight = _add(parameters, op.weight, f"{label}_weights")
     bias = _add_bias(op, parameters, label)
+    trains = weight.trains
     kind = "w32" if trains else "w16"
     names = {
         "K": kind, "T": "int32_t" if trains else "int16_t",
@@ -144,23 +144,23 @@ def _product(op: FixedProduct, parameters: Parameters, label: str) -> Node:
         if trains:
             unit.use("fixed_outer")
             shift = f"e + {op.in_fraction} - {op.weight.velocity_fraction}"
-            gradient = parameters.gradient(weight)
-            text += f"rosler_fixed_outer({w.dy}, {n}, {w.x}, {m}, {shift}, {gradient}); "
+            outer = f"{w.dy}, {n}, {w.x}, {m}, {shift}, {weight.gradient}"
+            text += f"rosler_fixed_outer({outer}); "
         if w.dx:
             unit.use("fixed_dense_back", names)
             unit.use("fixed_normalise")
             t = f"(int32_t *)({w.back_scratch})"
             e = f"e + {op.weight_fraction} - {op.pre}"
             text += (
-                f"rosler_fixed_dense_back_{kind}({w.dy}, {m}, {n}, {weight}, {op.pre}, {t}); "
+                f"rosler_fixed_dense_back_{kind}({w.dy}, {m}, {n}, {weight.value}, {op.pre}, {t}); "
                 f"e = rosler_fixed_normalise({t}, {m}, {e}, {w.dx});"
             )
         return text.strip()
 
     return Node(
         forward=lambda w: (
-            f"rosler_fixed_dense_{kind}({w.x}, {m}, {n}, {weight}, {bias}, {op.up}, {op.shift}, "
-            f"{w.y});"
+            f"rosler_fixed_dense_{kind}({w.x}, {m}, {n}, {weight.value}, {bias.value}, "
+            f"{op.up}, {op.shift}, {w.y});"
         ),
         backward=backward,
         out_bytes=2 * n,
@@ -192,7 +192,7 @@ def _project(op: FixedProject, parameters: Parameters, label: str) -> Node:
 
     def forward(w: Wires) -> str:
         text, sums = raw(forth, w.x, m, w.scratch, n)
-        finish = f"{sums}, {n}, {op.multiplier}, {bias}, {op.up}, {op.shift}, {w.y}"
+        finish = f"{sums}, {n}, {op.multiplier}, {bias.value}, {op.up}, {op.shift}, {w.y}"
         return f"{text} rosler_fixed_finish({finish});"
 
     def backward(w: Wires) -> str:

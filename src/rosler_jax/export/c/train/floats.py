@@ -39,15 +39,15 @@ def _dense(op: Dense, parameters: Parameters, label: str) -> Node:
     unit.use("dense_f32")
 
     def forward(w: Wires) -> str:
-        one = f"{row(w.x, rows, m)}, {m}, {n}, {weight}, &f, {row(w.y, rows, n)}"
+        one = f"{row(w.x, rows, m)}, {m}, {n}, {weight.value}, &f, {row(w.y, rows, n)}"
         return f"{{ {finish(bias)} {over(rows, f'rosler_dense_f32({one});')} }}"
 
     def backward(w: Wires) -> str:
         # The error goes down before the weights change: without momentum they do at once.
         x, dy, dx = row(w.x, rows, m), row(w.dy, rows, n), row(w.dx, rows, m)
-        gradients = outer(unit, parameters, weight, dy, n, x, m)
-        gradients += bias_gradient(unit, parameters, bias, n, dy)
-        down = error_below(unit, dy, m, n, weight, dx)
+        gradients = outer(unit, weight, dy, n, x, m)
+        gradients += bias_gradient(unit, bias, n, dy)
+        down = error_below(unit, dy, m, n, weight.value, dx)
         return over(rows, down) + over(rows, gradients)
 
     return Node(
@@ -55,7 +55,7 @@ def _dense(op: Dense, parameters: Parameters, label: str) -> Node:
         backward=backward,
         out_bytes=4 * rows * n,
         error_bytes=4 * rows * n,
-        keeps_input=weight.startswith("s->"),
+        keeps_input=weight.trains,
     )
 
 
@@ -112,10 +112,10 @@ def _project(op: Project, parameters: Parameters, label: str) -> Node:
         down = ""
         if back and w.dx:
             call = back.call(w.dy, w.dx, w.back_scratch)
-            down = f"{{ {finish('0', scale)} {call} }}"
-        at = bias if groups == 1 else f"{bias} + (v % {groups}) * {each}"
+            down = f"{{ {finish(scale=scale)} {call} }}"
+        at = bias if groups == 1 else bias.plus(f"(v % {groups}) * {each}")
         dy = row(w.dy, vectors, each)
-        return down + over(vectors, bias_gradient(unit, parameters, at, each, dy))
+        return down + over(vectors, bias_gradient(unit, at, each, dy))
 
     return Node(
         forward=lambda w: (
@@ -144,9 +144,9 @@ def _parallel(op: Parallel, parameters: Parameters, label: str) -> Node:
     def forward(w: Wires) -> str:
         h, k = f"(float *)({w.saved})", f"(float *)({w.saved} + {aligned(4 * s)})"
         return (
-            f"{plain} rosler_dense_f32({w.x}, {m}, {s}, {c}, &f, {h}); "
+            f"{plain} rosler_dense_f32({w.x}, {m}, {s}, {c.value}, &f, {h}); "
             f"rosler_dense_f32({h}, {s}, {l}, (float *)({w.pinned}), &f, {k}); }}\n    "
-            f"{{ {finish(bias)} rosler_dense_f32({k}, {l}, {n}, {r}, &f, {w.y}); }}"
+            f"{{ {finish(bias)} rosler_dense_f32({k}, {l}, {n}, {r.value}, &f, {w.y}); }}"
         )
 
     def backward(w: Wires) -> str:
@@ -156,29 +156,29 @@ def _parallel(op: Parallel, parameters: Parameters, label: str) -> Node:
         x_psi, d_omega, rest = d_k, d_h, f"({memory} + {aligned(4 * l) + aligned(4 * s)})"
         # In the parallel stage the errors within the chain are only for what lies below.
         lines = [
-            error_below(unit, w.dy, l, n, r, d_k),
+            error_below(unit, w.dy, l, n, r.value, d_k),
             error_below(unit, d_k, s, l, f"(float *)({w.pinned})", d_h),
-            error_below(unit, d_h, m, s, c, w.dx),
+            error_below(unit, d_h, m, s, c.value, w.dx),
             "if (s->weights[0] > 0.5f) {",
-            f"    {{ {finish('0', _entry(op.psi))} {psi.call(w.x, x_psi, rest)} }}",
-            f"    {{ {finish('0', _entry(op.omega))} {omega.call(w.dy, d_omega, rest)} }}",
-            f"   {outer(unit, parameters, c, d_omega, s, w.x, m)}",
-            f"   {outer(unit, parameters, u, x_psi, l, d_omega, s)}",
-            f"   {outer(unit, parameters, r, w.dy, n, x_psi, l)}",
+            f"    {{ {finish(scale=_entry(op.psi))} {psi.call(w.x, x_psi, rest)} }}",
+            f"    {{ {finish(scale=_entry(op.omega))} {omega.call(w.dy, d_omega, rest)} }}",
+            f"   {outer(unit, c, d_omega, s, w.x, m)}",
+            f"   {outer(unit, u, x_psi, l, d_omega, s)}",
+            f"   {outer(unit, r, w.dy, n, x_psi, l)}",
             "} else {",
-            f"   {outer(unit, parameters, c, d_h, s, w.x, m)}",
-            f"   {outer(unit, parameters, u, d_k, l, h, s)}",
-            f"   {outer(unit, parameters, r, w.dy, n, k, l)}",
-            "}" + bias_gradient(unit, parameters, bias, n, w.dy),
+            f"   {outer(unit, c, d_h, s, w.x, m)}",
+            f"   {outer(unit, u, d_k, l, h, s)}",
+            f"   {outer(unit, r, w.dy, n, k, l)}",
+            "}" + bias_gradient(unit, bias, n, w.dy),
         ]
         return "\n    ".join(line for line in lines if line)
 
     def solve(w: Wires) -> str:
         scratch = f"(float *)({w.pinned} + {aligned(4 * s * l)})"
         return (
-            f"if (s->weights[0] > 0.5f) {{\n        rosler_core_f32({u}, {l}, {s}, "
+            f"if (s->weights[0] > 0.5f) {{\n        rosler_core_f32({u.value}, {l}, {s}, "
             f"{float32_literal(RIDGE)}, {scratch}, (float *)({w.pinned}));\n    }} else {{\n"
-            f"        memcpy({w.pinned}, {u}, {4 * s * l});\n    }}"
+            f"        memcpy({w.pinned}, {u.value}, {4 * s * l});\n    }}"
         )
 
     return Node(

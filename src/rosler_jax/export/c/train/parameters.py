@@ -17,6 +17,37 @@ FLAG = "parallel"
 """The parameter that is 1 in the parallel stage; no gradient moves it."""
 
 
+class Place(NamedTuple):
+    """Where a parameter lies in C.
+
+    Attributes:
+      value: expression that points to its first number; ``"0"`` for none.
+      gradient: the same of its gradient; empty for one that stays as it is.
+    """
+
+    value: str
+    gradient: str = ""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has a gradient."""
+        return bool(self.gradient)
+
+    def plus(self, offset: str) -> Place:
+        """So many numbers further on; none stays none.
+
+        Example:
+          >>> Place("s->weights + 8", "g + 8").plus("k * 3")
+          Place(value='s->weights + 8 + k * 3', gradient='g + 8 + k * 3')
+        """
+        if self == NO_PLACE:
+            return self
+        return Place(*(at and f"{at} + {offset}" for at in self))
+
+
+NO_PLACE = Place("0")
+
+
 class Field(NamedTuple):
     """Where a parameter that trains lies in ``state.weights``.
 
@@ -72,8 +103,8 @@ class Parameters:
         """Whether a parameter trains."""
         return name in self.trained
 
-    def add(self, name: str, values: Any, fraction: int = 0, *, transposed: bool = True) -> str:
-        """Adds a parameter that trains; gives the expression of its place in the weights.
+    def add(self, name: str, values: Any, fraction: int = 0, *, transposed: bool = True) -> Place:
+        """Adds a parameter that trains; gives its place in the weights.
 
         Raises:
           ExportError: if it holds NaN or infinity, or all of them are too many.
@@ -86,17 +117,13 @@ class Parameters:
         self.initial.append((array.T if transposed else array).ravel())
         if self.count > MOST:
             raise ExportError(f"{name}: {self.count} numbers to train; {MOST} at most, fewer parts")
-        return f"s->weights + {offset}"
+        return Place(f"s->weights + {offset}", f"g + {offset}")
 
-    def add_any(self, label: str, name: str, values: Any) -> str:
+    def add_any(self, label: str, name: str, values: Any) -> Place:
         """Adds a parameter of floats, whether it trains or not."""
         if self.trains(name):
             return self.add(name, values)
-        return self.unit.array(self.ctype, label, np.asarray(values).T, "weights")
-
-    def gradient(self, pointer: str) -> str:
-        """The expression of the gradient that belongs to a place in the weights."""
-        return pointer.replace("s->weights", "g")
+        return Place(self.unit.array(self.ctype, label, np.asarray(values).T, "weights"))
 
 
 def unpack(fields: tuple[Field, ...], flat: Any, *, real: bool = True) -> Mapping[str, np.ndarray]:

@@ -25,6 +25,7 @@ from rosler_jax.export.c.unit import (
     float32_literal,
     quantize_function,
 )
+from rosler_jax.export.c.wiring import unused
 from rosler_jax.graph.graph import Graph
 from rosler_jax.graph.kinds import count
 
@@ -190,7 +191,6 @@ def passes(program: Program, layout: Layout) -> list[str]:
         if node.begin is not None
     ]
     more = "float rate" if style.number == "float" else "int e"
-    state = ["(void)s;"] if not any("s->" in line for line in forward) else []
     x = f"const {style.element} *x"
     out = []
     if begin:
@@ -200,14 +200,12 @@ def passes(program: Program, layout: Layout) -> list[str]:
         )  # fmt: skip
     out.append(
         f"static void rosler_train_forward(const rosler_state *s, {start}, {x})\n{{\n    "
-        + "\n    ".join([*state, *forward]) + end
+        + "\n    ".join(forward) + end
     )  # fmt: skip
-    unused = [] if any(w.x == "x" for w in layout.wires[program.first :][:1]) else ["(void)x;"]
-    unused += ["(void)s;"] if not any("s->" in line for line in backward) else []
     out.append(
         f"static void rosler_train_backward(rosler_state *s, {start}, {x},\n"
         f"                                  {style.number} *g, {more})\n{{\n    "
-        + "\n    ".join([*unused, *backward]) + end
+        + "\n    ".join([*unused(backward, ("x", "s")), *backward]) + end
     )  # fmt: skip
     return out
 

@@ -33,8 +33,7 @@ def conv(op: Conv, parameters: Parameters, label: str) -> Node:
     for kernel in ("dense_f32", "patch_axes"):
         unit.use(kernel, FLOAT.names())
     where = f"{table}, {len(op.window.size)}, {channels}, k * {count}, {count}, j"
-    w_g = f"{weight} + k * {m * n}"
-    b_g = bias if bias == "0" else f"{bias} + k * {n}"
+    w_g, b_g = weight.plus(f"k * {m * n}"), bias.plus(f"k * {n}")
 
     def gathered(x: str, patch: str) -> str:
         return f"rosler_patch_axes_f32({x}, {where}, {patch});"
@@ -50,7 +49,7 @@ def conv(op: Conv, parameters: Parameters, label: str) -> Node:
 
     def forward(w: Wires) -> str:
         patch, end = f"(float *)({w.scratch})", "&f" if groups == 1 else "f + k"
-        product = f"rosler_dense_f32({patch}, {m}, {n}, {w_g}, {end}, {at(w.y)});"
+        product = f"rosler_dense_f32({patch}, {m}, {n}, {w_g.value}, {end}, {at(w.y)});"
         body = every(f"{gathered(w.x, patch)} {product}")
         return f"{{ {finishes(bias, n, groups)} int j, k; {body} }}"
 
@@ -59,14 +58,14 @@ def conv(op: Conv, parameters: Parameters, label: str) -> Node:
         lines = []
         if w.dx:  # before the weights change: without momentum they do at once
             unit.use("spread_axes_f32")
-            down = error_below(unit, at(w.dy), m, n, w_g, patch)
+            down = error_below(unit, at(w.dy), m, n, w_g.value, patch)
             spread = f"rosler_spread_axes_f32({patch}, {where}, {w.dx});"
             lines += [
                 f"memset({w.dx}, 0, {4 * math.prod(op.in_shape)});", every(f"{down} {spread}")
             ]  # fmt: skip
-        step = outer(unit, parameters, w_g, at(w.dy), n, patch, m)
+        step = outer(unit, w_g, at(w.dy), n, patch, m)
         gradients = f"{gathered(w.x, patch)}{step}" if step else ""
-        gradients += bias_gradient(unit, parameters, b_g, n, at(w.dy))
+        gradients += bias_gradient(unit, b_g, n, at(w.dy))
         lines += [every(gradients)] if gradients else []
         return f"{{ int j, k; {' '.join(lines)} }}" if lines else ""
 
@@ -75,7 +74,7 @@ def conv(op: Conv, parameters: Parameters, label: str) -> Node:
         backward=backward,
         out_bytes=4 * math.prod(op.out_shape),
         error_bytes=4 * math.prod(op.out_shape),
-        keeps_input=weight.startswith("s->"),
+        keeps_input=weight.trains,
         forward_scratch=4 * m,
         backward_scratch=4 * m,
     )
