@@ -158,7 +158,7 @@ def accuracy(outputs: np.ndarray, y: np.ndarray) -> float:
 
 def adapt(graph: Any, variant: Variant, data: dict[str, Split]) -> Row:
     """One row's numbers for one seed."""
-    from rosler_jax.export.c.train import write_training
+    from rosler_jax.export.c.train import Training, write_training
     from rosler_jax.export.c.train.fixed_lowering import lower_training
     from rosler_jax.export.c.train.job import train_in_c
 
@@ -168,9 +168,8 @@ def adapt(graph: Any, variant: Variant, data: dict[str, Split]) -> Row:
     options = {"batch": batch, **variant.options}
     quantise: Any = np.float32
     if fixed:
-        options["calibration"] = calibration
-        quantise = lower_training(graph, calibration, batch=batch).prefix.quantize_input
-    source = write_training(graph, **options)
+        quantise = lower_training(graph, calibration, Training(batch=batch)).prefix.quantize_input
+    source = write_training(graph, Training(**options), calibration=calibration if fixed else None)
 
     def run(rate: float, passes: int, asked: np.ndarray, board: str | None) -> Any:
         x = np.tile(few.x, (passes, 1, 1))
@@ -216,11 +215,11 @@ def adapt(graph: Any, variant: Variant, data: dict[str, Split]) -> Row:
 
 def single_steps(graph: Any, data: dict[str, Split]) -> Row:
     """Plain SGD on one example at a time, without velocity: what the dense net has memory for."""
-    from rosler_jax.export.c.train import write_training
+    from rosler_jax.export.c.train import Training, write_training
     from rosler_jax.export.c.train.job import train_in_c
 
     few = handful(data["adapt"])
-    source = write_training(graph, batch=1, momentum=0.0)
+    source = write_training(graph, Training(batch=1, momentum=0.0))
     x, y = few.x[0][:3, None], few.y[0][:3, None]
     found = train_in_c(source, x, y, 0.01, predict=few.x[1][:2], board=BOARD)
     return {
@@ -233,13 +232,13 @@ def single_steps(graph: Any, data: dict[str, Split]) -> Row:
 
 def both_ways(graph: Any, data: dict[str, Split]) -> Row:
     """A step of the code written for chains, and of the graph of the gradient, as any model's."""
-    from rosler_jax.export.c.train import write_training
+    from rosler_jax.export.c.train import Training, write_training
     from rosler_jax.export.c.train.job import train_in_c
 
     few = handful(data["adapt"])
     ways = {}
     for name, chains in (("written for chains", True), ("graph of the gradient", False)):
-        source = write_training(graph, batch=few.x.shape[1], chains=chains)
+        source = write_training(graph, Training(batch=few.x.shape[1]), chains=chains)
         found = train_in_c(source, few.x[:2], few.y[:2], 0.01, predict=few.x[1][:2], board=BOARD)
         ways[name] = {
             "instructions a step": mean(found.step_instructions),

@@ -17,8 +17,8 @@ from test_c_train import NETWORKS, assert_close, examples, network
 
 from rosler_jax._paths import path_name
 from rosler_jax.export._errors import ExportError
+from rosler_jax.export.c.train import Training, write_training
 from rosler_jax.export.c.train import source as writing
-from rosler_jax.export.c.train import write_training
 from rosler_jax.export.c.train.chain import cut
 from rosler_jax.export.c.train.job import train_in_c
 from rosler_jax.export.c.train.parts import all_names
@@ -171,7 +171,9 @@ def test_gradients_equal_jax_in_double(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(writing, "Unit", functools.partial(Unit, poison=0xFF))
     module, graph = made(name)
     x, targets = data(module, graph, 1, 3)
-    source = write_training(graph, momentum=0.0, loss=getattr(module, "loss", "cross_entropy"))
+    source = write_training(
+        graph, Training(momentum=0.0, loss=getattr(module, "loss", "cross_entropy"))
+    )
     assert ", 255, " in source.source  # floats are NaN where nobody needs them
     found = train_in_c(source, x, targets, 0.0, predict=x[0], sanitize=True)
     with jax.enable_x64(True):
@@ -198,7 +200,9 @@ def test_gradients_equal_jax_in_double(name: str, monkeypatch: pytest.MonkeyPatc
 def test_steps_equal_optax(name: str, clip: float | None) -> None:
     module, graph = made(name)
     x, targets = data(module, graph, 5, 3)
-    found = train_in_c(write_training(graph, clip=clip, batch=3), x, targets, 0.1, sanitize=True)
+    found = train_in_c(
+        write_training(graph, Training(clip=clip, batch=3)), x, targets, 0.1, sanitize=True
+    )
     first = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
     tx = optax.chain(first, optax.sgd(0.1, momentum=0.9))
     with jax.enable_x64(True):
@@ -216,7 +220,7 @@ def test_what_is_frozen_may_be_any_graph() -> None:
     x, targets = data(module, graph, 3, 2)
     before, rest = cut(graph, frozenset({"head/kernel", "head/bias"})) or (None, [])
     assert before is not None and len(rest) == 1
-    source = write_training(graph, parts="head", momentum=0.0, batch=2)
+    source = write_training(graph, Training(parts="head", momentum=0.0, batch=2))
     assert [field.name for field in source.fields] == ["head/kernel", "head/bias"]
     assert "rosler_train_frozen" in source.source
     found = train_in_c(source, x, targets, 0.1, sanitize=True)
@@ -233,9 +237,9 @@ def test_what_is_frozen_may_be_any_graph() -> None:
 def test_both_paths_agree(name: str) -> None:
     graph = network(NETWORKS[name])
     x, labels = examples(3, 4)
-    chain = write_training(graph, batch=4)
+    chain = write_training(graph, Training(batch=4))
     assert "rosler_train_backward" in chain.source
-    any_model = write_training(graph, batch=4, chains=False)
+    any_model = write_training(graph, Training(batch=4), chains=False)
     assert "rosler_train_example" in any_model.source
     assert [f.name for f in any_model.fields] == [f.name for f in chain.fields]
     one, other = (train_in_c(s, x, labels, 0.05) for s in (chain, any_model))
@@ -262,7 +266,7 @@ def test_a_residual_network_learns_digits() -> None:
     graph = trace(Digits(nnx.Rngs(0)), np.zeros((1, 14, 14, 1), np.float32))
     rows = np.random.default_rng(0).choice(len(x), (steps, count))
     asked = np.setdiff1d(np.arange(len(x)), rows)[:500]
-    source = write_training(graph, batch=count)
+    source = write_training(graph, Training(batch=count))
     found = train_in_c(source, x[rows], y[rows], 0.05, predict=x[asked])
     assert found.losses[-20:].mean() < 0.3 * found.losses[:5].mean()
     assert (found.outputs.argmax(1) == y[asked]).mean() > 0.8
@@ -278,4 +282,4 @@ def test_several_inputs_are_refused() -> None:
         (lambda w, x, y: (x + y) @ w, np.ones((3, 2), np.float32)), np.ones((1, 3)), np.ones((1, 3))
     )
     with pytest.raises(ExportError, match="2 inputs and 1 outputs"):
-        write_training(graph, parts="all")
+        write_training(graph, Training(parts="all"))

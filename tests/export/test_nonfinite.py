@@ -13,7 +13,7 @@ from exported_models import CONV_SHAPE, convnet, linear, make_model, mlp, of, pi
 
 from rosler_jax.export import firmware, lower
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
-from rosler_jax.export.c.train import write_training
+from rosler_jax.export.c.train import Training, write_training
 from rosler_jax.export.c.train.job import train_in_c
 from rosler_jax.export.c.unit import quantize_function
 from rosler_jax.export.firmware import run_host, run_program
@@ -150,7 +150,7 @@ def test_training_on_nan_shows_in_the_loss_and_the_weights(options: dict[str, An
     graph = make_model([linear(6, 8), of("relu"), linear(8, 3)], bits=32).graph
     x = reals((1, 6), 2)
     x[1, 0, 2] = np.nan
-    source = write_training(graph, **options)
+    source = write_training(graph, Training(**options))
     done = train_in_c(source, x, np.zeros((2, 1)), 0.1)
     assert np.isfinite(done.losses[0])
     assert np.isnan(done.losses[1])
@@ -264,6 +264,6 @@ def test_the_header_of_integers_quantises(tmp_path: Path) -> None:
         "    return lost == 2 && q[0] == 32767 && q[1] == -32768 ? 0 : 1;\n}\n"
     )
     assert subprocess.run([compiled(tmp_path, main, SOURCE)], timeout=60).returncode == 0
-    fixed = write_training(graph, dtype="fixed", calibration=reals((4,), 30))
+    fixed = write_training(graph, Training(dtype="fixed"), calibration=reals((4,), 30))
     assert "rosler_train_quantize(const float *x, rosler_train_input *q)" in fixed.header
     assert "quantize(" not in write_c(graph).header + write_training(graph).header

@@ -8,19 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 from rosler_jax.cli._command import Command, Outcome, UsageError
 from rosler_jax.cli._model_argument import add_model_argument, model_argument
+from rosler_jax.export import DTYPES, TARGETS, Training, export
+from rosler_jax.export.c.coded import FORMS
+from rosler_jax.export.c.train import options
+from rosler_jax.export.c.train.parts import GROUPS
 
 if TYPE_CHECKING:
     from rosler_jax.graph import Graph
 
-DTYPES = ("float32", "int16", "int8", "int4")
-TARGETS = ("c", "onnx", "tflite", "stablehlo")
-WEIGHTS = ("packed", "coded", "streamed", "sparse")
+TRAINING: dict[str, tuple[str, dict[str, Any]]] = {
+    "loss": ("", {"choices": options.LOSSES}),
+    "stage": ("of aRes-BP", {"choices": options.STAGES}),
+    "parts": ("what trains", {"choices": GROUPS}),
+    "batch": ("most examples a step", {"type": int, "metavar": "N"}),
+    "momentum": ("of SGD", {"type": float, "metavar": "F"}),
+    "clip": ("norm of all gradients", {"type": float, "metavar": "F"}),
+}
+"""The option of every field of :class:`rosler_jax.export.Training` but its dtype, ``--train``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the target, and what the target has."""
     add_model_argument(parser)
-    parser.add_argument("--target", choices=TARGETS, default="c", help="default: c")
+    parser.add_argument("--target", choices=tuple(TARGETS), default="c", help="default: c")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)"
     )
@@ -34,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights",
-        choices=WEIGHTS,
+        choices=tuple(FORMS),
         default="packed",
         help="C: how they lie in flash: packed; coded, and decoded to RAM at the start; streamed, "
         "decoded in every product with a vector; or sparse, without zeros (default: packed)",
@@ -79,21 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group(
         "training on the device", "C: writes rosler_train.h and rosler_train.c, too"
     )
-    training.add_argument("--train", choices=("float32", "fixed"), help="what it computes with")
-    training.add_argument("--loss", choices=("cross_entropy", "mse"), help="default: cross_entropy")
-    training.add_argument(
-        "--stage", choices=("successive", "parallel"), help="of aRes-BP (default: successive)"
-    )
-    training.add_argument(
-        "--parts", choices=("all", "cores", "head", "biases"), help="what trains (default: all)"
-    )
-    training.add_argument(
-        "--batch", type=int, metavar="N", help="most examples a step (default: 16)"
-    )
-    training.add_argument("--momentum", type=float, metavar="F", help="of SGD (default: 0.9)")
-    training.add_argument(
-        "--clip", type=float, metavar="F", help="norm of all gradients (default: none)"
-    )
+    training.add_argument("--train", choices=options.DTYPES, help="what it computes with")
+    for name, (about, settings) in TRAINING.items():
+        default = Training._field_defaults[name]
+        shown = f"default: {'none' if default is None else default}"
+        help = f"{about} ({shown})" if about else shown
+        training.add_argument(f"--{name}", help=help, **settings)
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -101,8 +102,6 @@ def run(args: argparse.Namespace) -> Outcome:
     for name in ("flash", "ram"):
         if getattr(args, name) is not None and (args.target != "c" or getattr(args, name) < 1):
             raise UsageError(f"--{name} is a positive number of bytes, for --target c")
-    from rosler_jax.export import export
-
     training = _training(args)
     graph = model_argument(args).graph()
     calibration, others = _calibration(args, graph)
@@ -134,12 +133,9 @@ def _delta(path: str, graph: Graph) -> Any:
     return load_delta(path, graph)[0]
 
 
-def _training(args: argparse.Namespace) -> Any:
+def _training(args: argparse.Namespace) -> Training | None:
     """How the device trains; None if it does not."""
-    from rosler_jax.export import Training
-
-    names = ("loss", "stage", "parts", "batch", "momentum", "clip")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in TRAINING if getattr(args, name) is not None}
     if args.train is None:
         if given:
             raise UsageError(f"--{next(iter(given))} is for --train float32 or --train fixed")

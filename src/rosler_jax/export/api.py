@@ -20,6 +20,7 @@ from rosler_jax.export._place import put
 from rosler_jax.export.c.coded import FORMS, mostly_zeros
 from rosler_jax.export.c.naming import DEFAULT, check_name, renamed
 from rosler_jax.export.c.source import HEADER, SOURCE, CSource, write_c
+from rosler_jax.export.c.train.options import Training
 from rosler_jax.export.inputs import calibration_inputs
 from rosler_jax.export.lowering import WEIGHT_BITS
 from rosler_jax.graph import Graph, run_batch
@@ -32,28 +33,6 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", *WEIGHT_BITS)
 EXAMPLES = 16  # inputs and outputs that are written beside a C model
-
-
-class Training(NamedTuple):
-    """How the network goes on learning on the device; see ``write_training``.
-
-    Attributes:
-      dtype: ``"float32"`` or ``"fixed"``.
-      loss: ``"cross_entropy"`` or ``"mse"``.
-      stage: ``"successive"`` or ``"parallel"``.
-      parts: what trains: ``"all"``, ``"cores"``, ``"head"`` or ``"biases"``.
-      batch: most examples in a step.
-      momentum: of SGD.
-      clip: norm that gradients are scaled down to; None for none.
-    """
-
-    dtype: str = "float32"
-    loss: str = "cross_entropy"
-    stage: str = "successive"
-    parts: str = "all"
-    batch: int = 16
-    momentum: float = 0.9
-    clip: float | None = None
 
 
 class Options(NamedTuple):
@@ -292,11 +271,11 @@ def _training(graph: Graph, options: Options, texts: dict[str, str]) -> dict[str
     from rosler_jax.export.c import train
 
     assert options.train is not None
-    how = options.train._asdict()
-    source = train.write_training(graph, calibration=options.calibration, **how)
+    training = options.train
+    source = train.write_training(graph, training, calibration=options.calibration)
     texts |= {train.HEADER: source.header, train.SOURCE: source.source}
     return {
-        **how,
+        **training._asdict(),
         "state_bytes": source.state_bytes,
         "arena_bytes": source.arena_bytes,
         "data_bytes": sum(source.constant_bytes.values()),

@@ -134,7 +134,7 @@ def device_code(
       {'hidden/0/u': (8, 2), 'hidden/0/bias': (16,), 'head/kernel': (16, 3), 'head/bias': (3,)}
     """
     from rosler_jax.export import ExportError
-    from rosler_jax.export.c.train import write_training
+    from rosler_jax.export.c.train import Training, write_training
     from rosler_jax.graph.kinds import count
     from rosler_jax.graph.trace import trace
     from rosler_jax.rate import RateCoded
@@ -161,10 +161,8 @@ def device_code(
     graph = _with_own_cores(trace(model, example_of(x), **learner.call), named)
     graph = in_units(graph, units, False)
     fixed = dtype == "fixed"
-    source = write_training(
-        graph, loss=loss, batch=batch, parts=chosen, dtype=dtype, momentum=momentum,
-        calibration=np.asarray(x) if fixed else None,
-    )  # fmt: skip
+    training = Training(dtype, loss, parts=chosen, batch=batch, momentum=momentum)
+    source = write_training(graph, training, calibration=np.asarray(x) if fixed else None)
     found = {field.name: _same(field, graph, named) for field in source.fields}
     kept = {
         path: leaf for path, leaf in leaves.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,13 +69,34 @@ def with_precision(precision: Any, function: Callable[..., Array], *args: Any) -
     return run(*args)
 
 
-def _factors(params: Mapping[str, Array]) -> tuple[Array, Array | None, Array]:
-    """C, U and R; no U in a layer of two factors."""
-    return params["c"], params.get("u"), params["r"]
+class Learnt(NamedTuple):
+    """A weight of learnt factors, ``C U R``; no U in a layer of two."""
+
+    c: Array
+    u: Array | None
+    r: Array
+    parallel: Array | None
+    psi: rk.Sketch | None
+    omega: rk.Sketch | None
 
 
-def _core(params: Mapping[str, Array], psi: rk.Sketch, omega: rk.Sketch) -> Array:
-    return checked(params["u"], params.get("fingerprint"), psi, omega)
+class Seeded(NamedTuple):
+    """A weight whose core alone is learnt, its outer factors two sketches."""
+
+    core: Array
+    psi: rk.Sketch
+    omega: rk.Sketch
+
+
+def weight_of(params: Mapping[str, Array], sketches: Sketches) -> Learnt | Seeded:
+    """The weight that a layer's parameters stand for; those without ``c`` are a seeded one's."""
+    psi, omega = sketches
+    if "c" in params:
+        factors = params["c"], params.get("u"), params["r"]
+        return Learnt(*factors, params.get("parallel"), psi, omega)
+    assert psi is not None
+    assert omega is not None
+    return Seeded(checked(params["u"], params.get("fingerprint"), psi, omega), psi, omega)
 
 
 def _add_bias(y: Array, params: Mapping[str, Array]) -> Array:
@@ -102,32 +123,25 @@ def dense(
     x, params = promote(jnp.asarray(x), params, dtype)
     psi, _ = sketches
     _check_inputs(x, 1, params["c"].shape[0] if psi is None else psi.rows)
-    return _add_bias(with_precision(precision, _dense, x, params, sketches), params)
+    weight = weight_of(params, sketches)
+    return _add_bias(with_precision(precision, _dense, x, weight), params)
 
 
-def _dense(x: Array, params: Mapping[str, Array], sketches: Sketches) -> Array:
-    psi, omega = sketches
-    if "c" in params:
-        flag = params.get("parallel")
-        return functional.sketch_dot(x, *_factors(params), parallel=flag, psi=psi, omega=omega)
-    assert psi is not None
-    assert omega is not None
-    return functional.seeded_dot(x, _core(params, psi, omega), psi=psi, omega=omega)
+def _dense(x: Array, weight: Learnt | Seeded) -> Array:
+    if isinstance(weight, Seeded):
+        return functional.seeded_dot(x, weight.core, psi=weight.psi, omega=weight.omega)
+    return functional.sketch_dot(x, *weight[:3], **_stage(weight))
 
 
-def batched(
-    x: Float[Array, "*batch g m"], params: Mapping[str, Array], sketches: Sketches
-) -> Float[Array, "*batch g n"]:
+def _stage(weight: Learnt) -> dict[str, Any]:
+    return {"parallel": weight.parallel, "psi": weight.psi, "omega": weight.omega}
+
+
+def batched(x: Float[Array, "*batch g m"], weight: Learnt | Seeded) -> Float[Array, "*batch g n"]:
     """A matrix of its own for each entry of the last axis but one; no bias."""
-    psi, omega = sketches
-    if "c" in params:
-        flag = params.get("parallel")
-        return functional.sketch_batched_dot(
-            x, *_factors(params), parallel=flag, psi=psi, omega=omega
-        )
-    assert psi is not None
-    assert omega is not None
-    return functional.seeded_batched_dot(x, _core(params, psi, omega), psi=psi, omega=omega)
+    if isinstance(weight, Seeded):
+        return functional.seeded_batched_dot(x, weight.core, psi=weight.psi, omega=weight.omega)
+    return functional.sketch_batched_dot(x, *weight[:3], **_stage(weight))
 
 
 def layer_lift(
@@ -193,16 +207,12 @@ def conv(
     x, params = promote(x.reshape(math.prod(batch), *x.shape[x.ndim - features :]), params, dtype)
     if pad_mode is not None:
         x = pad_input(x, lift, pad_mode)
-    y = with_precision(lift.precision, partial(_conv, lift), x, params, sketches)
+    weight = weight_of(params, sketches)
+    y = with_precision(lift.precision, partial(_conv, lift), x, weight)
     return _add_bias(y, params).reshape(*batch, *y.shape[1:])
 
 
-def _conv(lift: ConvLift, x: Array, params: Mapping[str, Array], sketches: Sketches) -> Array:
-    psi, omega = sketches
-    if "c" in params:
-        c, u, r = _factors(params)
-        flag = params.get("parallel")
-        return functional.sketch_conv(x, c, u, r, lift, parallel=flag, psi=psi, omega=omega)
-    assert psi is not None
-    assert omega is not None
-    return functional.seeded_conv(x, _core(params, psi, omega), lift, psi=psi, omega=omega)
+def _conv(lift: ConvLift, x: Array, weight: Learnt | Seeded) -> Array:
+    if isinstance(weight, Seeded):
+        return functional.seeded_conv(x, weight.core, lift, psi=weight.psi, omega=weight.omega)
+    return functional.sketch_conv(x, *weight[:3], lift, **_stage(weight))

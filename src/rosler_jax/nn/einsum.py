@@ -141,7 +141,8 @@ class _Batched(SketchModule):
         x = jnp.einsum(f"{view.inputs}->{dots}{view.free}{view.batch}{view.contracted}", x)
         lead = x.shape[: x.ndim - len(view.batch) - len(view.contracted)]
         x = x.reshape(*lead, g, m)
-        y = _forward.with_precision(self.precision, _forward.batched, x, params, self.sketches())
+        weight = _forward.weight_of(params, self.sketches())
+        y = _forward.with_precision(self.precision, _forward.batched, x, weight)
         y = y.reshape(*lead, *view.shape(view.batch), *view.shape(view.features))
         y = jnp.einsum(f"{dots}{view.free}{view.batch}{view.features}->{view.output}", y)
         return y + view.align_bias(params["bias"], y.ndim) if "bias" in params else y

@@ -8,9 +8,8 @@ import math
 import numpy as np
 
 from rosler_jax.export.c.coded import decoded, integer_matrix
-from rosler_jax.export.c.integer_loops import CTYPE
 from rosler_jax.export.c.loops import nested
-from rosler_jax.export.c.unit import CTYPES, Numbers, Step, Unit
+from rosler_jax.export.c.unit import CTYPE, CTYPES, Numbers, Step, Unit
 from rosler_jax.export.c.windows import gather_call, image, is_depthwise, is_pointwise, window_sizes
 from rosler_jax.export.intops import Product
 from rosler_jax.graph.kinds import Window

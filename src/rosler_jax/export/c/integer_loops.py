@@ -19,7 +19,7 @@ from rosler_jax.export.c.loops import (
     strides_of,
 )
 from rosler_jax.export.c.maps import WHOLE, use_kernels
-from rosler_jax.export.c.unit import CTYPES, Step, Unit
+from rosler_jax.export.c.unit import CTYPE, CTYPES, Step, Unit
 from rosler_jax.export.intops import (
     LIMITS,
     Accumulated,
@@ -38,12 +38,6 @@ from rosler_jax.export.intops import (
     Whole,
 )
 from rosler_jax.graph.kinds import count
-
-CTYPE = {
-    "int16": "int16_t", "int8": "int8_t", "uint8": "uint8_t", "bool": "uint8_t",
-    "int32": "int32_t", "float32": "float",
-}  # fmt: skip
-"""C type of values by their dtype."""
 
 
 def _number(value: int) -> str:

@@ -22,11 +22,10 @@ from rosler_jax.export.c.coded import (
     integer_matrix,
     vectors_of,
 )
-from rosler_jax.export.c.integer_loops import CTYPE
 from rosler_jax.export.c.layout import PER_WORD, pack_rows
 from rosler_jax.export.c.scans import scan_step
 from rosler_jax.export.c.sketches import FILL, Call, filled_bytes, project_step
-from rosler_jax.export.c.unit import BYTES, CTYPES, INTEGER, Numbers, Step, Unit
+from rosler_jax.export.c.unit import BYTES, CTYPE, CTYPES, INTEGER, Numbers, Step, Unit
 from rosler_jax.export.c.windows import is_disjoint, pool_step, window_step
 from rosler_jax.export.c.wiring import Wiring, settled
 from rosler_jax.export.cosines import Stages

@@ -19,13 +19,10 @@ from rosler_jax.export.c.loops import (
     nested,
     offset,
 )
-from rosler_jax.export.c.unit import CTYPES, Step, Unit, literal
+from rosler_jax.export.c.unit import CTYPE, CTYPES, Step, Unit, literal
 from rosler_jax.graph.graph import Graph
 from rosler_jax.graph.kinds import Map, Op, count
 from rosler_jax.graph.weight import Shape, Weight
-
-CTYPE = {"float32": "float", "int32": "int32_t", "bool": "uint8_t"}
-"""C type of values by their dtype."""
 
 _TWICE = "(int32_t)((uint32_t){0} %s (uint32_t){1})"
 FLOAT: dict[str, str] = {

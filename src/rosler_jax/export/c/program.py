@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from rosler_jax.export.c.arena import Use
 from rosler_jax.export.c.floats import EMIT
-from rosler_jax.export.c.maps import CTYPE, Fused, fuse, fused_step
+from rosler_jax.export.c.maps import Fused, fuse, fused_step
 from rosler_jax.export.c.scans import scan_step
-from rosler_jax.export.c.unit import CTYPES, Unit
+from rosler_jax.export.c.unit import CTYPE, CTYPES, Unit
 from rosler_jax.export.c.wiring import Wiring, settled
 from rosler_jax.graph.graph import Graph
 from rosler_jax.graph.kinds import Scan, count

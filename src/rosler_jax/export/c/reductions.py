@@ -15,8 +15,8 @@ from rosler_jax.export.c.loops import (
     offset,
     strides_of,
 )
-from rosler_jax.export.c.maps import CTYPE, use_kernels
-from rosler_jax.export.c.unit import CTYPES, Step, Unit, float32_literal
+from rosler_jax.export.c.maps import use_kernels
+from rosler_jax.export.c.unit import CTYPE, CTYPES, Step, Unit, float32_literal
 from rosler_jax.graph.kinds import Cumulative, Pool, Reduce, count
 
 _WRAP = "(int32_t)((uint32_t){0} %s (uint32_t){1})"

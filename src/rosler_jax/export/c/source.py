@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
-from rosler_jax._version import __version__
 from rosler_jax.export import softmax
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c import tuned
+from rosler_jax.export.c.files import (
+    ABOUT_CONST,
+    Port,
+    Ports,
+    arena_type,
+    header_file,
+    numbered,
+    prototype,
+    source_file,
+)
 from rosler_jax.export.c.integers import wire_integers
 from rosler_jax.export.c.program import wire
-from rosler_jax.export.c.unit import (
-    ABOUT_CONST,
-    Unit,
-    about_scales,
-    quantize_function,
-    template,
-)
+from rosler_jax.export.c.unit import Unit, template
 from rosler_jax.export.c.wiring import Wiring, mentions, statements, unused
 from rosler_jax.export.integer import Program
 from rosler_jax.graph.graph import Graph
@@ -27,10 +29,6 @@ from rosler_jax.graph.graph import Graph
 if TYPE_CHECKING:
     from rosler_jax.delta import SeededDelta
 
-CTYPE = {
-    "float32": "float", "int32": "int32_t", "bool": "uint8_t", "int16": "int16_t",
-    "uint8": "uint8_t",
-}  # fmt: skip
 _SOFTMAX = {
     "float32": """
 /* Probabilities of outputs. */
@@ -55,22 +53,6 @@ _MATH = re.compile(
     r"|erfc|fmod|pow|atan2)f)\b"
 )
 HEADER, SOURCE = "rosler_model.h", "rosler_model.c"
-
-
-class Port(NamedTuple):
-    """An input or an output of the C function.
-
-    Attributes:
-      name: where it is in the model's arguments or results.
-      dtype: of its numbers.
-      size: how many.
-      scale: what real inputs are divided and outputs multiplied by.
-    """
-
-    name: str
-    dtype: str
-    size: int
-    scale: float = 1.0
 
 
 class CSource(NamedTuple):
@@ -119,9 +101,9 @@ def write_c(
     unit = Unit(poison=poison, weights=weights, delta=delta)
     if delta is not None:
         tuned.check(delta)
-    inputs, outputs = _ports(model)
-    wiring = _wiring(model, unit, _names("x", inputs))
-    lines, arena = statements(wiring, _names("y", outputs), poison)
+    ports = _ports(model)
+    wiring = _wiring(model, unit, numbered("x", ports.inputs))
+    lines, arena = statements(wiring, numbered("y", ports.outputs), poison)
     arena_bytes = max(arena.bytes, unit.start_bytes)
     if delta is not None:
         unit.data.append("static int rosler_is_tuned;")
@@ -130,14 +112,14 @@ def write_c(
     if unit.start:
         unit.functions.append(_init(unit))
         lines.insert(0, "if (!rosler_decoded) {\n        rosler_init(arena);\n    }")
-    unit.functions.append(_predict(lines, inputs, outputs))
-    if len(outputs) == 1 and outputs[0].dtype != "bool":
-        unit.functions.append(_argmax(*outputs[0][1:3]))
+    unit.functions.append(_predict(lines, ports))
+    if _has_argmax(ports):
+        unit.functions.append(_argmax(*ports.outputs[0][1:3]))
     if probabilities:
-        unit.functions.append(_softmax(unit, *outputs[0][1:]))
+        unit.functions.append(_softmax(unit, *ports.outputs[0][1:]))
     return CSource(
-        header=_header(inputs, outputs, arena_bytes, unit, probabilities),
-        source=unit.text(_head(unit)),
+        header=_header(ports, arena_bytes, unit, probabilities),
+        source=source_file(HEADER, _includes(unit), unit),
         arena_bytes=arena_bytes,
         constant_bytes=dict(unit.constant_bytes),
         least_bytes=arena.least,
@@ -157,12 +139,12 @@ def _tune(unit: Unit) -> str:
     return "" if unit.delta is None else tuned.ABOUT.replace("@K@", str(unit.delta.plan.k))
 
 
-def _ports(model: Graph | Program) -> tuple[list[Port], list[Port]]:
+def _ports(model: Graph | Program) -> Ports:
     inputs, outputs = (
         [Port(v.name, v.dtype, math.prod(v.shape), *v[4:]) for v in values]
         for values in (model.inputs, model.outputs)
     )
-    return inputs, outputs
+    return Ports("rosler_", inputs, outputs)
 
 
 def _wiring(model: Graph | Program, unit: Unit, names: list[str]) -> Wiring:
@@ -171,26 +153,21 @@ def _wiring(model: Graph | Program, unit: Unit, names: list[str]) -> Wiring:
     return wire_integers(model, unit, names)
 
 
-def _names(name: str, ports: list[Port]) -> list[str]:
-    """How C code calls inputs or outputs: ``x``, or ``x_0``, ``x_1`` if there are several."""
-    return [name] if len(ports) == 1 else [f"{name}_{i}" for i in range(len(ports))]
+def _prototype(ports: Ports) -> str:
+    named = ports.named
+    x, y = (numbered(name, part) for name, part in (("x", ports.inputs), ("y", ports.outputs)))
+    inputs = [f"const {t} *{n}" for (t, _), n in zip(named, x, strict=False)]
+    outputs = [f"{t} *{n}" for (t, _), n in zip(named[len(x) :], y, strict=True)]
+    return prototype("void rosler_predict", [*inputs, *outputs, "rosler_arena *arena"])
 
 
-def _prototype(inputs: list[Port], outputs: list[Port]) -> str:
-    types = _names("rosler_input", inputs), _names("rosler_output", outputs)
-    x = [f"const {t} *{n}" for t, n in zip(types[0], _names("x", inputs), strict=True)]
-    y = [f"{t} *{n}" for t, n in zip(types[1], _names("y", outputs), strict=True)]
-    line = f"void rosler_predict({', '.join([*x, *y, 'rosler_arena *arena'])})"
-    return "\n".join(textwrap.wrap(line, 100, subsequent_indent=" " * 20))
-
-
-def _predict(lines: list[str], inputs: list[Port], outputs: list[Port]) -> str:
+def _predict(lines: list[str], ports: Ports) -> str:
     """The function that runs the steps in order."""
     arena = mentions(lines, "a")
     first = "unsigned char *a = (unsigned char *)arena->words;" if arena else "(void)arena;"
-    unread = unused(lines, _names("x", inputs))
+    unread = unused(lines, numbered("x", ports.inputs))
     body = "\n".join(f"    {line}" for line in [first, *unread, *lines])
-    return f"{_prototype(inputs, outputs)}\n{{\n{body}\n}}"
+    return f"{_prototype(ports)}\n{{\n{body}\n}}"
 
 
 def _argmax(dtype: str, count: int) -> str:
@@ -216,98 +193,44 @@ def _softmax(unit: Unit, dtype: str, count: int, scale: float) -> str:
     return text.replace("@SHIFT@", str(shift)).strip()
 
 
-def _head(unit: Unit) -> list[str]:
+def _includes(unit: Unit) -> list[str]:
     text = "\n".join([*unit.kernels, *unit.data, *unit.functions])
-    includes = ['#include "rosler_model.h"', "#include <string.h>"]
-    includes += ["#include <math.h>"] if _MATH.search(text) else []
-    return [f"/* Written by rosler-jax {__version__}; do not edit. */", "\n".join(includes)]
+    return ["string", "math"] if _MATH.search(text) else ["string"]
 
 
-def _macros(kind: str, ports: list[Port]) -> tuple[str, str, str, str]:
-    """Macros of the sizes and types, and of the scales, and types: of inputs or of outputs."""
-    names = _names(f"ROSLER_{kind}", ports)
-    each = list(zip(names, ports, strict=True))
-    sizes = [f"#define {name}_SIZE {port.size}" for name, port in each]
-    types = [f'#define {name}_TYPE "{port.dtype}"' for name, port in each]
-    scales = [f"#define {name}_SCALE {port.scale!r}" for name, port in each]
-    typedefs = [f"typedef {CTYPE[port.dtype]} {name.lower()};" for name, port in each]
-    return "\n".join(sizes), "\n".join(types), "\n".join(scales), "\n".join(typedefs)
-
-
-def _quantize(inputs: list[Port]) -> list[str]:
-    """A function for each real input of integers."""
-    names = _names("", inputs)
-    texts = []
-    for name, port in zip(names, inputs, strict=True):
-        if port.dtype in ("int16", "uint8"):
-            text = quantize_function(port.dtype, port.scale)
-            text = text.replace("rosler_quantize", f"rosler_quantize{name}")
-            text = re.sub(r"rosler_input\b", f"rosler_input{name}", text)
-            text = re.sub(r"INPUT_(SIZE|SCALE)", rf"INPUT{name.upper()}_\1", text)
-            texts.append(text)
-    return texts
-
-
-def _header(
-    inputs: list[Port], outputs: list[Port], arena: int, unit: Unit, probabilities: bool
-) -> str:
-    model_bytes = sum(unit.constant_bytes.values())
-    integer = bool({port.dtype for port in [*inputs, *outputs]} & {"int16", "uint8"})
-    quantize = "".join(f"\n{text}" for text in _quantize(inputs)) if integer else ""
-    x, y = _macros("INPUT", inputs), _macros("OUTPUT", outputs)
+def _header(ports: Ports, arena: int, unit: Unit, probabilities: bool) -> str:
     counts = [
-        f"#define ROSLER_{kind}S {len(ports)} /* {', '.join(port.name for port in ports)} */"
-        for kind, ports in (("INPUT", inputs), ("OUTPUT", outputs))
-        if len(ports) > 1
+        f"#define ROSLER_{kind}S {len(each)} /* {', '.join(port.name for port in each)} */\n"
+        for kind, each in (("INPUT", ports.inputs), ("OUTPUT", ports.outputs))
+        if len(each) > 1
     ]
+    sizes = [
+        "/* Bytes of working memory, and of the model's constant data. */",
+        f"#define ROSLER_ARENA_BYTES {arena}",
+        f"#define ROSLER_MODEL_BYTES {sum(unit.constant_bytes.values())}",
+        *([f"#define ROSLER_DECODED_BYTES {unit.ram_bytes}"] if unit.start else ()),
+    ]
+    about = " (integers, see ROSLER_OUTPUT_SCALE)" if ports.has_scales else ""
+    predict = f"/* Computes the network's outputs{about}. */\n{_prototype(ports)};"
+    return header_file(HEADER, [
+        "".join(counts) + ports.macros(), ports.scales(), "\n".join(sizes), ABOUT_CONST,
+        ports.types(), arena_type("rosler_"), predict, _INIT if unit.start else "", _tune(unit),
+        _about_argmax(ports, unit), _SOFTMAX[ports.outputs[0].dtype] if probabilities else "",
+        ports.quantizers(),
+    ])  # fmt: skip
+
+
+def _about_argmax(ports: Ports, unit: Unit) -> str:
+    if not _has_argmax(ports):
+        return ""
     without_zeros = unit.weights in ("streamed", "sparse")
     nan = _NAN.format(by=" by weights that are not zero" if without_zeros else "")
-    argmax = f"""
-/* The index of the largest output; of several, the first.{nan if not integer else ""} */
-int rosler_argmax(const rosler_output *y);
-""" if len(outputs) == 1 and outputs[0].dtype != "bool" else ""  # fmt: skip
-    decoded = f"#define ROSLER_DECODED_BYTES {unit.ram_bytes}\n" if unit.start else ""
-    about_start = (_INIT if unit.start else "") + _tune(unit)
-    about = f"{' (integers, see ROSLER_OUTPUT_SCALE)' if integer else ''}"
-    return f"""/* Written by rosler-jax {__version__}; do not edit. */
-#ifndef ROSLER_MODEL_H
-#define ROSLER_MODEL_H
+    nan = "" if ports.has_scales else nan
+    return (
+        f"/* The index of the largest output; of several, the first.{nan} */\n"
+        "int rosler_argmax(const rosler_output *y);"
+    )
 
-#include <stdint.h>
 
-#ifdef __cplusplus
-extern "C" {{
-#endif
-
-{"".join(line + chr(10) for line in counts)}{x[0]}
-{y[0]}
-{x[1]}
-{y[1]}
-
-{about_scales("rosler_quantize" if integer else "")}
-{x[2]}
-{y[2]}
-
-/* Bytes of working memory, and of the model's constant data. */
-#define ROSLER_ARENA_BYTES {arena}
-#define ROSLER_MODEL_BYTES {model_bytes}
-{decoded}
-{ABOUT_CONST}
-
-{x[3]}
-{y[3]}
-
-/* Working memory of a call; may be used for other things between calls. */
-typedef struct {{
-    int64_t words[ROSLER_ARENA_BYTES / 8];
-}} rosler_arena;
-
-/* Computes the network's outputs{about}. */
-{_prototype(inputs, outputs)};
-{about_start}{argmax}{_SOFTMAX[outputs[0].dtype] if probabilities else ""}{quantize}
-#ifdef __cplusplus
-}}
-#endif
-
-#endif
-"""
+def _has_argmax(ports: Ports) -> bool:
+    return len(ports.outputs) == 1 and ports.outputs[0].dtype != "bool"

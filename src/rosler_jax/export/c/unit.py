@@ -23,10 +23,6 @@ CONST = """\
 #ifndef ROSLER_CONST
 #define ROSLER_CONST const
 #endif"""
-ABOUT_CONST = """\
-/* The model's data is `static ROSLER_CONST`, which is const unless the compiler is told otherwise,
-   as by -D'ROSLER_CONST=const __attribute__((section(".weights")))': for memory that is read as any
-   other, which AVR's PROGMEM is not. */"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +72,11 @@ INTEGER = Numbers("i16", "int16_t", "int32_t", "i32", "uint32_t", 2)
 BYTES = Numbers("u8", "int16_t", "int32_t", "i32", "uint32_t", 2, "uint8_t", "copy_fill")
 FLOAT = Numbers("f32", "float", "float", "f32", "float", 4)
 
+CTYPE = {
+    "float32": "float", "int32": "int32_t", "int16": "int16_t", "int8": "int8_t",
+    "uint8": "uint8_t", "bool": "uint8_t",
+}  # fmt: skip
+"""C type of values by their dtype."""
 CTYPES = {
     "uint32_t": 4, "int32_t": 4, "int64_t": 8, "int16_t": 2, "uint16_t": 2, "float": 4,
     "uint8_t": 1, "int8_t": 1,
@@ -171,30 +172,6 @@ class Unit:
         macros = "\n".join(f"#define {name} {value}" for name, value in self.macros.items())
         before = [*head, *([macros] if macros else []), CONST]
         return "\n\n".join([*before, *kernels, *self.data, *self.functions]) + "\n"
-
-
-def about_scales(quantize: str) -> str:
-    """C comment on the macros of the scales; floats have no function that quantises."""
-    if not quantize:
-        return "/* Inputs and outputs are real numbers as they are. */"
-    return (
-        f"/* {quantize} divides real inputs by the first, rounds them and cuts them off;\n"
-        "   outputs are multiplied by the second. */"
-    )
-
-
-def quantize_function(dtype: str, scale: float, name: str = "rosler_") -> str:
-    """C of the inline function that makes integer inputs of real ones.
-
-    Args:
-      dtype: ``"uint8"`` or ``"int16"``.
-      scale: what inputs are divided by: a power of two, so that its inverse is exact.
-      name: of the model, with what its names go on with.
-    """
-    limits = np.iinfo(dtype)
-    text = template("quantize").replace("@NAME@", name).replace("@MACRO@", name.upper())
-    text = text.replace("@INVERSE@", float32_literal(1.0 / scale))
-    return text.replace("@LOW@", str(limits.min)).replace("@HIGH@", str(limits.max))
 
 
 def literal(ctype: str, value: Any) -> str:

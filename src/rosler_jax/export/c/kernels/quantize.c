@@ -1,11 +1,11 @@
-/* Real inputs as @NAME@predict takes them: divided by @MACRO@INPUT_SCALE, rounded to the
+/* Real inputs as @NAME@predict takes them: divided by @MACRO@INPUT@M@_SCALE, rounded to the
    nearest, halves to even, and cut off at the limits of their type, beyond which a cast is
    undefined. NaN becomes 0. Returns how many lay beyond the limits or were NaN: if they are more
    than a few, the inputs are not such as the model was calibrated with, or a sensor is dead. */
-static inline int @NAME@quantize(const float *x, @NAME@input *q)
+static inline int @NAME@quantize@N@(const float *x, @NAME@input@N@ *q)
 {
     int i, lost = 0;
-    for (i = 0; i < @MACRO@INPUT_SIZE; ++i) {
+    for (i = 0; i < @MACRO@INPUT@M@_SIZE; ++i) {
         const float v = x[i] * @INVERSE@;
         int32_t t = v >= 0.0f ? @HIGH@ : v < 0.0f ? @LOW@ : 0;
         if (v >= @LOW@.0f - 0.5f && v < @HIGH@.0f + 0.5f) {
@@ -17,7 +17,7 @@ static inline int @NAME@quantize(const float *x, @NAME@input *q)
         } else {
             ++lost;
         }
-        q[i] = (@NAME@input)t;
+        q[i] = (@NAME@input@N@)t;
     }
     return lost;
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from rosler_jax.export.c.train.fixed import (
     FixedRelu,
     Trainable,
 )
+from rosler_jax.export.c.train.options import DEFAULT, Training
 from rosler_jax.export.c.train.parts import parameters_of, trained_names
 from rosler_jax.export.inputs import calibration_inputs, check_finite
 from rosler_jax.export.integer import HIGH, Shifted
@@ -57,26 +58,15 @@ def _fraction(largest: float, limit: int = HIGH) -> int:
     return math.floor(math.log2(limit / max(largest, 2.0**-20)))
 
 
-def lower_training(
-    graph: Graph,
-    calibration: Any,
-    *,
-    parts: str | Sequence[str] = "all",
-    momentum: float = 0.9,
-    batch: int = 16,
-    loss: str = "cross_entropy",
-) -> FixedPlan:
+def lower_training(graph: Graph, calibration: Any, training: Training = DEFAULT) -> FixedPlan:
     """Turns a network into fixed point that trains.
 
     Args:
       graph: products, seeded sketches and relu; anything that has an integer form before the first
         parameter that trains.
       calibration: representative inputs.
-      parts: what trains; see :func:`rosler_jax.export.c.train.parts.trained_names`.
-      momentum: 0 to below 1, rounded to 15 bits.
-      batch: most examples in a step.
-      loss: ``"cross_entropy"`` of labels; or ``"mse"`` of targets, which saturate at twice the
-        largest output in calibration.
+      training: the options; momentum is rounded to 15 bits, targets of ``"mse"`` saturate at twice
+        the largest output in calibration.
 
     Returns:
       The plan.
@@ -85,7 +75,7 @@ def lower_training(
       ExportError: for an operation without fixed-point training, or bad calibration inputs.
     """
     graph = parameters_of(graph)
-    trained = trained_names(graph, parts)
+    trained = trained_names(graph, training.parts)
     found = cut(graph, trained)
     if found is None:
         raise ExportError(
@@ -115,9 +105,10 @@ def lower_training(
         check_finite(size, op.name)
         plan.append(LOWER[type(op)](op, _Context(trained, fraction, size_in, size)))
         fraction = plan[-1].fraction
-    if loss == "cross_entropy":
+    if training.loss == "cross_entropy":
         plan[-1] = _for_softmax(plan[-1])
-    return FixedPlan(prefix, tuple(plan), round(momentum * ONE), batch, loss)
+    momentum = round(training.momentum * ONE)
+    return FixedPlan(prefix, tuple(plan), momentum, training.batch, training.loss)
 
 
 def _spread(op: Op) -> Op:

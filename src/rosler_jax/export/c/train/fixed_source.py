@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from rosler_jax.export._errors import ExportError
@@ -10,6 +10,7 @@ from rosler_jax.export.c.integers import wire_integers
 from rosler_jax.export.c.sketches import Call, project_step
 from rosler_jax.export.c.train.chain import frozen_step
 from rosler_jax.export.c.train.fixed import (
+    ONE,
     TABLE_SIZE,
     TABLE_STEPS,
     Biased,
@@ -23,14 +24,13 @@ from rosler_jax.export.c.train.fixed import (
 )
 from rosler_jax.export.c.train.fixed_lowering import lower_training
 from rosler_jax.export.c.train.memory import Layout, Node, Wires, aligned, frozen, lay_out
+from rosler_jax.export.c.train.options import Training
 from rosler_jax.export.c.train.parameters import NO_PLACE, Parameters, Place
+from rosler_jax.export.c.train.program import Program, Style, declaration
 from rosler_jax.export.c.train.source import (
-    Program,
-    Style,
     TrainSource,
     assemble,
     checks,
-    declaration,
     passes,
     predict_function,
 )
@@ -46,28 +46,22 @@ RAW = Numbers("raw", "int32_t", "int32_t", "raw", "int32_t", 4)
 """Projections of 32-bit integers whose sums are left as they are."""
 
 
-def write_fixed(
-    graph: Graph, *, loss: str, batch: int, stage: str, parts: str | Sequence[str],
-    momentum: float, clip: float | None, calibration: Any,
-) -> TrainSource:  # fmt: skip
+def write_fixed(graph: Graph, training: Training, calibration: Any) -> TrainSource:
     """Writes fixed-point training; :func:`write_training` with ``dtype="fixed"`` calls this.
 
     Raises:
       ExportError: for what only float32 has.
     """
-    if stage != "successive":
+    if training.stage != "successive":
         raise ExportError(
-            f"stage {stage!r} solves for the cores, which takes float32 only; use 'successive', or "
-            "float32"
+            f"stage {training.stage!r} solves for the cores, which takes float32 only; use "
+            "'successive', or float32"
         )
-    if clip is not None:
+    if training.clip is not None:
         raise ExportError("clip is for float32; fixed-point gradients saturate instead: pass None")
     if calibration is None:
         raise ExportError("fixed point needs calibration inputs, some hundreds as it is used on")
-    plan = lower_training(
-        graph, calibration, parts=parts, momentum=momentum, batch=batch, loss=loss
-    )
-    return write_plan(plan)
+    return write_plan(lower_training(graph, calibration, training))
 
 
 def write_plan(plan: FixedPlan) -> TrainSource:
@@ -92,10 +86,8 @@ def write_plan(plan: FixedPlan) -> TrainSource:
         "   The learning rate is 2^-shift, shift from 0 to 30",
     )  # fmt: skip
     sizes = count(plan.prefix.in_shape), last.outputs
-    program = Program(
-        unit, style, parameters, nodes, first, sizes, plan.loss, plan.batch, True,
-        "successive",
-    )  # fmt: skip
+    training = Training("fixed", plan.loss, batch=plan.batch, momentum=plan.momentum / ONE)
+    program = Program(unit, style, parameters, nodes, first, sizes, training, True)
     layout = lay_out(nodes, first, "int16_t")
     functions = [*passes(program, layout), _step(program, plan, layout)]
     functions.append(predict_function(program, layout.output))
@@ -113,7 +105,7 @@ def _add_bias(op: Biased, parameters: Parameters, label: str) -> Place:
     return NO_PLACE if op.bias is None else _add(parameters, op.bias, f"{label}_bias")
 
 
-ONE = "static const int16_t rosler_one[1] = {1};"
+_BIAS_INPUT = "static const int16_t rosler_one[1] = {1};"
 """A bias is a weight of an input that is one."""
 
 
@@ -121,8 +113,8 @@ def _bias_gradient(op: Biased, parameters: Parameters, bias: Place, dy: str) -> 
     if op.bias is None or not bias.trains:
         return ""
     parameters.unit.use("fixed_outer")
-    if ONE not in parameters.unit.data:
-        parameters.unit.data.append(ONE)
+    if _BIAS_INPUT not in parameters.unit.data:
+        parameters.unit.data.append(_BIAS_INPUT)
     shift = f"e - {op.bias.velocity_fraction}"
     return f"rosler_fixed_outer({dy}, {op.outputs}, rosler_one, 1, {shift}, {bias.gradient}); "
 
@@ -255,7 +247,7 @@ def _error(program: Program, plan: FixedPlan, layout: Layout) -> tuple[str, list
             f"{fraction} + bits - 1, {t}, {layout.error}, &e)"
         )
         return error, [
-            f"const int32_t number = count > 0 && count <= {program.batch} ? count * {n} : 1;",
+            f"const int32_t number = count > 0 && count <= {plan.batch} ? count * {n} : 1;",
             "const int bits = 14 + rosler_fixed_bits(number);",
             "const int32_t share = (int32_t)((((int64_t)1 << bits) + number / 2) / number);",
         ]

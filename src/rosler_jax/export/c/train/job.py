@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rosler_jax.export.c.train.header import HEADER, SOURCE
 from rosler_jax.export.c.train.parameters import unpack
-from rosler_jax.export.c.train.source import HEADER, SOURCE, TrainSource
+from rosler_jax.export.c.train.source import TrainSource
 from rosler_jax.export.firmware import (
     FirmwareError,
     ObjectSize,
@@ -92,13 +93,12 @@ def train_in_c(
       FirmwareError: if the program does not build, fails or hangs.
       ValueError: for another number of weights than the program has.
     """
-    integer = '_TRAIN_INPUT_TYPE "int16"' in source.header
-    number, element = (np.int32, np.int16) if integer else (np.float32, np.float32)
-    given = np.int32 if '_TRAIN_INPUT_TYPE "int32"' in source.header else element
+    number, given, element = _types(source)
     inputs = np.asarray(x)
     steps, count = inputs.shape[:2] if inputs.size else (0, 0)
     labels = np.asarray(targets)
-    kind = np.int32 if "typedef int rosler_train_target" in source.header else element
+    has_labels = source.training.loss == "cross_entropy"
+    kind = np.int32 if has_labels else element
     labels = labels.astype(kind).reshape(steps, labels.size // max(steps, 1))
     inputs = inputs.astype(given).reshape(steps, inputs.size // max(steps, 1))
     asked = np.asarray(predict, given)
@@ -109,9 +109,11 @@ def train_in_c(
         job += each.tobytes() + label.tobytes()
     job += asked.tobytes()
     defines: dict[str, str | int] = {
-        "ROSLER_TARGETS": 1 if kind == np.int32 else "ROSLER_TRAIN_OUTPUT_SIZE"
+        "ROSLER_TARGETS": 1
+        if source.training.loss == "cross_entropy"
+        else "ROSLER_TRAIN_OUTPUT_SIZE"
     }
-    if "rosler_train_switch" in source.header:
+    if source.training.stage == "parallel":
         defines["ROSLER_SWITCHES"] = 1
     with work_folder(workdir) as folder:
         (folder / HEADER).write_text(source.header)
@@ -132,7 +134,13 @@ def train_in_c(
                 raise FirmwareError(f"training ended with {run.exit_code}: {run.messages.strip()}")
             result, sizes, external = run.files["result.bin"], run.sizes, run.external
             windows = [total(sum_tables([w])).instructions for w in run.profile.windows]
-    return _trained(source, result, steps, len(asked), windows, sizes, external, integer)
+    return _trained(source, result, steps, len(asked), windows, sizes, external)
+
+
+def _types(source: TrainSource) -> tuple[Any, Any, Any]:
+    """Of a weight, of inputs, and of outputs."""
+    number = np.int32 if source.training.dtype == "fixed" else np.float32
+    return number, np.dtype(source.types[0]), np.dtype(source.types[1])
 
 
 def _start(source: TrainSource, weights: Any, number: Any) -> bytes:
@@ -168,11 +176,10 @@ def _run_host(
 
 def _trained(
     source: TrainSource, result: bytes, steps: int, asked: int, windows: list[int],
-    sizes: dict[str, ObjectSize], external: tuple[str, ...], integer: bool,
+    sizes: dict[str, ObjectSize], external: tuple[str, ...],
 ) -> Trained:  # fmt: skip
-    number, element = (np.int32, np.int16) if integer else (np.float32, np.float32)
-    count = sum(field.size for field in source.fields)
-    has_velocity = source.state_bytes > 4 * count
+    number, _, element = _types(source)
+    count, has_velocity = sum(field.size for field in source.fields), source.has_velocity
     numbers = steps + count * (1 + has_velocity)
     head = np.frombuffer(result, number, numbers)
     outputs = np.frombuffer(result, element, offset=4 * numbers)

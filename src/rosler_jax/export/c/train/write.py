@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
-from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.train.fixed_source import write_fixed
+from rosler_jax.export.c.train.options import DEFAULT, Training, check
 from rosler_jax.export.c.train.parallel import parallel_graph
 from rosler_jax.export.c.train.parts import parameters_of
 from rosler_jax.export.c.train.source import TrainSource, write_float
 from rosler_jax.graph.graph import Graph
 
-LOSSES = ("cross_entropy", "mse")
-STAGES = ("successive", "parallel")
-DTYPES = ("float32", "fixed")
-
 
 def write_training(
     graph: Graph,
+    training: Training = DEFAULT,
     *,
-    loss: str = "cross_entropy",
-    batch: int = 16,
-    stage: str = "successive",
-    parts: str | Sequence[str] = "all",
-    dtype: str = "float32",
-    momentum: float = 0.9,
-    clip: float | None = None,
     calibration: Any = None,
     seed: int = 0,
     sketch: str | None = None,
@@ -43,15 +31,7 @@ def write_training(
     Args:
       graph: the model, of one input and one output. In float32 any model trains; in fixed point a
         chain of linear layers, learnt, seeded or dense, after anything that does not train.
-      loss: ``"cross_entropy"`` of integer labels or ``"mse"``.
-      batch: most examples in a step; they are taken one by one and need no memory each.
-      stage: ``"successive"`` is back-propagation through the factors; ``"parallel"`` turns each
-        layer of two factors into sketches, trains these by sketches of the gradient, and goes on
-        successively after ``rosler_train_switch``.
-      parts: what trains; see :func:`rosler_jax.export.c.train.parts.trained_names`.
-      dtype: ``"float32"``, or ``"fixed"`` for 16-bit activations and 32-bit weights.
-      momentum: 0 to below 1.
-      clip: norm that all gradients together are scaled down to; None for none.
+      training: the options.
       calibration: representative inputs; needed for ``dtype="fixed"``.
       seed, sketch: of the parallel stage's sketches.
       chains: whether chains of layers train by code written for them, which takes fewer
@@ -74,26 +54,10 @@ def write_training(
       >>> source.state_bytes, [field.name for field in source.fields]
       (80, ['0/kernel', '0/bias'])
     """
-    _check("loss", loss, LOSSES)
-    _check("stage", stage, STAGES)
-    _check("dtype", dtype, DTYPES)
-    if not (isinstance(batch, int) and batch >= 1):
-        raise ExportError(f"batch {batch!r}; expected a whole number from 1")
-    if not (isinstance(momentum, int | float) and 0.0 <= momentum < 1.0):
-        raise ExportError(f"momentum {momentum!r}; expected 0 to below 1")
-    if clip is not None and not (isinstance(clip, int | float) and 0.0 < clip < math.inf):
-        raise ExportError(f"clip {clip!r}; expected a positive number, or None")
+    check(training)
     graph = parameters_of(graph)
-    if dtype == "fixed":
-        return write_fixed(
-            graph, loss=loss, batch=batch, stage=stage, parts=parts, momentum=momentum, clip=clip,
-            calibration=calibration,
-        )  # fmt: skip
-    if stage == "parallel":
+    if training.dtype == "fixed":
+        return write_fixed(graph, training, calibration)
+    if training.stage == "parallel":
         graph = parallel_graph(graph, seed=seed, sketch=sketch)
-    return write_float(graph, loss, batch, stage, parts, momentum, clip, chains)
-
-
-def _check(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ExportError(f"{what} {value!r} is not known; use {' or '.join(known)}")
+    return write_float(graph, training, chains)
