@@ -68,6 +68,7 @@ LEVELS = {
     "rosler_jax.augment": 3,
     "rosler_jax.graph": 4,
     "rosler_jax.size": 4,
+    "rosler_jax.evaluation": 4,
     "rosler_jax.fit": 4,
     "rosler_jax.streaming": 4,
     "rosler_jax.checkpoint": 4,

@@ -22,6 +22,7 @@ from rosler_jax._convert import Rule
 from rosler_jax._convolutions import canonical_convolutions
 from rosler_jax._lookup import lookup
 from rosler_jax.config import TrainConfig, model_options
+from rosler_jax.evaluation import evaluate, statistics, values
 from rosler_jax.graph.compute import run_batch
 from rosler_jax.graph.save import load, model_path
 from rosler_jax.hyper import Hyper, hyper_of
@@ -37,7 +38,6 @@ from rosler_jax.units import PLAIN, Units, is_tokens, standardized
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key, PyTree
 
-EVALUATION_BATCH = 1000
 RAMP = 0.3  # of the epochs, in which the price of a bit grows
 AHEAD = 5  # epochs
 GAIN = 2.0  # of the controller: logarithms of the price an epoch
@@ -235,108 +235,137 @@ def make_fit(
       >>> int(state.epoch), bool(metrics.finite)
       (1, True)
     """
-    task, method = task_of(config), method_of(config)
-    followed, metric = metric_of(task, config.metric)
     steps = steps_of(config, num_examples)
-    switch = parallel_steps(config, steps)
-    grad_fn = make_gradient(config, learner, num_examples)
+    run = _Run(
+        config, learner, num_examples, settled, task_of(config), method_of(config), steps,
+        parallel_steps(config, steps), make_gradient(config, learner, num_examples),
+    )  # fmt: skip
+    bound = functools.partial
+    return Fit(
+        init=bound(_init, run),
+        epoch=bound(_epoch, run),
+        outputs=bound(outputs_of, run.task, learner),
+        parts=Parts(
+            bound(_begin, run), bound(_steps, run), bound(_project, run), bound(_close, run)
+        ),
+    )
 
-    def setting(hyper: Hyper) -> Setting:
-        return Setting(config, hyper, learner, switch)
 
-    def optimizer(hyper: Hyper) -> optax.GradientTransformationExtraArgs:
-        inner = successive_optimizer(config, hyper, steps)
-        whole = inner if settled else method.optimizer(inner, setting(hyper))
+class _Run(NamedTuple):
+    """What the functions of a run have in common; arguments of :func:`make_fit`, and of these."""
+
+    config: TrainConfig
+    learner: Learner
+    num_examples: int
+    settled: bool
+    task: Task
+    method: Method
+    steps: int  # of an epoch
+    switch: int  # the update at which the parallel stage ends
+    gradient: Callable[..., Any]
+
+    def setting(self, hyper: Hyper) -> Setting:
+        """What the method is told."""
+        return Setting(self.config, hyper, self.learner, self.switch)
+
+    def optimizer(self, hyper: Hyper) -> optax.GradientTransformationExtraArgs:
+        """Of the stage that the run is in."""
+        inner = successive_optimizer(self.config, hyper, self.steps)
+        whole = inner if self.settled else self.method.optimizer(inner, self.setting(hyper))
         return optax.with_extra_args_support(whole)
 
-    outputs = functools.partial(outputs_of, task, learner)
 
-    def init(key: Key[Array, ""]) -> TrainState:
-        key_model, key_run = jax.random.split(key)
-        params, buffers = learner.init(key_model)
-        return TrainState(
-            epoch=jnp.zeros((), jnp.int32),
-            key=key_words(key_run),
-            params=params,
-            buffers=buffers,
-            opt_state=optimizer(hyper_of(config)).init(params),
-            best_params=params,
-            best_buffers=buffers,
-            best_score=jnp.full((), -jnp.inf, jnp.float32),
-            best_epoch=jnp.zeros((), jnp.int32),
-            price=jnp.zeros((), jnp.float32),
-            bits=jnp.zeros((), jnp.float32),
-        )
+def _init(run: _Run, key: Key[Array, ""]) -> TrainState:
+    key_model, key_run = jax.random.split(key)
+    params, buffers = run.learner.init(key_model)
+    return TrainState(
+        epoch=jnp.zeros((), jnp.int32),
+        key=key_words(key_run),
+        params=params,
+        buffers=buffers,
+        opt_state=run.optimizer(hyper_of(run.config)).init(params),
+        best_params=params,
+        best_buffers=buffers,
+        best_score=jnp.full((), -jnp.inf, jnp.float32),
+        best_epoch=jnp.zeros((), jnp.int32),
+        price=jnp.zeros((), jnp.float32),
+        bits=jnp.zeros((), jnp.float32),
+    )
 
-    def begin(state: TrainState) -> Epoch:
-        key = jax.random.wrap_key_data(state.key, impl=KEYS)
-        _, key_order, key_steps = jax.random.split(key, 3)
-        order = jax.random.permutation(key_order, num_examples)[: steps * config.batch_size]
-        return Epoch(order.reshape(steps, config.batch_size), jax.random.split(key_steps, steps))
 
-    def step(
-        carry: Any, x: Array, y: Any, key: Any, state: TrainState, hyper: Hyper, units: Units
-    ) -> tuple[Any, Any]:
+def _begin(run: _Run, state: TrainState) -> Epoch:
+    key = jax.random.wrap_key_data(state.key, impl=KEYS)
+    _, key_order, key_steps = jax.random.split(key, 3)
+    shape = run.steps, run.config.batch_size
+    order = jax.random.permutation(key_order, run.num_examples)[: math.prod(shape)]
+    return Epoch(order.reshape(shape), jax.random.split(key_steps, run.steps))
+
+
+def _steps(
+    run: _Run, carry: Any, take: Callable[[Any], Any], batches: Epoch, state: TrainState,
+    hyper: Hyper, units: Units,
+) -> tuple[Any, Any]:  # fmt: skip
+    config, task = run.config, run.task
+
+    def one(carry: Any, batch: Epoch) -> tuple[Any, Any]:
         params, buffers, opt_state = carry
+        key = batch.keys
+        x, y = take(batch.order)
         x, y = augmented(config, task, key, x, y, hyper, units)
-        (_, (loss, out, buffers)), grads = grad_fn(params, buffers, x, y, key, state, hyper, units)
-        updates, opt_state = optimizer(hyper).update(grads, opt_state, decaying(params))
+        found, grads = run.gradient(params, buffers, x, y, key, state, hyper, units)
+        _, (loss, out, buffers) = found
+        updates, opt_state = run.optimizer(hyper).update(grads, opt_state, decaying(params))
         params = optax.apply_updates(params, updates)
         return (params, buffers, opt_state), (loss, statistics(task, out, y))
 
-    def steps_over(
-        carry: Any, take: Callable[[Any], Any], batches: Epoch, state: TrainState, hyper: Hyper,
-        units: Units,
-    ) -> tuple[Any, Any]:  # fmt: skip
-        def one(carry: Any, batch: Epoch) -> tuple[Any, Any]:
-            x, y = take(batch.order)
-            return step(carry, x, y, batch.keys, state, hyper, units)
+    return jax.lax.scan(one, carry, batches)
 
-        return jax.lax.scan(one, carry, batches)
 
-    def project(state: TrainState, carry: Any, hyper: Hyper) -> tuple[Any, Any]:
-        params, *rest = carry
-        params = method.project(params, setting(hyper))
-        return (params, *rest), quantized(config, learner, params, state.epoch)
+def _project(run: _Run, state: TrainState, carry: Any, hyper: Hyper) -> tuple[Any, Any]:
+    params, *rest = carry
+    params = run.method.project(params, run.setting(hyper))
+    return (params, *rest), quantized(run.config, run.learner, params, state.epoch)
 
-    def close(
-        state: TrainState, carry: Any, seen: Any, validation: tuple[Any, dict[str, Any]],
-        hyper: Hyper,
-    ) -> tuple[TrainState, Metrics]:  # fmt: skip
-        (params, buffers, opt_state), (step_losses, stats), (loss, found) = carry, seen, validation
-        finite = jnp.isfinite(step_losses).all() & jnp.isfinite(loss) & all_finite(params)
-        new = state._replace(
-            epoch=state.epoch + 1,
-            key=next_key(state.key),
-            params=params,
-            buffers=buffers,
-            opt_state=opt_state,
-        )
-        score = found[followed] if metric.larger_is_better else -found[followed]
-        eligible = may_end_here(config, state.epoch, steps)
-        if isinstance(params, RateCoded):
-            new, score, fits = controlled(config, new, score, params.bits(), hyper)
-            eligible &= fits
-        new = keep_best(new, score, eligible)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        means = jax.tree.map(lambda a: a.mean(0), stats)
-        return new, Metrics(step_losses.mean(), values(task, means), loss, found, finite)
 
-    def epoch(
-        state: TrainState, arrays: Arrays, hyper: Hyper, units: Units
-    ) -> tuple[TrainState, Metrics]:
-        def take(index: Array) -> tuple[Array, Any]:
-            y = arrays.train_y
-            return arrays.train_x[index], None if y is None else y[index]
+def _close(
+    run: _Run, state: TrainState, carry: Any, seen: Any, validation: tuple[Any, dict[str, Any]],
+    hyper: Hyper,
+) -> tuple[TrainState, Metrics]:  # fmt: skip
+    (params, buffers, opt_state), (step_losses, stats), (loss, found) = carry, seen, validation
+    finite = jnp.isfinite(step_losses).all() & jnp.isfinite(loss) & all_finite(params)
+    new = state._replace(
+        epoch=state.epoch + 1,
+        key=next_key(state.key),
+        params=params,
+        buffers=buffers,
+        opt_state=opt_state,
+    )
+    followed, metric = metric_of(run.task, run.config.metric)
+    score = found[followed] if metric.larger_is_better else -found[followed]
+    eligible = may_end_here(run.config, state.epoch, run.steps)
+    if isinstance(params, RateCoded):
+        new, score, fits = controlled(run.config, new, score, params.bits(), hyper)
+        eligible &= fits
+    new = keep_best(new, score, eligible)
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    means = jax.tree.map(lambda a: a.mean(0), stats)
+    return new, Metrics(step_losses.mean(), values(run.task, means), loss, found, finite)
 
-        carry = state.params, state.buffers, state.opt_state
-        carry, seen = steps_over(carry, take, begin(state), state, hyper, units)
-        carry, deployed = project(state, carry, hyper)
-        predict = lambda x: outputs(deployed, carry[1], x, units)  # noqa: E731
-        x, y = arrays.validation_x, arrays.validation_y
-        return close(state, carry, seen, evaluate(predict, x, y, task, units=units), hyper)
 
-    return Fit(init, epoch, outputs, Parts(begin, steps_over, project, close))
+def _epoch(
+    run: _Run, state: TrainState, arrays: Arrays, hyper: Hyper, units: Units
+) -> tuple[TrainState, Metrics]:
+    def take(index: Array) -> tuple[Array, Any]:
+        y = arrays.train_y
+        return arrays.train_x[index], None if y is None else y[index]
+
+    carry = state.params, state.buffers, state.opt_state
+    carry, seen = _steps(run, carry, take, _begin(run, state), state, hyper, units)
+    carry, deployed = _project(run, state, carry, hyper)
+    predict = lambda x: outputs_of(run.task, run.learner, deployed, carry[1], x, units)  # noqa: E731
+    x, y = arrays.validation_x, arrays.validation_y
+    validation = evaluate(predict, x, y, run.task, units=units)
+    return _close(run, state, carry, seen, validation, hyper)
 
 
 def outputs_of(
@@ -568,70 +597,6 @@ def all_finite(tree: PyTree) -> Array:
     """Whether every floating-point leaf is finite throughout."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
-
-
-# Evaluation.
-
-
-def statistics(task: Task, outputs: Array, y: Any) -> dict[str, Array]:
-    """Means of the metrics' statistics over a batch."""
-    return {
-        name: jnp.asarray(metric.statistics(outputs, y), jnp.float32).mean(0)
-        for name, metric in task.metrics.items()
-    }
-
-
-def values(task: Task, means: dict[str, Array]) -> dict[str, Array]:
-    """The metrics, of means over all examples."""
-    return {name: task.metrics[name].value(mean) for name, mean in means.items()}
-
-
-def evaluate(
-    predict: Callable[[Any], Any],
-    x: Array,
-    y: Any,
-    task: Task = TASKS["classification"],
-    batch: int = EVALUATION_BATCH,
-    units: Units = PLAIN,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Mean loss and metrics of ``predict(x) -> outputs``, in batches; pure.
-
-    Example:
-      >>> x, y = jnp.eye(3), jnp.arange(3)
-      >>> float(evaluate(lambda x: x, x, y)[1]["accuracy"])
-      1.0
-    """
-    n = x.shape[0]
-    batch = min(batch, n)
-    count = -(-n // batch)
-    index = jnp.arange(count * batch).reshape(count, batch)
-
-    def one(i: Array) -> Any:
-        j = jnp.minimum(i, n - 1)
-        return tally(task, predict, x[j], None if y is None else y[j], i < n, units)
-
-    sums = jax.lax.map(one, index)
-    return tallied(task, jax.tree.map(lambda a: a.sum(0), sums), n)
-
-
-def tally(
-    task: Task, predict: Callable[[Any], Any], x: Array, y: Any, valid: Array, units: Units
-) -> tuple[Array, dict[str, Array]]:
-    """Sums over a batch of losses and of the metrics' statistics, of the valid examples."""
-    out, y = predict(x), task.target(x, y)
-
-    def total(v: Any) -> Array:
-        v = jnp.asarray(v, jnp.float32)
-        return jnp.where(valid.reshape(-1, *[1] * (v.ndim - 1)), v, 0).sum(0)
-
-    found = {name: total(m.statistics(out, y)) for name, m in task.metrics.items()}
-    return total(losses(task, out, y, {"unit": units.target_std})), found
-
-
-def tallied(task: Task, sums: tuple[Array, dict[str, Array]], n: int) -> tuple[Array, dict]:
-    """Mean loss and metrics, of the sums over ``n`` examples."""
-    loss, found = sums
-    return loss / n, values(task, {name: total / n for name, total in found.items()})
 
 
 def fit(

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rosler_jax.data import stream
-from rosler_jax.fit import EVALUATION_BATCH, Epoch, Fit, Metrics, TrainState, tallied, tally
+from rosler_jax.evaluation import EVALUATION_BATCH, tallied, tally
+from rosler_jax.fit import Epoch, Fit, Metrics, TrainState
 from rosler_jax.hyper import Hyper
 from rosler_jax.tasks import Task
 from rosler_jax.units import PLAIN, Units

@@ -12,10 +12,10 @@ import pytest
 from exported_models import CONV_SHAPE, convnet, linear, make_model, mlp, of, pixels, reals
 
 from rosler_jax.export import firmware, lower
+from rosler_jax.export.c.files import Port, Ports
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.c.train import Training, write_training
 from rosler_jax.export.c.train.job import train_in_c
-from rosler_jax.export.c.unit import quantize_function
 from rosler_jax.export.firmware import run_host, run_program
 from rosler_jax.export.firmware.host import FLAGS
 from rosler_jax.export.firmware.toolchain import ToolchainError
@@ -221,7 +221,9 @@ def test_inputs_are_quantised_as_in_python(
     limits = np.iinfo(dtype)
     lost = int((~((steps >= limits.min) & (steps <= limits.max))).sum())
     text = QUANTIZE.replace("@SIZE@", str(x.size)).replace("@TYPE@", dtype)
-    text = text.replace("@FUNCTION@", quantize_function(dtype, scale, "q_"))
+    text = text.replace(
+        "@FUNCTION@", Ports("q_", [Port("x", dtype, x.size, scale)], []).quantizers()
+    )
     if where.startswith("cortex"):
         try:
             firmware.find_toolchain()

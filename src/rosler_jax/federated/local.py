@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -82,80 +83,113 @@ def make_local(
     Returns:
       ``(params, buffers, work, now, arrays, hyper, units) -> Done``; pure, vmapped over clients.
     """
-    task, method = task_of(config), method_of(config)
-    gradient = make_gradient(config, learner, num_examples)
     client, number = choose("client", federated.client, CLIENTS)
-    batch, epochs = config.batch_size, federated.local_epochs
+    gradient = make_gradient(config, learner, num_examples)
+    run = _Run(
+        config,
+        federated,
+        learner,
+        settled,
+        gradient,
+        lambda rate, decay: client.make(rate, decay, number),
+    )
+    return functools.partial(_train, run)
 
-    def optimizer(hyper: Hyper, when: Any) -> optax.GradientTransformationExtraArgs:
-        rate = make_schedule(config, hyper.learning_rate, federated.rounds)(when)
-        inner = client.make(rate, hyper.weight_decay, number)
-        setting = Setting(config, hyper, learner, NEVER)
-        whole = inner if settled else method.optimizer(inner, setting)
+
+class _Run(NamedTuple):
+    """What the training of all clients has in common: arguments of :func:`make_local`, and more.
+
+    Attributes:
+      gradient: of a batch's loss.
+      client: ``(rate, weight_decay) -> `` its optimiser.
+    """
+
+    config: TrainConfig
+    federated: FederatedConfig
+    learner: Learner
+    settled: bool
+    gradient: Callable[..., Any]
+    client: Callable[[Any, Any], optax.GradientTransformation]
+
+    def optimizer(self, hyper: Hyper, when: Any) -> optax.GradientTransformationExtraArgs:
+        """Of a round."""
+        schedule = make_schedule(self.config, hyper.learning_rate, self.federated.rounds)
+        inner = self.client(schedule(when), hyper.weight_decay)
+        setting = Setting(self.config, hyper, self.learner, NEVER)
+        whole = inner if self.settled else method_of(self.config).optimizer(inner, setting)
         return optax.with_extra_args_support(whole)
 
-    def orders(words: Array, count: Array, most: int) -> Int[Array, "epochs most"]:
-        """Its examples' places, shuffled, then those that it does not have."""
-        key = jax.random.wrap_key_data(words, impl="threefry2x32")
-        drawn = jax.random.uniform(key, (epochs, most))
-        return jnp.argsort(jnp.where(jnp.arange(most) < count, drawn, 2.0), axis=1)
 
-    def one(
-        step: Array, carry: Any, words: Array, rows: Array, order: Array, count: Array,
-        start: PyTree, now: Array, arrays: Arrays, hyper: Hyper, units: Units,
-    ) -> Any:  # fmt: skip
-        params, buffers, opt_state, loss = carry
-        count = jnp.maximum(count, 1)
-        steps = -(-count // batch)
-        place = (step % steps * batch + jnp.arange(batch)) % count
-        index = rows[order[jnp.minimum(step // steps, epochs - 1), place]]
-        key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), step)
-        y = None if arrays.train_y is None else arrays.train_y[index]
-        x, y = augmented(config, task, key, arrays.train_x[index], y, hyper, units)
-        at: Any = When(now)
-        (_, (found, _, buffers)), grads = gradient(params, buffers, x, y, key, at, hyper, units)
-        if federated.proximal:
-            grads = jax.tree.map(
-                lambda g, w, w0: g + federated.proximal * (w - w0), grads, params, start
-            )
-        tx = optimizer(hyper, now)
-        updates, opt_state = tx.update(grads, opt_state, decaying(params))
-        return optax.apply_updates(params, updates), buffers, opt_state, loss + found
+class _Place(NamedTuple):
+    """Where a round's training takes place: what all clients read."""
 
-    def train(
-        params: PyTree, buffers: PyTree, work: Work, now: Array, arrays: Arrays, hyper: Hyper,
-        units: Units,
-    ) -> Done:  # fmt: skip
-        steps = epochs * -(-work.counts // batch)
-        order = jax.vmap(lambda k, n: orders(k, n, work.rows.shape[1]))(work.keys, work.counts)
-        x = standardized(arrays.train_x[:1], units)
-        moving, joined = _moving_buffers(learner, params, buffers, x)
-        start = params, moving(buffers), optimizer(hyper, now).init(params), jnp.float32(0)
-        clients = len(work.counts)
-        carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *jnp.shape(x))), start)
+    start: PyTree  # parameters
+    now: Array
+    arrays: Arrays
+    hyper: Hyper
+    units: Units
 
-        def body(step: Array, carry: Any) -> Any:
-            def each(carry: Any, words: Array, rows: Array, order: Array, count: Array) -> Any:
-                here, moved, *rest = carry
-                here, found, *rest = one(
-                    step, (here, joined(moved), *rest), words, rows, order, count, params, now,
-                    arrays, hyper, units,
-                )  # fmt: skip
-                return here, moving(found), *rest
 
-            new = jax.vmap(each)(carry, work.keys, work.rows, order, work.counts)
-            going = step < steps
+def _order(words: Array, count: Array, epochs: int, most: int) -> Int[Array, "epochs most"]:
+    """A client's examples' places, shuffled, then those that it does not have."""
+    key = jax.random.wrap_key_data(words, impl="threefry2x32")
+    drawn = jax.random.uniform(key, (epochs, most))
+    return jnp.argsort(jnp.where(jnp.arange(most) < count, drawn, 2.0), axis=1)
 
-            def pick(a: Array, b: Array) -> Array:
-                return jnp.where(going.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
-            return jax.tree.map(pick, new, carry)
+def _step(
+    run: _Run, step: Array, carry: Any, mine: Work, order: Array, place: _Place
+) -> tuple[Any, ...]:
+    """One step of one client."""
+    params, buffers, opt_state, loss = carry
+    arrays, hyper, units, batch = place.arrays, place.hyper, place.units, run.config.batch_size
+    count = jnp.maximum(mine.counts, 1)
+    steps = -(-count // batch)
+    taken = (step % steps * batch + jnp.arange(batch)) % count
+    index = mine.rows[order[jnp.minimum(step // steps, run.federated.local_epochs - 1), taken]]
+    key = jax.random.fold_in(jax.random.wrap_key_data(mine.keys, impl="threefry2x32"), step)
+    x, y = arrays.train_x[index], None if arrays.train_y is None else arrays.train_y[index]
+    x, y = augmented(run.config, task_of(run.config), key, x, y, hyper, units)
+    at: Any = When(place.now)
+    (_, (found, _, buffers)), grads = run.gradient(params, buffers, x, y, key, at, hyper, units)
+    pull = run.federated.proximal
+    if pull:
+        grads = jax.tree.map(lambda g, w, w0: g + pull * (w - w0), grads, params, place.start)
+    tx = run.optimizer(hyper, place.now)
+    updates, opt_state = tx.update(grads, opt_state, decaying(params))
+    return optax.apply_updates(params, updates), buffers, opt_state, loss + found
 
-        params_, moved, _, loss = jax.lax.fori_loop(0, steps.max(), body, carry)
-        buffers_ = jax.vmap(joined, axis_size=clients)(moved)
-        return Done(params_, buffers_, loss / jnp.maximum(steps, 1))
 
-    return train
+def _train(
+    run: _Run, params: PyTree, buffers: PyTree, work: Work, now: Array, arrays: Arrays,
+    hyper: Hyper, units: Units,
+) -> Done:  # fmt: skip
+    epochs, place = run.federated.local_epochs, _Place(params, now, arrays, hyper, units)
+    clients, most = work.rows.shape
+    steps = epochs * -(-work.counts // run.config.batch_size)
+    order = jax.vmap(lambda k, n: _order(k, n, epochs, most))(work.keys, work.counts)
+    x = standardized(arrays.train_x[:1], units)
+    moving, joined = _moving_buffers(run.learner, params, buffers, x)
+    start = params, moving(buffers), run.optimizer(hyper, now).init(params), jnp.float32(0)
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *jnp.shape(x))), start)
+
+    def body(step: Array, carry: Any) -> Any:
+        def each(carry: Any, mine: Work, order: Array) -> Any:
+            here, moved, *rest = carry
+            here, found, *rest = _step(run, step, (here, joined(moved), *rest), mine, order, place)
+            return here, moving(found), *rest
+
+        new = jax.vmap(each)(carry, work, order)
+        going = step < steps
+
+        def pick(a: Array, b: Array) -> Array:
+            return jnp.where(going.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+        return jax.tree.map(pick, new, carry)
+
+    params_, moved, _, loss = jax.lax.fori_loop(0, steps.max(), body, carry)
+    buffers_ = jax.vmap(joined, axis_size=clients)(moved)
+    return Done(params_, buffers_, loss / jnp.maximum(steps, 1))
 
 
 def _moving_buffers(

@@ -248,7 +248,7 @@ def programs(run: Prepared) -> Programs:
 
 
 def scored_on(run: Prepared, params: Any, buffers: Any, x: Any, y: Any) -> Any:
-    """Loss and metrics of a model on some data; see :func:`rosler_jax.fit.evaluate`."""
+    """Loss and metrics of a model on some data; see :func:`rosler_jax.evaluation.evaluate`."""
 
     def predict(x: Any) -> Any:
         return outputs_of(run.task, run.learner, params, buffers, x, run.units)

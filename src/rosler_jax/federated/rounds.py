@@ -14,6 +14,7 @@ the functions a message may be written as bytes, lost or garbled.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,7 +36,7 @@ from rosler_jax.federated.compress import (
     unpack,
 )
 from rosler_jax.federated.exchanges import Exchange, exchange
-from rosler_jax.federated.local import Work, make_local
+from rosler_jax.federated.local import Done, Work, make_local
 from rosler_jax.federated.optimizers import SERVERS
 from rosler_jax.federated.wire import Form
 from rosler_jax.fit import key_words, method_of
@@ -206,128 +207,26 @@ def make_rounds(
     traded = exchange(federated.exchange, like["params"], learner.views, federated.seed)
     up_like = jax.eval_shape(lambda w: _sent_of(traded, w, w), like)
     floats = len(jax.tree.leaves(like["statistics"]))  # which rounding would make negative
-    server, setting = _server(federated), Setting(config, hyper_of(config), learner, 0)
+    setting = Setting(config, hyper_of(config), learner, 0)
     project = method_of(config).project if not settled else lambda params, setting: params
-    local = make_local(config, federated, learner, num_examples, settled=settled)
-    remembers = bool(up.levels) and not traded.steps and keeps_memory
-
-    def init(key: Key[Array, ""]) -> FederatedState:
-        key_model, key_run = jax.random.split(key)
-        key_run = jax.random.fold_in(key_run, federated.seed % 2**32)
-        return begin(*learner.init(key_model))._replace(key=key_words(key_run))
-
-    def begin(params: PyTree, buffers: PyTree) -> FederatedState:
-        weights = travelling(params, buffers)
-        zeros = lambda x: jnp.zeros((federated.clients, *x.shape), jnp.float32)  # noqa: E731
-        return FederatedState(
-            round=jnp.zeros((), jnp.int32),
-            key=jnp.zeros((2,), jnp.uint32),
-            params=params,
-            buffers=buffers,
-            weights=weights,
-            sent=weights,
-            opt_state=server.init(weights["params"]),
-            exchange=traded.init(weights["params"]),
-            grid=begin_grid(down, weights["params"]),
-            memory=jax.tree.map(zeros, up_like) if remembers else {},
-        )
-
-    def ask(state: FederatedState, rows: Array, counts: Array) -> Asked:
-        choose_, drop, work = round_keys(state.key, state.round)
-        chosen = jax.random.permutation(choose_, federated.clients)[: federated.asked]
-        answers = jax.random.uniform(drop, (federated.asked,)) >= federated.drop
-        # Like goes with like: clients that are trained side by side wait for one another.
-        chosen = chosen[jnp.argsort(-counts[chosen])]
-        keys = jax.vmap(lambda client: client_key(work, client))(chosen)
-        counts = jnp.where(answers, counts[chosen], 0)
-        return Asked(chosen, answers, Work(keys, rows[chosen], counts))
-
-    def answer(
-        state: FederatedState, asked: Asked, arrays: Arrays, hyper: Hyper, units: Units
-    ) -> Answers:
-        params, buffers = model(state)
-        width = at_once or (AT_ONCE if jax.default_backend() == "cpu" else federated.asked)
-        done = _in_chunks(
-            lambda work: local(params, buffers, work, state.round, arrays, hyper, units),
-            asked.work, width, mesh,
-        )  # fmt: skip
-        new = jax.vmap(travelling)(done.params, done.buffers)
-        messages = jax.vmap(lambda w: _sent_of(traded, w, state.sent))(new)
-        if remembers:
-            mine = jax.tree.map(lambda e: e[asked.clients], state.memory)
-            messages = jax.tree.map(jnp.add, messages, mine)
-        packed = jax.vmap(lambda message: pack(up, message, floats=floats))(messages)
-        memory: PyTree = {}
-        if remembers:
-            kept = jax.tree.map(jnp.subtract, messages, unpack_rows(packed, up_like))
-            # Who diverged keeps what it had: NaN would be in all that it sends from now on.
-            told = asked.answers & jnp.isfinite(_flat_rows(kept)).all(1)
-            memory = jax.tree.map(lambda new, old: _where(told, new, old), kept, mine)
-        bits = jax.vmap(lambda p: entropy_bits(p, up.levels, floats))(packed)
-        one = jnp.argmax(asked.answers)
-        first = jax.tree.map(
-            lambda x, old: jnp.where(asked.answers.any(), x[one], old), done.buffers, buffers
-        )
-        exact = _flat_rows(messages) if federated.secure else ()
-        return Answers(packed, exact, memory, first, done.loss, bits)
-
-    def receive(
-        state: FederatedState, asked: Asked, answers: Answers, messages: Array,
-        came: Bool[Array, " asked"],
-    ) -> tuple[FederatedState, Received]:  # fmt: skip
-        most = federated.reject_norm or None
-        checked = check_norms(messages, came, most)
-        combined = _combined(federated, state, messages, asked.work.counts, checked)
-        message = _unflat(combined, up_like)
-        change, kept = traded.receive(message["params"], state.sent["params"], state.exchange)
-        any_came = checked.valid.any() if not federated.secure else came.any()
-        # Of the server's own weights, so that what rounding has left of the way down is sent later.
-        gradient = jax.tree.map(jnp.negative, change)
-        updates, opt_state = server.update(gradient, state.opt_state, state.weights["params"])
-        new = optax.apply_updates(state.weights["params"], updates)
-        whole, _ = arrived({"params": new, "statistics": {}}, state.params, state.buffers)
-        new = travelling(project(whole, setting), {})["params"]
-        statistics = jax.tree.map(jnp.add, state.weights["statistics"], message["statistics"])
-        weights = {"params": new, "statistics": statistics}
-        before = state.weights, state.opt_state, state.exchange
-        weights, opt_state, kept = jax.tree.map(
-            lambda a, b: jnp.where(any_came, a, b), (weights, opt_state, kept), before
-        )
-        packed, sent, grid = sent_down(down, state.sent, state.grid, weights, floats)
-        memory = state.memory
-        if remembers:
-            memory = jax.tree.map(
-                lambda e, new: e.at[asked.clients].set(new), memory, answers.memory
-            )
-        counted = came if federated.secure else checked.valid & came
-        loss = jnp.where(counted, answers.loss, 0.0).sum() / jnp.maximum(counted.sum(), 1)
-        new_state = state._replace(
-            round=state.round + 1,
-            buffers=_integers_of(answers.buffers, state.buffers),
-            weights=weights,
-            sent=sent,
-            opt_state=opt_state,
-            exchange=kept,
-            grid=grid,
-            memory=memory,
-        )
-        bits = entropy_bits(packed, down.levels, floats)
-        return new_state, Received(packed, bits, checked, loss)
-
-    def model(state: FederatedState) -> tuple[PyTree, PyTree]:
-        return arrived(state.sent, state.params, state.buffers)
-
-    def unpack_rows(packed: Packed, like: PyTree) -> PyTree:
-        return jax.vmap(lambda p: unpack(p, like))(packed)
-
+    run = _Run(
+        federated, learner, traded, up, down, up_like, floats,
+        remembers=bool(up.levels) and not traded.steps and keeps_memory,
+        server=_server(federated),
+        project=lambda params: project(params, setting),
+        local=make_local(config, federated, learner, num_examples, settled=settled),
+        at_once=at_once or (AT_ONCE if jax.default_backend() == "cpu" else federated.asked),
+        mesh=mesh,
+    )  # fmt: skip
+    bound = functools.partial
     return Rounds(
-        init=init,
-        begin=begin,
-        ask=ask,
-        answer=answer,
-        receive=receive,
-        unpacked=lambda packed: _flat_rows(unpack_rows(packed, up_like)),
-        model=model,
+        init=bound(_init, run),
+        begin=bound(_begin, run),
+        ask=bound(_ask, run),
+        answer=bound(_answer, run),
+        receive=bound(_receive, run),
+        unpacked=lambda packed: _flat_rows(_unpack_rows(packed, up_like)),
+        model=_model,
         message=lambda new, sent: _sent_of(traded, new, sent),
         on_grid=jax.jit(on_grid),
         up=up,
@@ -335,8 +234,153 @@ def make_rounds(
         up_like=up_like,
         down_like=like,
         forms=_forms(up, down, up_like, like, floats),
-        remembers=remembers,
+        remembers=run.remembers,
     )
+
+
+class _Run(NamedTuple):
+    """What the functions of a run have in common.
+
+    Attributes:
+      federated, learner: arguments of :func:`make_rounds`.
+      traded: what is exchanged.
+      up, down: how messages are packed.
+      up_like: a message's arrays.
+      floats: how many of its leaves are statistics.
+      remembers: whether the state holds what rounding leaves.
+      server: optimiser of the means.
+      project: the end of an update of all parameters.
+      local: training of clients.
+      at_once: clients that are trained side by side.
+      mesh: of devices.
+    """
+
+    federated: FederatedConfig
+    learner: Learner
+    traded: Exchange
+    up: Compression
+    down: Compression
+    up_like: PyTree
+    floats: int
+    remembers: bool
+    server: optax.GradientTransformation
+    project: Callable[[PyTree], PyTree]
+    local: Callable[..., Done]
+    at_once: int
+    mesh: jax.sharding.Mesh | None
+
+
+def _init(run: _Run, key: Key[Array, ""]) -> FederatedState:
+    key_model, key_run = jax.random.split(key)
+    key_run = jax.random.fold_in(key_run, run.federated.seed % 2**32)
+    return _begin(run, *run.learner.init(key_model))._replace(key=key_words(key_run))
+
+
+def _begin(run: _Run, params: PyTree, buffers: PyTree) -> FederatedState:
+    weights = travelling(params, buffers)
+    zeros = lambda x: jnp.zeros((run.federated.clients, *x.shape), jnp.float32)  # noqa: E731
+    return FederatedState(
+        round=jnp.zeros((), jnp.int32),
+        key=jnp.zeros((2,), jnp.uint32),
+        params=params,
+        buffers=buffers,
+        weights=weights,
+        sent=weights,
+        opt_state=run.server.init(weights["params"]),
+        exchange=run.traded.init(weights["params"]),
+        grid=begin_grid(run.down, weights["params"]),
+        memory=jax.tree.map(zeros, run.up_like) if run.remembers else {},
+    )
+
+
+def _ask(run: _Run, state: FederatedState, rows: Array, counts: Array) -> Asked:
+    choose_, drop, work = round_keys(state.key, state.round)
+    chosen = jax.random.permutation(choose_, run.federated.clients)[: run.federated.asked]
+    answers = jax.random.uniform(drop, (run.federated.asked,)) >= run.federated.drop
+    # Like goes with like: clients that are trained side by side wait for one another.
+    chosen = chosen[jnp.argsort(-counts[chosen])]
+    keys = jax.vmap(lambda client: client_key(work, client))(chosen)
+    counts = jnp.where(answers, counts[chosen], 0)
+    return Asked(chosen, answers, Work(keys, rows[chosen], counts))
+
+
+def _answer(
+    run: _Run, state: FederatedState, asked: Asked, arrays: Arrays, hyper: Hyper, units: Units
+) -> Answers:
+    params, buffers = _model(state)
+    done = _in_chunks(
+        lambda work: run.local(params, buffers, work, state.round, arrays, hyper, units),
+        asked.work, run.at_once, run.mesh,
+    )  # fmt: skip
+    new = jax.vmap(travelling)(done.params, done.buffers)
+    messages = jax.vmap(lambda w: _sent_of(run.traded, w, state.sent))(new)
+    if run.remembers:
+        mine = jax.tree.map(lambda e: e[asked.clients], state.memory)
+        messages = jax.tree.map(jnp.add, messages, mine)
+    packed = jax.vmap(lambda message: pack(run.up, message, floats=run.floats))(messages)
+    memory: PyTree = {}
+    if run.remembers:
+        kept = jax.tree.map(jnp.subtract, messages, _unpack_rows(packed, run.up_like))
+        # Who diverged keeps what it had: NaN would be in all that it sends from now on.
+        told = asked.answers & jnp.isfinite(_flat_rows(kept)).all(1)
+        memory = jax.tree.map(lambda new, old: _where(told, new, old), kept, mine)
+    bits = jax.vmap(lambda p: entropy_bits(p, run.up.levels, run.floats))(packed)
+    one = jnp.argmax(asked.answers)
+    first = jax.tree.map(
+        lambda x, old: jnp.where(asked.answers.any(), x[one], old), done.buffers, buffers
+    )
+    exact = _flat_rows(messages) if run.federated.secure else ()
+    return Answers(packed, exact, memory, first, done.loss, bits)
+
+
+def _receive(
+    run: _Run, state: FederatedState, asked: Asked, answers: Answers, messages: Array,
+    came: Bool[Array, " asked"],
+) -> tuple[FederatedState, Received]:  # fmt: skip
+    most = run.federated.reject_norm or None
+    checked = check_norms(messages, came, most)
+    combined = _combined(run.federated, state, messages, asked.work.counts, checked)
+    message = _unflat(combined, run.up_like)
+    change, kept = run.traded.receive(message["params"], state.sent["params"], state.exchange)
+    any_came = checked.valid.any() if not run.federated.secure else came.any()
+    # Of the server's own weights, so that what rounding has left of the way down is sent later.
+    gradient = jax.tree.map(jnp.negative, change)
+    updates, opt_state = run.server.update(gradient, state.opt_state, state.weights["params"])
+    new = optax.apply_updates(state.weights["params"], updates)
+    whole, _ = arrived({"params": new, "statistics": {}}, state.params, state.buffers)
+    new = travelling(run.project(whole), {})["params"]
+    statistics = jax.tree.map(jnp.add, state.weights["statistics"], message["statistics"])
+    weights = {"params": new, "statistics": statistics}
+    before = state.weights, state.opt_state, state.exchange
+    weights, opt_state, kept = jax.tree.map(
+        lambda a, b: jnp.where(any_came, a, b), (weights, opt_state, kept), before
+    )
+    packed, sent, grid = sent_down(run.down, state.sent, state.grid, weights, run.floats)
+    memory = state.memory
+    if run.remembers:
+        memory = jax.tree.map(lambda e, new: e.at[asked.clients].set(new), memory, answers.memory)
+    counted = came if run.federated.secure else checked.valid & came
+    loss = jnp.where(counted, answers.loss, 0.0).sum() / jnp.maximum(counted.sum(), 1)
+    new_state = state._replace(
+        round=state.round + 1,
+        buffers=_integers_of(answers.buffers, state.buffers),
+        weights=weights,
+        sent=sent,
+        opt_state=opt_state,
+        exchange=kept,
+        grid=grid,
+        memory=memory,
+    )
+    bits = entropy_bits(packed, run.down.levels, run.floats)
+    return new_state, Received(packed, bits, checked, loss)
+
+
+def _model(state: FederatedState) -> tuple[PyTree, PyTree]:
+    return arrived(state.sent, state.params, state.buffers)
+
+
+def _unpack_rows(packed: Packed, like: PyTree) -> PyTree:
+    return jax.vmap(lambda p: unpack(p, like))(packed)
 
 
 def round_keys(words: Array, now: Any) -> Key[Array, "3"]:

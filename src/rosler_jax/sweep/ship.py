@@ -16,7 +16,8 @@ import numpy as np
 
 from rosler_jax._quantized import FLOAT_BITS, Axes
 from rosler_jax.config import TrainConfig
-from rosler_jax.fit import EVALUATION_BATCH, TrainState, in_units, tally
+from rosler_jax.evaluation import EVALUATION_BATCH, tally
+from rosler_jax.fit import TrainState, in_units
 from rosler_jax.graph import Graph
 from rosler_jax.graph.compute import run
 from rosler_jax.graph.prune import pruned
