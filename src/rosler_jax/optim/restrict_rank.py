@@ -65,6 +65,48 @@ def _or_now(moved: Array, updates: list[Array]) -> Array:
     return moved | jnp.stack([jnp.any(u != 0) for u in updates])
 
 
+Restriction = Callable[
+    [RestrictRankState, list[Any], list[Any]], tuple[list[Any], _landing.Landing]
+]
+
+
+# One pair of functions for the same views: JAX caches branches by identity, so that updates
+# outside jit compile the condition once.
+@functools.lru_cache(maxsize=128)
+def _branches(
+    views: tuple[MatrixView, ...], rank: int, power_iterations: int, oversampling: int
+) -> tuple[Restriction, Restriction]:
+    """What weights and inner updates become where an update restricts, and elsewhere."""
+
+    def restrict(
+        state: RestrictRankState, weights: list[Array], updates: list[Array]
+    ) -> tuple[list[Array], _landing.Landing]:
+        key = jax.random.fold_in(typed_key(state.key), state.count)
+        steps = []
+        for i, (seen, w, u) in enumerate(zip(views, weights, updates, strict=True)):
+            args = (jax.random.fold_in(key, i), rank, power_iterations, oversampling)
+            there = _restrict(w, u, seen, *args)
+            steps.append(jnp.where(state.moved[i], there, u.astype(there.dtype)))
+        return steps, _landing.note(weights, steps)
+
+    def leave(
+        state: RestrictRankState, weights: list[Array], updates: list[Array]
+    ) -> tuple[list[Array], _landing.Landing]:
+        pairs = zip(weights, updates, strict=True)
+        return [u.astype(_emitted(w, u)) for w, u in pairs], state.landing
+
+    return restrict, leave
+
+
+def _as_many(weights: list[Any], updates: list[Any]) -> list[Any]:
+    if len(weights) != len(updates):
+        raise ValueError(
+            f"params have {len(weights)} leaves, updates {len(updates)}; "
+            "expected trees of the same structure"
+        )
+    return weights
+
+
 def _claim(name: str) -> str:
     return (
         f"{name!r} is not where restrict_rank's restriction has taken it, nor where it was before: "
@@ -175,30 +217,6 @@ def restrict_rank(
             landing=_landing.note(chosen, chosen),
         )
 
-    # One pair of functions for the same views: JAX caches branches by identity, so that updates
-    # outside jit compile the condition once.
-    @functools.cache
-    def branches(views: tuple[MatrixView, ...]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        def restrict(
-            state: RestrictRankState, weights: list[Array], updates: list[Array]
-        ) -> tuple[list[Array], _landing.Landing]:
-            words = typed_key(state.key)
-            key = jax.random.fold_in(words, state.count)
-            steps = []
-            for i, (seen, w, u) in enumerate(zip(views, weights, updates, strict=True)):
-                args = (jax.random.fold_in(key, i), rank, power_iterations, oversampling)
-                there = _restrict(w, u, seen, *args)
-                steps.append(jnp.where(state.moved[i], there, u.astype(there.dtype)))
-            return steps, _landing.note(weights, steps)
-
-        def leave(
-            state: RestrictRankState, weights: list[Array], updates: list[Array]
-        ) -> tuple[list[Array], _landing.Landing]:
-            pairs = zip(weights, updates, strict=True)
-            return [u.astype(_emitted(w, u)) for w, u in pairs], state.landing
-
-        return restrict, leave
-
     def update_fn(
         updates: optax.Updates,
         state: RestrictRankState,
@@ -209,12 +227,7 @@ def restrict_rank(
             raise ValueError("restrict_rank needs params: call update(updates, state, params)")
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         leaves, treedef = jax.tree.flatten(updates)
-        weights = jax.tree.leaves(params)
-        if len(weights) != len(leaves):
-            raise ValueError(
-                f"params have {len(weights)} leaves, updates {len(leaves)}; "
-                "expected trees of the same structure"
-            )
+        weights = _as_many(jax.tree.leaves(params), leaves)
         picked = select_matrices(params, rank, view, where)
         new = state._replace(count=optax.safe_increment(state.count), inner_state=inner_state)
         if not picked:
@@ -228,7 +241,9 @@ def restrict_rank(
         # Once all have moved, nobody has to read the updates for that.
         moved = jax.lax.cond(jnp.all(state.moved), _as_before, _or_now, state.moved, moves)
         new = new._replace(moved=moved, restricted=new.count % every == 0)
-        restrict, leave = branches(tuple(seen for _, _, seen in picked))
+        restrict, leave = _branches(
+            tuple(seen for _, _, seen in picked), rank, power_iterations, oversampling
+        )
         steps, landing = jax.lax.cond(
             new.restricted, restrict, leave, new._replace(inner_state=()), held, moves
         )

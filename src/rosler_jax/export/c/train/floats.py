@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from rosler_jax.export.c.maps import Fused, fuse, fused_step
 from rosler_jax.export.c.sketches import PROJECT, Call, entry_scale, project_step
 from rosler_jax.export.c.train.memory import Node, Wires, aligned
 from rosler_jax.export.c.train.parallel import Parallel
-from rosler_jax.export.c.train.parameters import Parameters
+from rosler_jax.export.c.train.parameters import Parameters, Place
 from rosler_jax.export.c.train.statements import (
     add_bias,
     bias_gradient,
@@ -129,6 +129,17 @@ def _project(op: Project, parameters: Parameters, label: str) -> Node:
     )
 
 
+class _Sketches(NamedTuple):
+    """The places and the projections of a layer in the parallel stage."""
+
+    c: Place
+    u: Place
+    r: Place
+    bias: Place
+    psi: Step
+    omega: Step
+
+
 def _parallel(op: Parallel, parameters: Parameters, label: str) -> Node:
     unit = parameters.unit
     (m, s), (l, n) = op.c.shape, op.r.shape
@@ -139,39 +150,15 @@ def _parallel(op: Parallel, parameters: Parameters, label: str) -> Node:
         unit.use(kernel)
     psi = _projection(unit, f"{label}_psi", op.psi, False)
     omega = _projection(unit, f"{label}_omega", op.omega, False)
-    plain = "{ const rosler_finish_f32 f = {0, 1.0f};"
+    here = _Sketches(c, u, r, bias, psi, omega)
 
     def forward(w: Wires) -> str:
-        h, k = f"(float *)({w.saved})", f"(float *)({w.saved} + {aligned(4 * s)})"
+        h, k = _inner(op, w.saved)
         return (
-            f"{plain} rosler_dense_f32({w.x}, {m}, {s}, {c.value}, &f, {h}); "
+            f"{{ {finish()} rosler_dense_f32({w.x}, {m}, {s}, {c.value}, &f, {h}); "
             f"rosler_dense_f32({h}, {s}, {l}, (float *)({w.pinned}), &f, {k}); }}\n    "
             f"{{ {finish(bias)} rosler_dense_f32({k}, {l}, {n}, {r.value}, &f, {w.y}); }}"
         )
-
-    def backward(w: Wires) -> str:
-        h, k = f"(float *)({w.saved})", f"(float *)({w.saved} + {aligned(4 * s)})"
-        memory = w.back_scratch
-        d_k, d_h = f"(float *)({memory})", f"(float *)({memory} + {aligned(4 * l)})"
-        x_psi, d_omega, rest = d_k, d_h, f"({memory} + {aligned(4 * l) + aligned(4 * s)})"
-        # In the parallel stage the errors within the chain are only for what lies below.
-        lines = [
-            error_below(unit, w.dy, l, n, r.value, d_k),
-            error_below(unit, d_k, s, l, f"(float *)({w.pinned})", d_h),
-            error_below(unit, d_h, m, s, c.value, w.dx),
-            "if (s->weights[0] > 0.5f) {",
-            f"    {{ {finish(scale=_entry(op.psi))} {psi.call(w.x, x_psi, rest)} }}",
-            f"    {{ {finish(scale=_entry(op.omega))} {omega.call(w.dy, d_omega, rest)} }}",
-            f"   {outer(unit, c, d_omega, s, w.x, m)}",
-            f"   {outer(unit, u, x_psi, l, d_omega, s)}",
-            f"   {outer(unit, r, w.dy, n, x_psi, l)}",
-            "} else {",
-            f"   {outer(unit, c, d_h, s, w.x, m)}",
-            f"   {outer(unit, u, d_k, l, h, s)}",
-            f"   {outer(unit, r, w.dy, n, k, l)}",
-            "}" + bias_gradient(unit, bias, n, w.dy),
-        ]
-        return "\n    ".join(line for line in lines if line)
 
     def solve(w: Wires) -> str:
         scratch = f"(float *)({w.pinned} + {aligned(4 * s * l)})"
@@ -183,7 +170,7 @@ def _parallel(op: Parallel, parameters: Parameters, label: str) -> Node:
 
     return Node(
         forward=forward,
-        backward=backward,
+        backward=lambda w: _parallel_backward(op, unit, here, w),
         out_bytes=4 * n,
         error_bytes=4 * n,
         keeps_input=True,
@@ -193,6 +180,38 @@ def _parallel(op: Parallel, parameters: Parameters, label: str) -> Node:
         begin=solve,
         pinned_bytes=aligned(4 * s * l) + 4 * (s * (s + 1) + l),
     )  # fmt: skip
+
+
+def _inner(op: Parallel, saved: str) -> tuple[str, str]:
+    """What lies between the factors: ``x C`` and ``x C U``."""
+    return f"(float *)({saved})", f"(float *)({saved} + {aligned(4 * op.c.shape[1])})"
+
+
+def _parallel_backward(op: Parallel, unit: Unit, here: _Sketches, w: Wires) -> str:
+    """In the parallel stage the errors within the chain are only for what lies below."""
+    (m, s), (l, n) = op.c.shape, op.r.shape
+    c, u, r, bias, psi, omega = here
+    h, k = _inner(op, w.saved)
+    memory = w.back_scratch
+    d_k, d_h = f"(float *)({memory})", f"(float *)({memory} + {aligned(4 * l)})"
+    x_psi, d_omega, rest = d_k, d_h, f"({memory} + {aligned(4 * l) + aligned(4 * s)})"
+    lines = [
+        error_below(unit, w.dy, l, n, r.value, d_k),
+        error_below(unit, d_k, s, l, f"(float *)({w.pinned})", d_h),
+        error_below(unit, d_h, m, s, c.value, w.dx),
+        "if (s->weights[0] > 0.5f) {",
+        f"    {{ {finish(scale=_entry(op.psi))} {psi.call(w.x, x_psi, rest)} }}",
+        f"    {{ {finish(scale=_entry(op.omega))} {omega.call(w.dy, d_omega, rest)} }}",
+        f"   {outer(unit, c, d_omega, s, w.x, m)}",
+        f"   {outer(unit, u, x_psi, l, d_omega, s)}",
+        f"   {outer(unit, r, w.dy, n, x_psi, l)}",
+        "} else {",
+        f"   {outer(unit, c, d_h, s, w.x, m)}",
+        f"   {outer(unit, u, d_k, l, h, s)}",
+        f"   {outer(unit, r, w.dy, n, k, l)}",
+        "}" + bias_gradient(unit, bias, n, w.dy),
+    ]
+    return "\n    ".join(line for line in lines if line)
 
 
 def step_of(op: Op, unit: Unit, label: str) -> Step:

@@ -98,16 +98,58 @@ def lay_out(nodes: Sequence[Node], first: int, element: str) -> Layout:
       first: index of the first node with something to train; backward goes down to it.
       element: C type of activations and errors.
     """
-    count = len(nodes)
-    end = 2 * count + 1  # the last event; node i runs forward at i + 1, backward at end - i
-    loss = count + 1
-    keys: dict[tuple[str, int], int] = {}
-    spans: list[Span] = []
+    spans = _spans(nodes, first)
+    order = sorted(range(len(spans.found)), key=lambda i: spans.found[i].first)
+    total, places = place([spans.found[i] for i in order])
+    offsets = dict(zip(order, places, strict=True))
 
-    def add(key: tuple[str, int], size: int, start: int, stop: int) -> None:
-        keys[key] = len(spans)
-        spans.append(Span(aligned(size), start, stop))
+    def memory(kind: str, i: int) -> str:
+        return f"(a + {offsets[spans.keys[(kind, i)]]})"
 
+    def at(kind: str, i: int, const: str = "") -> str:
+        return f"({const}{element} *){memory(kind, i)}"
+
+    wires = [
+        Wires(
+            x=at("y", i - 1, "const ") if i else "x",
+            y=at("y", i),
+            saved=memory("saved", i),
+            dy=at("d", i) if i >= first else "",
+            dx=at("d", i - 1) if i > first else "",
+            scratch=memory("forward", i),
+            back_scratch=memory("backward", i),
+            pinned=memory("pinned", i),
+        )
+        for i in range(len(nodes))
+    ]
+    last = len(nodes) - 1
+    return Layout(max(total, ALIGN), wires, at("y", last), at("d", last))
+
+
+@dataclasses.dataclass
+class _Spans:
+    """When each tensor is needed, by kind and node; some are the same memory."""
+
+    found: list[Span] = dataclasses.field(default_factory=list)
+    keys: dict[tuple[str, int], int] = dataclasses.field(default_factory=dict)
+
+    def add(self, kind: str, node: int, size: int, start: int, stop: int) -> None:
+        """One of its own."""
+        self.keys[(kind, node)] = len(self.found)
+        self.found.append(Span(aligned(size), start, stop))
+
+    def share(self, kind: str, node: int, with_node: int, stop: int) -> None:
+        """One that lies where another's does, which is then needed for so long at least."""
+        index = self.keys[(kind, with_node)]
+        self.keys[(kind, node)] = index
+        span = self.found[index]
+        self.found[index] = span._replace(last=max(span.last, stop))
+
+
+def _spans(nodes: Sequence[Node], first: int) -> _Spans:
+    """Node i runs forward at ``i + 1``, backward as many events before the end as it is forward."""
+    count, spans = len(nodes), _Spans()
+    end, loss = 2 * count + 1, count + 1
     for i, node in enumerate(nodes):
         trains = i >= first
         until = i + 2 if i + 1 < count else loss
@@ -118,45 +160,17 @@ def lay_out(nodes: Sequence[Node], first: int, element: str) -> Layout:
         # An output that backward does not read may be overwritten; the caller's input never.
         free = i > 0 and not (nodes[i - 1].keeps_output and i - 1 >= first)
         if node.in_place and free and not (trains and node.keeps_input):
-            index = keys[("y", i - 1)]
-            keys[("y", i)] = index
-            span = spans[index]
-            spans[index] = Span(span.bytes, span.first, max(span.last, until))
+            spans.share("y", i, i - 1, until)
         else:
-            add(("y", i), node.out_bytes, i + 1, until)
-        add(("saved", i), node.saved_bytes, i + 1, end - i if trains else i + 1)
-        add(("forward", i), node.forward_scratch, i + 1, i + 1)
-        add(("backward", i), node.backward_scratch if trains else 0, end - i, end - i)
-        add(("pinned", i), node.pinned_bytes, 0, end)
-    add(("d", count - 1), nodes[-1].error_bytes, loss, end - count + 1)
+            spans.add("y", i, node.out_bytes, i + 1, until)
+        spans.add("saved", i, node.saved_bytes, i + 1, end - i if trains else i + 1)
+        spans.add("forward", i, node.forward_scratch, i + 1, i + 1)
+        spans.add("backward", i, node.backward_scratch if trains else 0, end - i, end - i)
+        spans.add("pinned", i, node.pinned_bytes, 0, end)
+    spans.add("d", count - 1, nodes[-1].error_bytes, loss, end - count + 1)
     for i in range(count - 1, first, -1):
         if nodes[i].in_place or nodes[i].backward is None:
-            index = keys[("d", i)]
-            keys[("d", i - 1)] = index
-            spans[index] = spans[index]._replace(last=end - i + 1)
+            spans.share("d", i - 1, i, end - i + 1)
         else:
-            add(("d", i - 1), nodes[i - 1].error_bytes, end - i, end - i + 1)
-    order = sorted(range(len(spans)), key=lambda i: spans[i].first)
-    total, places = place([spans[i] for i in order])
-    offsets = dict(zip(order, places, strict=True))
-
-    def at(kind: str, i: int) -> str:
-        return f"({element} *)(a + {offsets[keys[(kind, i)]]})"
-
-    def memory(kind: str, i: int) -> str:
-        return f"(a + {offsets[keys[(kind, i)]]})"
-
-    wires = [
-        Wires(
-            x=f"(const {element} *)(a + {offsets[keys[('y', i - 1)]]})" if i else "x",
-            y=at("y", i),
-            saved=memory("saved", i),
-            dy=at("d", i) if i >= first else "",
-            dx=at("d", i - 1) if i > first else "",
-            scratch=memory("forward", i),
-            back_scratch=memory("backward", i),
-            pinned=memory("pinned", i),
-        )
-        for i in range(count)
-    ]
-    return Layout(max(total, ALIGN), wires, at("y", count - 1), at("d", count - 1))
+            spans.add("d", i - 1, nodes[i - 1].error_bytes, end - i, end - i + 1)
+    return spans
