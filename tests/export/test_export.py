@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rosler_jax import modelfile
-from rosler_jax.cli import export as command
 from rosler_jax.cli import main
 from rosler_jax.export import DTYPES, TARGETS, ExportError, Training, export
 from rosler_jax.export.report import Limits, estimates, shortfall
@@ -177,12 +176,6 @@ def test_what_cannot_be_is_refused(model, tmp_path):
     with pytest.raises(FileNotFoundError):
         export(tmp_path / "absent.rosler", tmp_path / "x")
     assert "c" in TARGETS
-
-
-def test_the_command_offers_what_there_is():
-    # Written out there once more, so that --help imports nothing heavy.
-    assert tuple(TARGETS) == command.TARGETS
-    assert command.DTYPES == DTYPES
 
 
 def test_command_line(model, tmp_path, capsys):

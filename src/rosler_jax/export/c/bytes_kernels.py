@@ -98,7 +98,7 @@ def _gather_tile(
     """Lines that fill a pixel's part of the tile, and the bytes beside it that they need."""
     dtype, channels = op.in_dtypes[0], op.in_shape[-1]
     shapes, suffix = (op.in_shape, op.out_shape), _suffix(dtype, op.fill)
-    copy = {"int16": "spread_i16", "int8": "spread_i8", "uint8": "spread_u8"}[dtype]
+    copy = "spread_i16" if dtype == "int16" else "spread_byte"
     numbers = Numbers(
         f"tile_{suffix}", "rosler_slot", "int32_t", "i32", "uint32_t", 8, CTYPE[dtype], copy,
         str(op.fill),
@@ -109,8 +109,7 @@ def _gather_tile(
         if is_pointwise(window):
             at = f"(i * {image(op.out_shape)[1]} + j)"
             return [f"rosler_copy_tile_{suffix}(x + {at} * {channels}, {whole}, slot);"], 0
-        text = gather_call(unit, numbers, label, shapes, window)
-        return [text.replace("patch);", "slot);")], 0
+        return [gather_call(unit, numbers, label, shapes, window, patch="slot")], 0
     raw = dataclasses.replace(
         numbers, suffix=f"raw_{suffix}", element=CTYPE[dtype], source=None, copy="copy_fill"
     )

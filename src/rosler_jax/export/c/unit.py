@@ -64,6 +64,7 @@ class Numbers:
             "SOURCE": self.source or self.element,
             "COPY": self.copy,
             "FILL": self.fill,
+            "EXTEND": "sxtb16" if self.source == "int8_t" else "uxtb16",
             **more,
         }
 

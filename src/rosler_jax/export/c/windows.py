@@ -67,10 +67,11 @@ def window_sizes(shapes: tuple[Shape, Shape], window: Window) -> list[int]:
     return [height, width, channels, *image(shapes[1])[:2], *steps]
 
 
-def _gather(
-    unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape], window: Window
-) -> str:
-    """C call that gathers the pixels for output (i, j) and group g of a signal or an image."""
+def _gather_flat(
+    unit: Unit, numbers: Numbers, shapes: tuple[Shape, Shape], window: Window, group: str,
+    patch: str,
+) -> str:  # fmt: skip
+    """The call for output (i, j) of a signal or an image."""
     height, width, channels = image(shapes[0])
     rows, cols = _two(window.size, 1)
     stride_y, stride_x = _two(window.strides, 1)
@@ -82,13 +83,14 @@ def _gather(
         unit.use("patch", numbers.names())
         return (
             f"rosler_patch_{numbers.suffix}(x, {height}, {width}, {channels}, {corner}, "
-            f"{rows}, {cols}, patch);"
+            f"{rows}, {cols}, {patch});"
         )
     unit.use("patch_any", numbers.names())
     count = channels // window.groups
     return (
-        f"rosler_patch_any_{numbers.suffix}(x, {height}, {width}, {channels}, g * {count}, "
-        f"{count}, {corner}, {rows}, {cols}, {step_y}, {step_x}, {gap_y}, {gap_x}, patch);"
+        f"rosler_patch_any_{numbers.suffix}(x, {height}, {width}, {channels}, "
+        f"{group} * {count}, {count}, {corner}, {rows}, {cols}, {step_y}, {step_x}, {gap_y}, "
+        f"{gap_x}, {patch});"
     )
 
 
@@ -100,26 +102,24 @@ def axes_table(unit: Unit, label: str, shapes: tuple[Shape, Shape], window: Wind
     return unit.array("int32_t", f"{label}_axes", list(rows), "tables")
 
 
-def _gather_axes(
-    unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape], window: Window
-) -> str:
-    """C call that gathers the pixels for output j and group g, along any number of axes."""
+def gather_call(
+    unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape], window: Window,
+    group: str = "0", patch: str = "patch",
+) -> str:  # fmt: skip
+    """C call that gathers the pixels of a group under a window, for output (i, j).
+
+    Of three axes or more j counts all outputs.
+    """
+    if len(window.size) < 3:
+        return _gather_flat(unit, numbers, shapes, window, group, patch)
     unit.use("patch_axes", numbers.names())
     table = axes_table(unit, label, shapes, window)
     channels = shapes[0][-1]
     count = channels // window.groups
     return (
         f"rosler_patch_axes_{numbers.suffix}(x, {table}, {len(window.size)}, {channels}, "
-        f"g * {count}, {count}, j, patch);"
+        f"{group} * {count}, {count}, j, {patch});"
     )
-
-
-def gather_call(
-    unit: Unit, numbers: Numbers, label: str, shapes: tuple[Shape, Shape], window: Window
-) -> str:
-    """C call that gathers the pixels under a window of one group, for output (i, j)."""
-    gather = _gather if len(window.size) < 3 else _gather_axes
-    return gather(unit, numbers, label, shapes, window).replace("g * ", "0 * ")
 
 
 def window_step(
@@ -166,9 +166,9 @@ def window_step(
     target = f"y + (i * {width} + {first}) * {channels} + g * {channels // groups}"
     body = [multiply(source, target, filled)]
     if not direct:
-        gather = (_gather if flat else _gather_axes)(unit, numbers, label, shapes, window)
+        patch = f"patch + j % 2 * {filled}" if pairs else "patch"
+        gather = gather_call(unit, numbers, label, shapes, window, "g", patch)
         if pairs:
-            gather = gather.replace(", patch);", f", patch + j % 2 * {filled});")
             body = [f"if (j % 2 || j + 1 == {width}) {{", *(f"    {s}" for s in body), "}"]
         body = [gather, *body]
     memory = [

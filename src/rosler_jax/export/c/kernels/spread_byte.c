@@ -7,8 +7,8 @@ static inline void rosler_copy_@S@(const @SOURCE@ *x, int count, @X@ *slot)
 #if ROSLER_DSP
         uint32_t v, even, odd;
         memcpy(&v, x, sizeof v);
-        __asm__("sxtb16 %0, %1" : "=r"(even) : "r"(v));
-        __asm__("sxtb16 %0, %1, ror #8" : "=r"(odd) : "r"(v));
+        __asm__("@EXTEND@ %0, %1" : "=r"(even) : "r"(v));
+        __asm__("@EXTEND@ %0, %1, ror #8" : "=r"(odd) : "r"(v));
         memcpy(y, &even, sizeof even);
         memcpy(y + 8, &odd, sizeof odd);
 #else
