@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+from rosler_jax._paths import role_name
 from rosler_jax.nn import (
     SketchConv,
     SketchEinsum,
@@ -231,7 +232,7 @@ def _stacked(view: MatrixView, axes: tuple[int, ...], ndim: int) -> MatrixView:
 def _by_name(name: str, shape: tuple[int, ...], layer: str, why: str) -> Seen:
     """Of a layer that says nothing: what the name and the shape alone make certain."""
     view = plain(name, shape)
-    role = "matrix" if view else _BY_NAME.get(name.rsplit("/", 1)[-1], "unknown")
+    role = "matrix" if view else _BY_NAME.get(role_name(name), "unknown")
     note = "by name and shape" if role != "unknown" else f"{why}; a rule may say"
     return Seen(name, shape, layer, role, view, (), note)
 

@@ -12,6 +12,26 @@ TRAINING_ONLY = ("parallel", "fingerprint")
 seeds that a core belongs to. They are no weights, and model files do not hold them."""
 
 
+def role_name(name: str) -> str:
+    """The last step of a leaf's name: what it is in its layer.
+
+    Example:
+      >>> role_name("layers/0/c"), role_name("kernel")
+      ('c', 'kernel')
+    """
+    return name.rpartition("/")[2]
+
+
+def layer_name(name: str) -> str:
+    """The path of a leaf's layer, empty for a leaf at the top.
+
+    Example:
+      >>> layer_name("layers/0/c"), layer_name("kernel")
+      ('layers/0', '')
+    """
+    return name.rpartition("/")[0]
+
+
 def path_names(keys: Sequence[Any]) -> tuple[str, ...]:
     """The steps of a leaf's key path as strings.
 

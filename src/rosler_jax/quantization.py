@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
 
-from rosler_jax._paths import TRAINING_ONLY, path_name, path_names
+from rosler_jax._paths import TRAINING_ONLY, path_name, path_names, role_name
 from rosler_jax._quantized import (
     FLOAT_BITS,
     INTEGER_BITS,
@@ -193,7 +193,7 @@ def stacked_axes(seen: Seen) -> Axes:
     if seen.view is None or seen.role not in _WEIGHTS:
         axes: tuple[int, ...] = tuple(range(len(seen.stack)))  # layers are stacked in front
     else:
-        by_rows = seen.role == "factor" and seen.name.rsplit("/", 1)[-1] == "r"
+        by_rows = seen.role == "factor" and role_name(seen.name) == "r"
         channel = (seen.view.inputs if by_rows else seen.view.outputs)[-1]
         stack = seen.view.stack[: len(seen.stack) if seen.layer in _SHARING else None]
         axes = (*(k for k in stack if seen.shape[k] > 1), channel)
@@ -238,7 +238,7 @@ def channel_axis(path: Sequence[str] | str, shape: Sequence[int]) -> int | None:
     if len(shape) < 2:
         return None
     name = path if isinstance(path, str) else path[-1]
-    return len(shape) + _AXIS_OF_LEAF.get(name.rsplit("/", 1)[-1], -1)
+    return len(shape) + _AXIS_OF_LEAF.get(role_name(name), -1)
 
 
 def leaf_bits(
@@ -398,7 +398,7 @@ def dequantize_params(tensors: Mapping[str, Any], like: Tree) -> Tree:
     """
     leaves, structure = tree_util.tree_flatten_with_path(like)
     names = [path_name(keys) for keys, _ in leaves]
-    stages = {name for name in names if name.rsplit("/", 1)[-1] in TRAINING_ONLY}
+    stages = {name for name in names if role_name(name) in TRAINING_ONLY}
     missing, unknown = set(names) - stages - set(tensors), set(tensors) - set(names)
     if missing or unknown:
         raise ValueError(

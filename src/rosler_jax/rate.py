@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rosler_jax import _weyl
-from rosler_jax._paths import TRAINING_ONLY, path_name
+from rosler_jax._paths import TRAINING_ONLY, path_name, role_name
 from rosler_jax._quantized import QuantizedTensor, integer_levels
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def rate_coded(params: PyTree, *, bits: int = 8, where: Where | None = None) -> 
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path_name(path)
         floats = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        training = name.rsplit("/", 1)[-1] in TRAINING_ONLY
+        training = role_name(name) in TRAINING_ONLY
         if floats and not training and (where is None or where(name, leaf)):
             steps[name], widths[name] = _initial(jnp.asarray(leaf, jnp.float32))
     if not steps:

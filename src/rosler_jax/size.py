@@ -17,7 +17,7 @@ from flax import nnx
 
 from rosler_jax import _table, modelfile
 from rosler_jax._layer_views import matrix_views
-from rosler_jax._paths import TRAINING_ONLY, path_name
+from rosler_jax._paths import TRAINING_ONLY, layer_name, path_name, role_name
 from rosler_jax._quantized import scale_shape
 from rosler_jax.graph._source import TraceError
 from rosler_jax.graph.count import ELSEWHERE, Operations, Part, parts
@@ -26,6 +26,7 @@ from rosler_jax.graph.graph import Graph, op_weights
 from rosler_jax.graph.quantize import quantization_plan
 from rosler_jax.graph.save import graph_of_file, model_path
 from rosler_jax.graph.trace import trace
+from rosler_jax.graph.weight import source_name
 from rosler_jax.modelfile import ModelFile, QuantizedTensor, TensorBytes
 from rosler_jax.quantization import leaf_bits, scale_axes
 
@@ -321,7 +322,7 @@ def _rows(found: _Source) -> list[LayerSize]:
     sizes = found.stored or modelfile.bytes_of(found.tensors)
     groups: dict[str, dict[str, Any]] = {part.layer: {} for part in done or ()}
     for name, tensor in found.tensors.items():
-        groups.setdefault(layer_of.get(name, name.rpartition("/")[0]), {})[name] = tensor
+        groups.setdefault(layer_of.get(name, layer_name(name)), {})[name] = tensor
     return [
         _row(name, groups[name], None if done is None else [p for p in done if p.layer == name],
              readers, sizes)
@@ -354,15 +355,15 @@ def _row(
     bits: set[int] = set()
     alone = 0  # numbers in matrices that no product reads: tables, positions
     once = {_key(part): part for part in done or ()}  # a layer that is applied twice is stored once
-    multiplied = {weight.name.rstrip("*") for part in once.values() for weight in part.weights}
+    multiplied = {weight.source for part in once.values() for weight in part.weights}
     for path, tensor in tensors.items():
-        group, size = _group(path.rpartition("/")[2], tensor), math.prod(tensor.shape)
+        group, size = _group(role_name(path), tensor), math.prod(tensor.shape)
         count[group] += size
         if isinstance(tensor, QuantizedTensor):
             count["scales"] += 0 if tensor.bits == 32 else int(np.size(tensor.scale))
         if group == "weights":
             bits |= {getattr(tensor, "bits", 32)}
-            alone += 0 if path.rstrip("*") in multiplied else size
+            alone += 0 if source_name(path) in multiplied else size
     stored = sum(sizes[path].total for path in tensors)
     if not count["seeds"]:  # in the graph itself, not in tensors as files of version 1 have them
         count["seeds"] = 2 * sum(part.sketches for part in once.values())
@@ -402,7 +403,7 @@ def _key(part: Part) -> Any:
 
 
 def _group(leaf: str, tensor: Any) -> str:
-    leaf = leaf.rstrip("*").partition(".")[0]  # as tracing names what it has changed
+    leaf = source_name(leaf).partition(".")[0]  # as tracing names what it has changed
     if leaf.endswith("seed"):
         return "seeds"
     if leaf == "bias":

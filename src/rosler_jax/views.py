@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from rosler_jax import _table
-from rosler_jax._paths import path_name
+from rosler_jax._paths import path_name, role_name
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -203,7 +203,7 @@ def plain(name: str, shape: Sequence[int]) -> MatrixView | None:
       >>> plain("query/bias", (4, 8)) is plain("conv/kernel", (3, 3, 8, 16)) is None
       True
     """
-    is_kernel = name.rsplit("/", 1)[-1] == "kernel" and len(shape) == 2
+    is_kernel = role_name(name) == "kernel" and len(shape) == 2
     return MatrixView((0,), (1,)) if is_kernel else None
 
 

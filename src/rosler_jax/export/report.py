@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rosler_jax._paths import layer_name, role_name
 from rosler_jax.export import _forms
 from rosler_jax.export._counted import Counted
 from rosler_jax.export.c.source import CSource
@@ -45,7 +46,7 @@ def estimates(counted: Counted) -> dict[str, Any]:
 def dense_arena_bytes(graph: Graph) -> int:
     """Bytes of the most float32 values that are needed at one time, between whole layers."""
     consumers = graph.consumers()
-    layers = {op.name: op.name.rsplit("/", 1)[0] for op in graph.ops}
+    layers = {op.name: layer_name(op.name) for op in graph.ops}
 
     def within(op: Op) -> bool:  # a value inside of a sketched layer, which a dense one has not
         after = consumers.get(op.output, [])
@@ -211,7 +212,7 @@ def _smaller(report: Mapping[str, Any], limit: int, flash: int, graph: Graph) ->
     if rest >= limit:
         return f"code and data other than weights alone take {rest}; train a narrower network"
     share = (limit - rest) / weights
-    firsts = (w for w in graph.weights() if w.name.rstrip("*").endswith(("/c", "/u")))
+    firsts = (w for w in graph.weights() if role_name(w.source) in ("c", "u"))
     ranks = sorted({w.values.shape[-1] for w in firsts}, reverse=True)
     if not ranks:
         return f"train a network with {share:.0%} of the weights at these bits"

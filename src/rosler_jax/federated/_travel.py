@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from rosler_jax._paths import TRAINING_ONLY, path_name
+from rosler_jax._paths import TRAINING_ONLY, path_name, role_name
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -32,7 +32,7 @@ def _floats(tree: PyTree) -> dict[str, Any]:
 
 def _travels(name: str, leaf: Any) -> bool:
     floats = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    return bool(floats) and name.rsplit("/", 1)[-1] not in TRAINING_ONLY
+    return bool(floats) and role_name(name) not in TRAINING_ONLY
 
 
 def arrived(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rosler_kernels as rk
-from rosler_jax._paths import path_name
+from rosler_jax._paths import path_name, role_name
 from rosler_jax.factors import core_from_sketch
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def factored_layers(like: PyTree, views: Views, seed: int, more: int) -> dict[st
     leaves = jax.tree_util.tree_leaves_with_path(like)
     places = {path_name(path): (k, jnp.shape(leaf)) for k, (path, leaf) in enumerate(leaves)}
     found: dict[str, Layer] = {}
-    for number, name in enumerate(sorted(n for n in places if n.split("/")[-1] == "c")):
+    for number, name in enumerate(sorted(n for n in places if role_name(n) == "c")):
         prefix = name[: len(name) - 1]
         parts = {part: places[prefix + part] for part in "cur" if prefix + part in places}
         if "r" not in parts or views[name].role != "factor":

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rosler_jax._paths import TRAINING_ONLY, path_name
+from rosler_jax._paths import TRAINING_ONLY, path_name, role_name
 from rosler_jax.units import PLAIN, Units, standardized
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def device_code(
     if isinstance(params, RateCoded):
         raise ExportError("rate-coded parameters do not train in C; pass a learner of plain ones")
     leaves = _leaves(params)
-    staged = sorted(path for path in leaves if path.rsplit("/", 1)[-1] == "parallel")
+    staged = sorted(path for path in leaves if role_name(path) == "parallel")
     if staged:
         raise ExportError(
             f"{staged[0]}: layers of aRes-BP solve for their cores; pass the learner and the "
@@ -166,7 +166,7 @@ def device_code(
     found = {field.name: _same(field, graph, named) for field in source.fields}
     kept = {
         path: leaf for path, leaf in leaves.items()
-        if stem + path not in found and path.rsplit("/", 1)[-1] not in TRAINING_ONLY
+        if stem + path not in found and role_name(path) not in TRAINING_ONLY
     }  # fmt: skip
     if kept and "all" in chosen:
         raise ExportError(

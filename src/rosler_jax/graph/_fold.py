@@ -134,7 +134,7 @@ def _affine(known: Known, op: Op) -> None:
         return
     (added,) = (known.constants[v] for v in op.inputs if v in known.constants)
     own = isinstance(op, Map) and op.function == "add" and getattr(before, "bias", None) is None
-    if own and added.name.rstrip("*") != "constant":
+    if own and added.source != "constant":
         n = added.values.size  # the model's own tensor, which may train, be it zeros
         if n == before.out_shape[-1] or isinstance(before, Project):
             bias = added.then("reshape", (n,))

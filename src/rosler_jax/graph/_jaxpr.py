@@ -15,7 +15,7 @@ from rosler_jax.graph._rules import RULES, evaluate
 from rosler_jax.graph._source import UnlocatedError, refuse
 from rosler_jax.graph.graph import Value
 from rosler_jax.graph.kinds import Concat, Op, Scan, count
-from rosler_jax.graph.weight import Weight
+from rosler_jax.graph.weight import Weight, computed
 
 INLINED = (
     "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
@@ -52,7 +52,7 @@ def equation(b: Builder, eqn: Any, xs: list[Held]) -> list[Held]:
         scaled = _scaled(name, xs)
         if scaled is not None:
             return [scaled]
-        base = next((f"{x.weight.name.rstrip('*')}*" for x in xs if _named(x)), "constant")
+        base = next((computed(x.weight.name) for x in xs if _named(x)), "constant")
         return [known(y, base) for y in evaluate(eqn, xs)]
     if name in INLINED:
         inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import rosler_kernels as rk
+from rosler_jax._paths import layer_name
 from rosler_jax.graph.check import weight_shape
 from rosler_jax.graph.graph import Graph, op_vectors
 from rosler_jax.graph.kinds import (
@@ -265,7 +266,7 @@ def parts(graph: Graph, known: Mapping[int, Weight] | None = None, times: int = 
     for op in graph.ops:
         if isinstance(op, Map) and op.function == "add" and (added := _matrices(op, known)):
             bias = Operations(0, times * math.prod(op.out_shape))
-            layer, held = added[0].name.rpartition("/")[0], (added[0].name,)
+            layer, held = layer_name(added[0].name), (added[0].name,)
             found.append(Part(layer, "", (), held, 0, bias, bias, 0))
         if isinstance(op, Scan):
             given = zip(op.body.inputs, op.inputs, strict=True)
@@ -340,7 +341,7 @@ def _follows(source: Op, op: Op, chain: list[Op], known: Mapping[int, Weight]) -
 def _layer_of(chain: list[Op], known: Mapping[int, Weight]) -> str:
     for op in chain:
         for weight in (*_matrices(op, known), *op_vectors(op)):
-            layer = weight.name.rpartition("/")[0]
+            layer = layer_name(weight.name)
             if layer != op.name:  # not a name that tracing has made
                 return layer
     return chain[0].name

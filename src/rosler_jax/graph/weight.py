@@ -73,6 +73,29 @@ def simplified(weight: Weight) -> Layout:
     return tuple(step for step, _ in found)
 
 
+_COMPUTED = "*"
+
+
+def computed(name: str) -> str:
+    """The name of numbers that tracing has computed from a tensor of that name.
+
+    Example:
+      >>> computed("hidden/u"), computed(computed("hidden/u"))
+      ('hidden/u*', 'hidden/u*')
+    """
+    return f"{source_name(name)}{_COMPUTED}"
+
+
+def source_name(name: str) -> str:
+    """The name of the tensor that numbers of that name were computed from, or are.
+
+    Example:
+      >>> source_name("hidden/u*"), source_name("hidden/u")
+      ('hidden/u', 'hidden/u')
+    """
+    return name.rstrip(_COMPUTED)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weight:
     """A stored array as an operation takes it: of a matrix the last axis is the output's.
@@ -92,6 +115,11 @@ class Weight:
         """What a float export computes with: float32 (or the integers of an array of integers)."""
         whole = to_numpy(self.stored) if isinstance(self.stored, QuantizedTensor) else self.stored
         return np.asarray(lay_out(whole, self.layout), order="C")
+
+    @property
+    def source(self) -> str:
+        """The name of the tensor that it was computed from; its own where it is one."""
+        return source_name(self.name)
 
     @property
     def shape(self) -> Shape:

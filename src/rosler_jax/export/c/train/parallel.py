@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import rosler_kernels as rk
+from rosler_jax._paths import layer_name
 from rosler_jax.export._errors import ExportError
 from rosler_jax.factors import RIDGE
 from rosler_jax.graph.graph import Graph
@@ -126,7 +127,7 @@ def _factors(ops: list[Op]) -> list[Dense]:
 
 def _layer(op: Op) -> str | None:
     """The layer that a product's matrix is a factor of: its path without the role."""
-    return op.weight.name.rpartition("/")[0] if isinstance(op, Dense) else None
+    return layer_name(op.weight.name) if isinstance(op, Dense) else None
 
 
 def _sketched(

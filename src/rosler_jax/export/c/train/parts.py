@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rosler_jax._paths import role_name
 from rosler_jax.export._errors import ExportError
 from rosler_jax.export.c.train.parallel import Parallel
 from rosler_jax.graph.graph import Graph, op_weights
@@ -57,9 +58,9 @@ def trained_names(graph: Graph, parts: str | Sequence[str]) -> frozenset[str]:
         if part == "all":
             chosen.update(known)
         elif part == "cores":
-            chosen.update(name for name in known if name.endswith("/u"))
+            chosen.update(name for name in known if role_name(name) == "u")
         elif part == "biases":
-            chosen.update(name for name in known if name.rsplit("/", 1)[-1] == "bias")
+            chosen.update(name for name in known if role_name(name) == "bias")
         elif part == "head":
             chosen.update(_head(graph))
         elif part in known:
@@ -100,13 +101,13 @@ def parameters_of(graph: Graph) -> Graph:
         if not isinstance(op, Project) or not op.transpose or not isinstance(core, Dense | Conv):
             continue
         psi = ops[i - 2] if i > 1 else None
-        if not core.weight.name.endswith("*"):
+        if core.weight.source == core.weight.name:
             continue
         values = core.weight.values
         if isinstance(psi, Project) and not psi.transpose and psi.scale == 1.0:
             scale = math.sqrt(psi.sketch.cols / psi.sketch.rows)
             ops[i - 2] = dataclasses.replace(psi, scale=scale)
             values = values / scale
-        weight = Weight(core.weight.name.rstrip("*"), values.astype("float32"))
+        weight = Weight(core.weight.source, values.astype("float32"))
         ops[i - 1] = dataclasses.replace(core, weight=weight)
     return dataclasses.replace(graph, ops=tuple(ops))
