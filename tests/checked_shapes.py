@@ -92,14 +92,12 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
+        result = function(*args, **kwargs)  # first: what it refuses it refuses in its own words
+        given = {**signature.bind(*args, **kwargs).arguments, "return": result}
         with jaxtyping.jaxtyped("context"):
             for name, hint in hints().items():
                 if name in given:
                     _check(given[name], hint, f"{function.__qualname__}: {name}")
-            result = function(*args, **kwargs)
-            if "return" in hints():
-                _check(result, hints()["return"], f"{function.__qualname__} returns")
         return result
 
     return wrapper

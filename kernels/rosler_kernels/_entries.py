@@ -88,12 +88,12 @@ def sign_words(kind: str, key: Words, block: Array, column: Array) -> Words:
     return walsh ^ d0, walsh ^ _spread(column >> np.uint32(5)) ^ d1
 
 
-def shift_words(low: Words, high: Words, rows: UInt32[Array, ""]) -> Words:
+def shift_words(low: Words, high: Words, rows: UInt32[Array, "..."]) -> Words:
     """Words of the 64 rows that begin ``rows`` (0 .. 63) after the block of ``low``.
 
     Args:
       low, high: words of two neighbouring blocks of 64 rows.
-      rows: uint32, how far to move.
+      rows: uint32, how far to move; of any shape that goes with the words.
 
     Returns:
       Two uint32 arrays, as ``sign_words`` gives them.

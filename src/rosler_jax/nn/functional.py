@@ -209,7 +209,7 @@ def sketch_conv(
     parallel: Float[Array, ""] | None = None,
     psi: rk.Sketch | None = None,
     omega: rk.Sketch | None = None,
-) -> Float[Array, "batch *spatial gn"]:
+) -> Float[Array, "batch *out gn"]:
     r"""Convolves with a sketched kernel: ``s`` thin filters, then two 1x1 convolutions.
 
     The kernel is the matrix ``W (k_h k_w c_in / g, n)`` of each group; C is its column factor with
@@ -250,7 +250,7 @@ def seeded_conv(
     *,
     psi: rk.Sketch,
     omega: rk.Sketch,
-) -> Float[Array, "batch *spatial gn"]:
+) -> Float[Array, "batch *out gn"]:
     """Convolves with fixed random filters, mixes by the stored core, expands by a seeded sketch.
 
     Example:
