@@ -81,6 +81,8 @@ def _says_shapes(node: ast.FunctionDef) -> bool:
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function; raises TypeError where an array is not what its annotation says."""
     signature = inspect.signature(function)
+    kinds = {p.kind: p.name for p in signature.parameters.values()}
+    several = kinds.get(inspect.Parameter.VAR_POSITIONAL)
 
     @functools.cache
     def hints() -> dict[str, Any]:
@@ -97,7 +99,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         with jaxtyping.jaxtyped("context"):
             for name, hint in hints().items():
                 if name in given:
-                    _check(given[name], hint, f"{function.__qualname__}: {name}")
+                    for value in given[name] if name == several else (given[name],):
+                        _check(value, hint, f"{function.__qualname__}: {name}")
         return result
 
     return wrapper

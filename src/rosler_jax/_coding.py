@@ -276,7 +276,7 @@ def _running(sizes: Int[np.ndarray, "rows columns"]) -> Int[np.ndarray, "rows co
     for size in sizes.ravel().tolist():
         sums.append(activity >> 3)
         activity += 16 * size - (activity >> 5)
-    return np.reshape(sums, sizes.shape)
+    return np.asarray(sums, np.int64).reshape(sizes.shape)
 
 
 def _about_sizes(at: Any, x: Any, sums: Any, trends: Any, levels: int) -> Iterator[tuple[Any, ...]]:

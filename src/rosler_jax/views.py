@@ -22,7 +22,7 @@ from rosler_jax import _table
 from rosler_jax._paths import path_name, role_name
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Shaped
 
     Rule = Callable[[str, tuple[int, ...]], "MatrixView | None"]
     View: TypeAlias = "Views | Mapping[str, MatrixView | None] | Rule | None"
@@ -100,7 +100,7 @@ class MatrixView:
         )
         return stack * self.groups, m, n // self.groups
 
-    def to_matrices(self, w: Float[Array, "..."]) -> Float[Array, "g m n"]:
+    def to_matrices(self, w: Shaped[Array, "..."]) -> Shaped[Array, "g m n"]:
         """The matrices that an array holds.
 
         Example:
@@ -112,8 +112,8 @@ class MatrixView:
         return split.transpose(0, 2, 1, 3).reshape(g, m, n)
 
     def from_matrices(
-        self, matrices: Float[Array, "g m n"], shape: Sequence[int]
-    ) -> Float[Array, "..."]:
+        self, matrices: Shaped[Array, "g m n"], shape: Sequence[int]
+    ) -> Shaped[Array, "..."]:
         """The array of that shape that holds the matrices: the inverse of :meth:`to_matrices`."""
         g, m, n = self.matrix_shape(shape)
         split = matrices.reshape(g // self.groups, self.groups, m, n).transpose(0, 2, 1, 3)

@@ -70,7 +70,7 @@ def batches(
         steps.close()
 
 
-def in_order(examples: int, batch: int) -> list[Int[np.ndarray, " batch"]]:
+def in_order(examples: int, batch: int) -> list[Int[np.ndarray, " _"]]:
     """The order that goes through all examples once, the last batch smaller: to evaluate.
 
     Example:

@@ -76,7 +76,7 @@ class SketchConv(SketchedWeight):
     conv_general_dilated_cls: None = None
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "*batch cin"]) -> Float[Array, "*batch cout"]:
+    def __call__(self, inputs: Float[Array, "*batch cin"]) -> Float[Array, "*out cout"]:
         """Convolves; any number of batch dimensions, none included."""
         refuse_given(self, REFUSED)
         window, groups = self._window(), self.feature_group_count

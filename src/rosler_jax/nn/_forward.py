@@ -197,7 +197,7 @@ def conv(
     lift: ConvLift,
     pad_mode: str | None,
     dtype: Any,
-) -> Float[Array, "*batch cout"]:
+) -> Float[Array, "*out cout"]:
     """A convolution layer over any number of batch dimensions, none included."""
     psi, _ = sketches
     filters = math.prod(params["c"].shape[:-1]) if psi is None else psi.rows

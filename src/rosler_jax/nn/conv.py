@@ -101,7 +101,7 @@ class SketchConv(SketchModule):
 
     def __call__(
         self, x: Float[Array, "*batch cin"], out_sharding: Any = None
-    ) -> Float[Array, "*batch cout"]:
+    ) -> Float[Array, "*out cout"]:
         """Convolves; any number of batch dimensions, none included."""
         y = _forward.conv(x, self._params(), self.sketches(), self.lift, self.pad_mode, self.dtype)
         return reshard(y, out_sharding)
