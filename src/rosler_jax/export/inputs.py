@@ -10,7 +10,7 @@ import numpy as np
 from rosler_jax.export._errors import ExportError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Integer
+    from jaxtyping import Integer, Shaped
 
     from rosler_jax.graph.weight import Shape
 
@@ -41,7 +41,7 @@ def examples(x: Any, shape: Shape, what: str = "inputs") -> Any:
 
 def calibration_inputs(
     calibration: Any, shape: Shape, dtype: str = "float32"
-) -> Float[np.ndarray, "batch *features"]:
+) -> Shaped[np.ndarray, "batch *features"]:
     """Calibration inputs as examples, of float32 or of the input's own dtype.
 
     Raises:
