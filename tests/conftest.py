@@ -31,11 +31,13 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("XLA_FLAGS", " ".join(FAST_COMPILATION))
 
-import checked_shapes  # noqa: E402
 import jax  # noqa: E402  (reads the settings above)
 import pytest  # noqa: E402
 
-checked_shapes.install()
+if os.environ.get("ROSLER_CHECK_SHAPES"):
+    import checked_shapes
+
+    checked_shapes.install()
 
 collect_ignore = ["typed_user"]  # a project of its own
 

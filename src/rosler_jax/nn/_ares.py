@@ -102,7 +102,7 @@ def ares_product(
     parallel: Float[Array, ""],
     psi: rk.Sketch,
     omega: rk.Sketch,
-) -> Float[Array, "*batch g n"]:
+) -> Float[Array, "*out g n"]:
     r"""Computes ``((x C) U) R``, with the cotangents of the stage that ``parallel`` names.
 
     ``parallel <= 0.5`` (successive stage): ordinary back-propagation through the chain.
