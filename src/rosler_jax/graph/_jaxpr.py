@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.extend.core as jex
@@ -126,7 +126,7 @@ def _cond(b: Builder, eqn: Any, xs: list[Held]) -> list[Held]:
 
 def _scan(b: Builder, eqn: Any, xs: list[Held]) -> list[Held]:
     p = eqn.params
-    n_consts, n_carry, length = p["num_consts"], p["num_carry"], int(p["length"])
+    (n_consts, n_carry), length = _scan_sizes(p), int(p["length"])
     body = p["jaxpr"]
     first = n_consts + n_carry
     shared, carry, sequences = xs[:n_consts], xs[n_consts:first], xs[first:]
@@ -161,6 +161,14 @@ def _scan(b: Builder, eqn: Any, xs: list[Held]) -> list[Held]:
     return [Held(k, s, s, d) for k, s, d in zip(ids, shapes, dtypes, strict=True)]
 
 
+def _scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
+    """How many inputs of a scan every run sees, and how many are state."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    shared, carry, _ = params["ft_in"].unpack()  # from JAX 0.12 on
+    return len(shared), len(carry)
+
+
 def _result(b: Builder, x: Held, name: str) -> Value:
     x = b.whole(x)
     return Value(b.read(x), name, x.shape, x.dtype)
@@ -174,7 +182,7 @@ def _unrolled(b: Builder, eqn: Any, shared: Any, carry: Any, sequences: Any) -> 
     for t in reversed(range(length)) if p["reverse"] else range(length):
         at = [_position(b, x, t) for x in sequences]
         out = walk(b, body.jaxpr, body.consts, [*shared, *carry, *at])
-        carry, rows[t] = out[: p["num_carry"]], out[p["num_carry"] :]
+        carry, rows[t] = out[: len(carry)], out[len(carry) :]
     return [*carry, *(_stacked(b, [row[k] for row in rows]) for k in range(len(rows[0])))]
 
 

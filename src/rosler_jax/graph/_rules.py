@@ -140,7 +140,16 @@ def _padded(n: int, low: int, high: int, interior: int) -> tuple[Run, ...]:
 
 
 def _concatenate(b: Builder, eqn: Any, *xs: Held) -> Held:
-    out, axis = _shape(eqn), int(eqn.params["dimension"])
+    return _joined(b, _shape(eqn), int(eqn.params["dimension"]), xs)
+
+
+def _stack(b: Builder, eqn: Any, *xs: Held) -> Held:
+    axis = int(eqn.params["axis"])
+    parts = [b.reshape(b.whole(x), (*x.shape[:axis], 1, *x.shape[axis:])) for x in xs]
+    return _joined(b, _shape(eqn), axis, parts)
+
+
+def _joined(b: Builder, out: tuple[int, ...], axis: int, xs: Sequence[Held]) -> Held:
     whole = [b.whole(x) for x in xs if x.shape[axis]]
     if len(whole) == 1:
         return whole[0]
@@ -475,6 +484,18 @@ def _split(b: Builder, eqn: Any, x: Held) -> list[Held]:
     return made
 
 
+def _unstack(b: Builder, eqn: Any, x: Held) -> list[Held]:
+    axis, made = int(eqn.params["axis"]), []
+    shape = (*x.shape[:axis], *x.shape[axis + 1 :])
+    for k in range(x.shape[axis]):
+        runs = [((k, 1, 1),) if i == axis else None for i in range(len(x.shape))]
+        if x.known:
+            made.append(x.laid("slice", axis, k, k + 1).laid("reshape", shape))
+        else:
+            made.append(b.reshape(b.take(x, runs), shape))
+    return made
+
+
 def _dynamic_slice(b: Builder, eqn: Any, x: Held, *starts: Held) -> Held:
     sizes = eqn.params["slice_sizes"]
     x = b.whole(x)
@@ -593,6 +614,8 @@ RULES: dict[str, Rule] = {
     "scatter-add": _scatter_add,
     "scatter_add": _scatter_add,
     "split": _split,
+    "stack": _stack,
+    "unstack": _unstack,
     "add_any": _function("add"),
     "gather": _gather,
     "dynamic_slice": _dynamic_slice,
