@@ -169,7 +169,7 @@ def adapt(graph: Any, variant: Variant, data: dict[str, Split]) -> Row:
     quantise: Any = np.float32
     if fixed:
         quantise = lower_training(graph, calibration, Training(batch=batch)).prefix.quantize_input
-    source = write_training(graph, Training(**options), calibration=calibration if fixed else None)
+    source = write_training(graph, Training(**options), calibration=calibration)
 
     def run(rate: float, passes: int, asked: np.ndarray, board: str | None) -> Any:
         x = np.tile(few.x, (passes, 1, 1))

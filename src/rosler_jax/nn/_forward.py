@@ -79,6 +79,16 @@ class Learnt(NamedTuple):
     psi: rk.Sketch | None
     omega: rk.Sketch | None
 
+    @property
+    def factors(self) -> tuple[Array, Array | None, Array]:
+        """C, U and R."""
+        return self.c, self.u, self.r
+
+    @property
+    def stage(self) -> dict[str, Any]:
+        """What says how its cotangents are computed."""
+        return {"parallel": self.parallel, "psi": self.psi, "omega": self.omega}
+
 
 class Seeded(NamedTuple):
     """A weight whose core alone is learnt, its outer factors two sketches."""
@@ -130,18 +140,14 @@ def dense(
 def _dense(x: Array, weight: Learnt | Seeded) -> Array:
     if isinstance(weight, Seeded):
         return functional.seeded_dot(x, weight.core, psi=weight.psi, omega=weight.omega)
-    return functional.sketch_dot(x, *weight[:3], **_stage(weight))
-
-
-def _stage(weight: Learnt) -> dict[str, Any]:
-    return {"parallel": weight.parallel, "psi": weight.psi, "omega": weight.omega}
+    return functional.sketch_dot(x, *weight.factors, **weight.stage)
 
 
 def batched(x: Float[Array, "*batch g m"], weight: Learnt | Seeded) -> Float[Array, "*batch g n"]:
     """A matrix of its own for each entry of the last axis but one; no bias."""
     if isinstance(weight, Seeded):
         return functional.seeded_batched_dot(x, weight.core, psi=weight.psi, omega=weight.omega)
-    return functional.sketch_batched_dot(x, *weight[:3], **_stage(weight))
+    return functional.sketch_batched_dot(x, *weight.factors, **weight.stage)
 
 
 def layer_lift(
@@ -215,4 +221,4 @@ def conv(
 def _conv(lift: ConvLift, x: Array, weight: Learnt | Seeded) -> Array:
     if isinstance(weight, Seeded):
         return functional.seeded_conv(x, weight.core, lift, psi=weight.psi, omega=weight.omega)
-    return functional.sketch_conv(x, *weight[:3], lift, **_stage(weight))
+    return functional.sketch_conv(x, *weight.factors, lift, **weight.stage)

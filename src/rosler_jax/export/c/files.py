@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rosler_jax._version import __version__
-from rosler_jax.export.c.unit import CTYPE, Unit, float32_literal, template
+from rosler_jax.export.c.unit import CTYPE, Unit, filled, float32_literal
 
 ABOUT = f"/* Written by rosler-jax {__version__}; do not edit. */"
 ABOUT_CONST = """\
@@ -91,7 +91,7 @@ class Ports(NamedTuple):
             for name, port in zip(names, self.inputs, strict=True)
             if port.dtype in INTEGERS
         ]
-        return "".join(f"\n{text}" for text in texts) if self.has_scales else ""
+        return "\n".join(texts)
 
 
 def numbered(name: str, ports: Sequence[Port]) -> list[str]:
@@ -101,13 +101,12 @@ def numbered(name: str, ports: Sequence[Port]) -> list[str]:
 
 def _quantizer(prefix: str, number: str, port: Port) -> str:
     """A scale is a power of two, so that its inverse is exact."""
-    limits, text = np.iinfo(port.dtype), template("quantize")
-    for name, value in {
+    limits = np.iinfo(port.dtype)
+    return filled("quantize", {
         "N": number, "M": number.upper(), "NAME": prefix, "MACRO": prefix.upper(),
-        "INVERSE": float32_literal(1.0 / port.scale), "LOW": limits.min, "HIGH": limits.max,
-    }.items():  # fmt: skip
-        text = text.replace(f"@{name}@", str(value))
-    return text
+        "INVERSE": float32_literal(1.0 / port.scale), "LOW": str(limits.min),
+        "HIGH": str(limits.max),
+    })  # fmt: skip
 
 
 def prototype(name: str, parameters: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from rosler_jax.export.c.files import (
 )
 from rosler_jax.export.c.integers import wire_integers
 from rosler_jax.export.c.program import wire
-from rosler_jax.export.c.unit import Unit, template
+from rosler_jax.export.c.unit import Unit, filled, template
 from rosler_jax.export.c.wiring import Wiring, mentions, statements, unused
 from rosler_jax.export.integer import Program
 from rosler_jax.graph.graph import Graph
@@ -154,11 +154,11 @@ def _wiring(model: Graph | Program, unit: Unit, names: list[str]) -> Wiring:
 
 
 def _prototype(ports: Ports) -> str:
-    named = ports.named
-    x, y = (numbered(name, part) for name, part in (("x", ports.inputs), ("y", ports.outputs)))
-    inputs = [f"const {t} *{n}" for (t, _), n in zip(named, x, strict=False)]
-    outputs = [f"{t} *{n}" for (t, _), n in zip(named[len(x) :], y, strict=True)]
-    return prototype("void rosler_predict", [*inputs, *outputs, "rosler_arena *arena"])
+    x, y = numbered("x", ports.inputs), numbered("y", ports.outputs)
+    types = [name for name, _ in ports.named]
+    kinds = [*(f"const {ctype}" for ctype in types[: len(x)]), *types[len(x) :]]
+    parameters = [f"{kind} *{name}" for kind, name in zip(kinds, [*x, *y], strict=True)]
+    return prototype("void rosler_predict", [*parameters, "rosler_arena *arena"])
 
 
 def _predict(lines: list[str], ports: Ports) -> str:
@@ -189,8 +189,7 @@ def _softmax(unit: Unit, dtype: str, count: int, scale: float) -> str:
         raise ExportError(f"a softmax of {count} outputs has no integer form; export float32")
     unit.array("uint16_t", "rosler_exp", softmax.TABLE, "tables")
     m, shift = softmax.multiplier(scale)
-    text = template("softmax_i16").replace("@MULTIPLIER@", str(m))
-    return text.replace("@SHIFT@", str(shift)).strip()
+    return filled("softmax_i16", {"MULTIPLIER": str(m), "SHIFT": str(shift)}).strip()
 
 
 def _includes(unit: Unit) -> list[str]:

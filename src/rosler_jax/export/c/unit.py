@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,14 @@ def template(name: str) -> str:
     return next(path for path in paths if path.is_file()).read_text(encoding="ascii")
 
 
+def filled(name: str, names: Mapping[str, str]) -> str:
+    """The text of a kernel, its placeholders filled in."""
+    text = template(name)
+    for key, value in names.items():
+        text = text.replace(f"@{key}@", value)
+    return text
+
+
 @dataclasses.dataclass
 class Unit:
     """A C source in the making; kernels are added once each, after what they require.
@@ -130,9 +138,7 @@ class Unit:
 
     def use(self, name: str, names: dict[str, str] | None = None) -> None:
         """Adds a kernel, its placeholders filled in."""
-        text = template(name)
-        for key, value in (names or {}).items():
-            text = text.replace(f"@{key}@", value)
+        text = filled(name, names or {})
         found = _REQUIRES.match(text)
         if found:
             for required in found.group(1).split(","):

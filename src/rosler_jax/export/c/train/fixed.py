@@ -36,6 +36,7 @@ import numpy as np
 
 import rosler_kernels as rk
 from rosler_jax.export import integer
+from rosler_jax.export.c.train.options import Training
 from rosler_jax.export.inputs import quantized
 from rosler_jax.export.integer import HIGH, LOW, Program, sign_matrix
 
@@ -130,16 +131,17 @@ class FixedPlan:
     Attributes:
       prefix: integer inference of what comes before the first parameter that trains.
       ops: the rest.
-      momentum: 15 bits after the point.
-      batch: most examples in a step.
-      loss: ``"cross_entropy"`` or ``"mse"``.
+      training: the options.
     """
 
     prefix: Program
     ops: tuple[FixedOp, ...]
-    momentum: int
-    batch: int
-    loss: str = "cross_entropy"
+    training: Training
+
+    @property
+    def momentum(self) -> int:
+        """With 15 bits after the point."""
+        return round(self.training.momentum * ONE)
 
     @property
     def outputs(self) -> int:
@@ -298,7 +300,7 @@ LOSSES = {"cross_entropy": _cross_entropy, "mse": _squares}
 
 
 def _share(plan: FixedPlan, count: int) -> _Share:
-    if plan.loss == "cross_entropy":
+    if plan.training.loss == "cross_entropy":
         return _Share((ONE + count // 2) // count, 15)
     number = count * plan.outputs
     bits = 14 + number.bit_length()
@@ -312,7 +314,7 @@ def _example(
     outputs = [x]
     for each in plan.ops:
         outputs.append(FORWARD[type(each)](each, weights, outputs[-1]))
-    d, e, loss = LOSSES[plan.loss](outputs[-1], target, plan.ops[-1].fraction, share)
+    d, e, loss = LOSSES[plan.training.loss](outputs[-1], target, plan.ops[-1].fraction, share)
     velocity = dict(velocity)
     for i in reversed(range(len(plan.ops))):
         op: Any = plan.ops[i]

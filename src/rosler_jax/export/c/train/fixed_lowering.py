@@ -107,8 +107,7 @@ def lower_training(graph: Graph, calibration: Any, training: Training = DEFAULT)
         fraction = plan[-1].fraction
     if training.loss == "cross_entropy":
         plan[-1] = _for_softmax(plan[-1])
-    momentum = round(training.momentum * ONE)
-    return FixedPlan(prefix, tuple(plan), momentum, training.batch, training.loss)
+    return FixedPlan(prefix, tuple(plan), training._replace(dtype="fixed"))
 
 
 def _spread(op: Op) -> Op:

@@ -10,7 +10,6 @@ from rosler_jax.export.c.integers import wire_integers
 from rosler_jax.export.c.sketches import Call, project_step
 from rosler_jax.export.c.train.chain import frozen_step
 from rosler_jax.export.c.train.fixed import (
-    ONE,
     TABLE_SIZE,
     TABLE_STEPS,
     Biased,
@@ -82,12 +81,11 @@ def write_plan(plan: FixedPlan) -> TrainSource:
     last = plan.ops[-1]
     style = Style(
         ("int16", "int16"), (plan.prefix.input_scale, 2.0**-last.fraction), "int32_t", "int",
-        "int32_t", "int16_t", "shift", f"{ABOUT_LOSS[plan.loss]}\n"
+        "int32_t", "int16_t", "shift", f"{ABOUT_LOSS[plan.training.loss]}\n"
         "   The learning rate is 2^-shift, shift from 0 to 30",
     )  # fmt: skip
     sizes = count(plan.prefix.in_shape), last.outputs
-    training = Training("fixed", plan.loss, batch=plan.batch, momentum=plan.momentum / ONE)
-    program = Program(unit, style, parameters, nodes, first, sizes, training, True)
+    program = Program(unit, style, parameters, nodes, first, sizes, plan.training, True)
     layout = lay_out(nodes, first, "int16_t")
     functions = [*passes(program, layout), _step(program, plan, layout)]
     functions.append(predict_function(program, layout.output))
@@ -240,14 +238,15 @@ def _error(program: Program, plan: FixedPlan, layout: Layout) -> tuple[str, list
     """C expression of an example's loss, which leaves the error; and what comes before the loop."""
     unit, n, fraction = program.unit, program.sizes[1], plan.ops[-1].fraction
     t = f"(int32_t *)(a + {layout.bytes})"
-    if plan.loss == "mse":
+    batch = plan.training.batch
+    if plan.training.loss == "mse":
         unit.use("fixed_squares")
         error = (
             f"rosler_fixed_squares({layout.output}, {n}, target + k * {n}, share, "
             f"{fraction} + bits - 1, {t}, {layout.error}, &e)"
         )
         return error, [
-            f"const int32_t number = count > 0 && count <= {plan.batch} ? count * {n} : 1;",
+            f"const int32_t number = count > 0 && count <= {batch} ? count * {n} : 1;",
             "const int bits = 14 + rosler_fixed_bits(number);",
             "const int32_t share = (int32_t)((((int64_t)1 << bits) + number / 2) / number);",
         ]

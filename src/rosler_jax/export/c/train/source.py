@@ -82,7 +82,8 @@ def write_float(graph: Graph, training: Training, chains: bool) -> TrainSource:
         nodes.append(frozen(frozen_step(unit, wiring, ("float", "float"), size)))
     first = len(nodes)
     nodes += [floats.EMIT[type(op)](op, parameters, f"train{i}") for i, op in enumerate(ops)]
-    direct = training[-3:] == (1, 0.0, None) and not parallel
+    plain = training.momentum == 0.0 and training.clip is None
+    direct = plain and training.batch == 1 and not parallel
     sizes = count(graph.in_shape), count(graph.out_shape)
     program = Program(unit, FLOAT_STYLE, parameters, nodes, first, sizes, training, not direct)
     layout = lay_out(nodes, first, "float")
