@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,6 +151,25 @@ def test_version_is_the_distributions() -> None:
     except metadata.PackageNotFoundError:
         pytest.skip("rosler-jax is not installed; run ./scripts/test")
     assert rosler_jax.__version__ == installed
+
+
+def public(package: str) -> Iterator[tuple[str, object]]:
+    """The functions and classes of the package that some public module lists."""
+    root = importlib.import_module(package)
+    found = pkgutil.walk_packages(root.__path__, package + ".")
+    names = [m.name for m in found if not any(part.startswith("_") for part in m.name.split("."))]
+    for name in [package, *names]:
+        module = importlib.import_module(name)
+        for each in getattr(module, "__all__", ()):
+            value = getattr(module, each)
+            if inspect.isfunction(value) or inspect.isclass(value):
+                yield f"{name}.{each}", value
+
+
+@pytest.mark.parametrize("package", ["rosler_jax", "rosler_kernels"])
+def test_every_public_name_has_an_example(package: str) -> None:
+    without = {name for name, value in public(package) if ">>>" not in (value.__doc__ or "")}
+    assert not without
 
 
 @pytest.mark.parametrize("package", ["src/rosler_jax", "kernels/rosler_kernels"])

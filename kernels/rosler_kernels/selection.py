@@ -72,6 +72,11 @@ class Choice(NamedTuple):
       reason: one sentence.
       blocks: tuned block sizes as sorted (name, size) pairs; None for the kernel's own default.
       asked: whether it was asked for; else every platform that is lowered for chooses by itself.
+
+    >>> import rosler_kernels as rk
+    >>> choice = rk.explain(rk.srht(0, 784, 64), (8, 784), implementation="xla")
+    >>> choice.name, choice.reason, choice.asked
+    ('xla', 'asked for', True)
     """
 
     name: str

@@ -34,6 +34,12 @@ class QuantizedTensor:
         bits: 2, 3, 4, 8, 16 or 32.
         axis: the axis (not negative) that carries the scales, several in ascending order (the
             layers of a stack and the channels of each), or None for one scale.
+
+    Example:
+        >>> values, scale = np.array([[7, -7], [1, 0]], np.int8), np.float32([0.5, 0.25])
+        >>> q = QuantizedTensor(values, scale, bits=4, axis=0)
+        >>> q.shape, to_numpy(q).tolist()
+        ((2, 2), [[3.5, -3.5], [0.25, 0.0]])
     """
 
     values: Any

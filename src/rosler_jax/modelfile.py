@@ -88,7 +88,14 @@ _UNCODED: Final = _coding.Coded(None, 0.0)
 
 
 class ModelFileError(ValueError):
-    """A model file that cannot be read, or a model that cannot be written; says which and why."""
+    """A model file that cannot be read, or a model that cannot be written; says which and why.
+
+    Example:
+        >>> data = encode({"w": np.ones(3, np.float32)}, {}, {})
+        >>> decode(data[:-1], name="m.rosler")
+        Traceback (most recent call last):
+        rosler_jax.modelfile.ModelFileError: m.rosler: truncated: 87 bytes of 88
+    """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,6 +112,14 @@ class ModelFile:
         version: of the format.
         graph: the operations as JSON types, not checked (:func:`rosler_jax.load` does); None in a
             file of version 1.
+
+    Example:
+        >>> w = QuantizedTensor(np.array([[3, -1]], np.int8), np.float32([0.5]), 3, 0)
+        >>> file = decode(encode({"w": w}, {"rank": 8}, {"accuracy": 0.9}))
+        >>> file.version, file.spec, file.metadata, file.stored["w"]
+        (1, {'rank': 8}, {'accuracy': 0.9}, TensorBytes(values=1, scales=2))
+        >>> to_numpy(file.tensors["w"]).tolist()
+        [[1.5, -0.5]]
     """
 
     spec: dict[str, Any]
@@ -118,7 +133,14 @@ class ModelFile:
 
 @dataclasses.dataclass(frozen=True)
 class TensorBytes:
-    """Bytes of one tensor in the file: its packed values and its scales."""
+    """Bytes of one tensor in the file: its packed values and its scales.
+
+    Example:
+        >>> w = QuantizedTensor(np.zeros((5, 3), np.int8), np.ones(3, np.float32), 4, 1)
+        >>> size = bytes_of({"w": w})["w"]
+        >>> size.values, size.scales, size.total
+        (8, 6, 14)
+    """
 
     values: int
     scales: int
@@ -221,6 +243,14 @@ def load(path: str | os.PathLike[str]) -> ModelFile:
     Raises:
         ModelFileError: the file is no model file, is damaged, or is of a newer version.
         OSError: there is no such file, or it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = save(f"{folder}/m.rosler", {"bias": np.float32([1, 2])}, {"rank": 8}, {})
+        ...     file = load(f"{folder}/m.rosler")
+        >>> file.spec, file.tensors["bias"].tolist(), file.file_bytes == size
+        ({'rank': 8}, [1.0, 2.0], True)
     """
     return decode(Path(path).read_bytes(), name=str(path))
 

@@ -34,6 +34,13 @@ class Parallel(NamedTuple):
     Attributes:
       psi: co-range sketch, m -> l.
       omega: range sketch, n -> s.
+
+    >>> import jax.numpy as jnp
+    >>> from rosler_kernels import rademacher
+    >>> two = Parallel(psi=rademacher(0, 20, 8), omega=rademacher(1, 30, 4))
+    >>> x, c, u, r = (jnp.ones(shape) for shape in ((2, 20), (20, 4), (4, 8), (8, 30)))
+    >>> sketch_matmul(x, c, u, r, parallel=two).shape
+    (2, 30)
     """
 
     psi: Sketch

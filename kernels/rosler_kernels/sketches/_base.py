@@ -41,6 +41,13 @@ class Sketch:
         None.
       live: how many columns count, at most cols and maybe traced: the matrix is that of so many
         columns, with zeros behind them; None for all.
+
+    >>> from rosler_kernels import materialize, rademacher
+    >>> sketch = rademacher(7, 64, 16)
+    >>> sketch.kind, sketch.rows, sketch.cols, sketch.seed.shape
+    ('rademacher', 64, 16, (2,))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(sketch)), materialize(sketch).size
+    (2, 1024)
     """
 
     kind: str = dataclasses.field(metadata={"static": True})
@@ -98,6 +105,11 @@ class Family(NamedTuple):
         1 / sqrt(cols): then a sketch may have fewer live columns.
       separable: for "separable", sketch -> its factors along an image's two axes.
       fixed: whether no seed changes it.
+
+    >>> from rosler_kernels import FAMILIES, rademacher
+    >>> family = FAMILIES["rademacher"]
+    >>> family.signed, family.magnitude(rademacher(0, 64, 16))
+    (True, 0.25)
     """
 
     make: Callable[..., Sketch]

@@ -36,6 +36,15 @@ class Form(NamedTuple):
       what: it is, in words.
       matches: whether a path that exists has this form.
       read: of the path, and of what a function of :data:`SOURCES` takes.
+
+    Example:
+      >>> import numpy as np
+      >>> def read_text(path, **options):
+      ...     rows = np.loadtxt(path)
+      ...     return rows[:, 1:], rows[:, 0].astype(int)
+      >>> form = Form("a .txt file, the class first", lambda path: path.suffix == ".txt", read_text)
+      >>> form.matches(Path("rows.txt")), form.matches(Path("rows.csv"))
+      (True, False)
     """
 
     what: str
@@ -131,6 +140,14 @@ def read(
     Raises:
       DataError: naming the file, what is wrong with it and what was expected.
       OSError: if a file cannot be read.
+
+    Example:
+      >>> import tempfile, numpy as np
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     np.savez(f"{folder}/toy.npz", x=np.eye(20), y=np.arange(20) % 2)
+      ...     raw = read(f"{folder}/toy.npz")
+      >>> raw.train[0].shape, raw.test[0].shape, raw.validation
+      ((16, 20), (4, 20), None)
     """
     name = _name(source)
     if targets not in TARGETS:

@@ -55,6 +55,14 @@ class Dataset:
       streams: whether training and validation inputs are too large for the device.
       groups: by name, the number of what each training example belongs to, int32 ``(train,)``;
         where the source has groups, as the ``recording`` and the ``load`` of bearings.
+
+    Example:
+      >>> from rosler_jax.data import load
+      >>> toy = load((255 * np.eye(20, dtype=np.uint8), np.array(["cat", "dog"] * 10)))
+      >>> toy.classes, toy.num_classes, toy.train_x.dtype.name, toy.train_y[:4].tolist()
+      (('cat', 'dog'), 2, 'uint8', [0, 1, 1, 0])
+      >>> toy.mean, toy.std
+      (12.75, 55.576)
     """
 
     name: str

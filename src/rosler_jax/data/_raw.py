@@ -15,7 +15,14 @@ Pair = tuple[Any, Any]
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message names the file and the reason."""
+    """Data that cannot be used; the message names the file and the reason.
+
+    Example:
+      >>> from rosler_jax.data import load
+      >>> load((np.eye(3), np.arange(4)))
+      Traceback (most recent call last):
+      rosler_jax.data._raw.DataError: arrays: 3 inputs but labels of shape (4,); expected (3,)
+    """
 
 
 class Raw(NamedTuple):
@@ -27,6 +34,14 @@ class Raw(NamedTuple):
     Attributes:
       groups: of the training examples by name, what each belongs to (numbers or names): what data
         are split by among the clients of a federated training, as ``{"recording": ...}``.
+
+    Example:
+      >>> from rosler_jax.data import load
+      >>> x, y = np.eye(10), np.arange(10) % 2
+      >>> raw = Raw(train=(x, y), test=(x[:4], y[:4]), groups={"day": np.arange(10) // 5})
+      >>> toy = load(raw, validation=0.2)
+      >>> toy.train_x.shape, toy.test_x.shape, toy.groups["day"].tolist()
+      ((8, 10), (4, 10), [0, 0, 0, 0, 1, 1, 1, 1])
     """
 
     train: Pair

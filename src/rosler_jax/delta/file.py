@@ -43,13 +43,29 @@ _MOST = 1 << 24  # numbers of a delta that is read
 
 
 class DeltaFileError(ValueError):
-    """A delta that cannot be written or read."""
+    """A delta that cannot be written or read.
+
+    Example:
+      >>> from rosler_jax.delta import seeded_delta
+      >>> data = encode_delta(seeded_delta({"kernel": jnp.ones((8, 4))}, 6), jnp.ones(6))
+      >>> decode_delta(data, {"kernel": jnp.ones((8, 5))})
+      Traceback (most recent call last):
+      rosler_jax.delta.file.DeltaFileError: delta: the checksum differs: damaged, or of another base
+      model
+    """
 
 
 def encode_delta(
     delta: SeededDelta, z: Float[Array, " k"] | QuantizedTensor, *, bits: int = 8
 ) -> bytes:
-    """The bytes of a delta's file; see :func:`save_delta`."""
+    """The bytes of a delta's file; see :func:`save_delta`.
+
+    Example:
+      >>> from rosler_jax.delta import seeded_delta
+      >>> delta, z = seeded_delta({"kernel": jnp.ones((32, 16))}, 24), jnp.arange(24.0)
+      >>> len(encode_delta(delta, z)), len(encode_delta(delta, z, bits=4))
+      (40, 26)
+    """
     plan = delta.plan
     if plan.wrt is None:
         raise DeltaFileError("wrt was a function; a file holds patterns: pass wrt='...'")
@@ -79,7 +95,16 @@ def _numbers(values: np.ndarray, q: QuantizedTensor) -> bytes:
 def decode_delta(
     data: bytes, base: Any, *, view: View = None, name: str = "delta"
 ) -> tuple[SeededDelta, Float[Array, " k"]]:
-    """The inverse of :func:`encode_delta`; see :func:`load_delta`."""
+    """The inverse of :func:`encode_delta`; see :func:`load_delta`.
+
+    Example:
+      >>> from rosler_jax.delta import seeded_delta
+      >>> base = {"kernel": jnp.ones((8, 4))}
+      >>> data = encode_delta(seeded_delta(base, 3), jnp.arange(3.0), bits=32)
+      >>> delta, z = decode_delta(data, base)
+      >>> delta.plan.k, z.tolist()
+      (3, [0.0, 1.0, 2.0])
+    """
     base, view = as_base(base, view)
     try:
         form, rank, k, seed, wrt, end = _head(data)

@@ -22,7 +22,13 @@ LAYERS = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum)
 
 
 class DeltaParam(nnx.Variable[Any]):
-    """The numbers of a delta: what ``nnx.Optimizer(model, tx, wrt=DeltaParam)`` trains."""
+    """The numbers of a delta: what ``nnx.Optimizer(model, tx, wrt=DeltaParam)`` trains.
+
+    Example:
+      >>> z = DeltaParam(jnp.zeros(20))
+      >>> z.shape, isinstance(z, nnx.Param)  # wrt=nnx.Param leaves it alone
+      ((20,), False)
+    """
 
 
 class DeltaBasis(nnx.Variable[Any]):
@@ -36,6 +42,15 @@ class Injected(nnx.Module):
       base: the layer as it was.
       z: the numbers of the whole delta, shared by all its layers.
       weight: which of its weights this is.
+
+    Example:
+      >>> from rosler_jax.delta import seeded_delta
+      >>> def make():
+      ...     model = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
+      ...     return inject(model, seeded_delta(model, form="lora-xs", rank=2))
+      >>> layer = nnx.eval_shape(make)
+      >>> type(layer).__name__, type(layer.base).__name__, layer.weight.name, layer.z.shape
+      ('Injected', 'Linear', 'kernel', (4,))
     """
 
     def __init__(self, base: Any, z: DeltaParam, delta: SeededDelta, weight: Tuned):

@@ -94,6 +94,13 @@ class SeededDelta:
     Attributes:
       plan: what it is.
       bases: by weight's name, what seed (and base model) make; in no file.
+
+    Example:
+      >>> base = {"kernel": jnp.ones((3, 3)), "bias": jnp.zeros(3)}
+      >>> delta = seeded_delta(base, form="lora-xs", rank=1)
+      >>> tuned = delta.apply(base, jnp.ones(1))
+      >>> delta.start().shape, tuned["kernel"][0].round(2).tolist(), tuned["bias"].tolist()
+      ((1,), [1.33, 1.33, 1.33], [0.0, 0.0, 0.0])
     """
 
     plan: Plan

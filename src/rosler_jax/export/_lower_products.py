@@ -95,6 +95,13 @@ def entry(op: Project | PatchProject) -> float:
 
     Raises:
       ExportError: for a sketch whose entries are more than signs.
+
+    Example:
+      >>> from rosler_jax.graph import trace
+      >>> sketch = rk.rademacher(0, 16, 4)  # of entries +-1/2
+      >>> (op,) = trace(lambda x: rk.project(x, sketch), np.ones((1, 16))).ops
+      >>> entry(op)
+      0.5
     """
     magnitude = rk.family(op.sketch.kind).magnitude
     if magnitude is None:

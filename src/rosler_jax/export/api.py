@@ -72,6 +72,15 @@ class Exported(NamedTuple):
       files: paths.
       report: sizes, JSON types.
       text: the same for people.
+
+    Example:
+      >>> from flax import nnx
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), np.ones((1, 4), np.float32))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     done = export(graph, folder, board=None)
+      >>> done.files[0].name, done.report["flash"]["data_bytes"], done.report["work"]
+      ('rosler_model.h', 32, {'multiplications': 8, 'additions': 8})
     """
 
     files: tuple[Path, ...]
@@ -424,6 +433,16 @@ def calibration_of(
     Raises:
       RunError: if the data has changed since, or does not go with the model.
       ValueError, OSError: if the data cannot be read.
+
+    Example:
+      >>> from flax import nnx
+      >>> from rosler_jax.graph.save import save
+      >>> layer, x = nnx.Linear(40, 2, rngs=nnx.Rngs(0)), np.eye(40)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     np.savez(f"{folder}/toy.npz", x=x, y=np.arange(40) % 2)
+      ...     size = save(f"{folder}/model.rosler", layer, x)
+      ...     calibration_of(folder, f"{folder}/toy.npz", count=2).shape
+      (2, 40)
     """
     return calibration_and_others(run, data, count, seed)[0]
 

@@ -46,6 +46,13 @@ class Requant:
       shift: 1 to 62.
       low, high: the output's limits; low is 0 where a relu is fused.
       zero: the integer that stands for 0.
+
+    Example:
+      >>> form = Requant(np.array([3, 5]), shift=4, low=0)  # 3/16 and 5/16, with a relu
+      >>> acc = np.array([[100, -100], [20, 20]])
+      >>> scaled = (acc * form.multiplier + 2 ** (form.shift - 1)) >> form.shift
+      >>> np.clip(scaled + form.zero, form.low, form.high).tolist()
+      [[19, 0], [4, 6]]
     """
 
     multiplier: Integer[np.ndarray, "..."]
@@ -61,6 +68,15 @@ class IntOp(Op):
 
     Attributes:
       in_dtypes: of the inputs: a key of :data:`LIMITS`; ``dtypes`` are those of the outputs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.export import lower
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(lambda x: jnp.argmax(x, -1), np.ones((1, 4)))
+      >>> (op,) = lower(graph, np.eye(4)).ops
+      >>> isinstance(op, IntOp), op.in_dtypes, op.dtypes
+      (True, ('int16',), ('int32',))
     """
 
     in_dtypes: tuple[str, ...]
@@ -78,6 +94,15 @@ class Product(IntOp):
       requant: to the output.
       window: of a convolution; None for a dense layer.
       fill: what padding holds: the integer that stands for 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.export import lower
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(lambda x: x @ jnp.array([[127.0, 64.0], [0.0, -127.0]]), np.ones((1, 2)))
+      >>> (op,) = lower(graph, np.eye(2), dtype="int8").ops
+      >>> op.weight.tolist(), op.bits, op.bias.tolist(), op.wide
+      ([[127, 64], [0, -127]], 8, [0, 0], False)
     """
 
     weight: Integer[np.ndarray, "*window m n"]
@@ -94,6 +119,15 @@ class Signs(IntOp):
     """``requant(x S)`` or ``requant(x S^T + b)``: S holds a sketch's entries over their magnitude.
 
     All entries of a sketch but Gaussian ones and weighted samples are 0 or +-1 times one number.
+
+    Example:
+      >>> from rosler_jax.export import lower
+      >>> from rosler_jax.graph import trace
+      >>> sketch = rk.rademacher(0, 8, 2)
+      >>> graph = trace(lambda x: rk.project(x, sketch), np.ones((1, 8)))
+      >>> (op,) = lower(graph, np.eye(8)).ops
+      >>> type(op).__name__, op.sketch.kind, op.transpose, op.out_shape
+      ('Signs', 'rademacher', False, (1, 2))
     """
 
     sketch: rk.Sketch
@@ -140,7 +174,16 @@ class Products(IntOp):
 
 @_kind
 class Shifted(IntOp):
-    """``requant(x * 2^left + b)``, one bias or one per channel: standardised inputs, new scales."""
+    """``requant(x * 2^left + b)``, one bias or one per channel: standardised inputs, new scales.
+
+    Example:
+      >>> from rosler_jax.export import lower
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(lambda x: (x - 3.0) / 2.0, np.ones((1, 4)))
+      >>> (op,) = lower(graph, np.arange(8.0).reshape(2, 4)).ops
+      >>> op.in_dtypes, float(op.bias) / 2**op.left  # minus the mean, in steps of the inputs
+      (('uint8',), -3.0)
+    """
 
     left: int
     bias: Int64[np.ndarray, "..."]
@@ -346,6 +389,14 @@ class IntValue(NamedTuple):
       shape: of one example.
       dtype: a key of :data:`LIMITS`.
       scale: q stands for ``q * scale``; 1 for whole numbers and truth values.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.export import lower
+      >>> from rosler_jax.graph import trace
+      >>> program = lower(trace(jnp.tanh, np.ones((1, 4))), np.linspace(-1, 1, 8).reshape(2, 4))
+      >>> program.outputs[0].dtype, program.outputs[0].shape, program.outputs[0].scale == 2.0**-15
+      ('int16', (4,), True)
     """
 
     id: int
@@ -365,6 +416,16 @@ class Program:
       outputs: in the order of the graph's; a value may be an input or a constant.
       constants: stored integers that operations read as values, by value.
       structure: of what the model returns, as in the graph.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.export import lower
+      >>> from rosler_jax.graph import trace
+      >>> program = lower(trace(jnp.tanh, np.ones((1, 4))), np.linspace(-1, 1, 8).reshape(2, 4))
+      >>> program.in_shape, program.input_dtype, program.input_scale == 2.0**-14
+      ((4,), 'int16', True)
+      >>> program.quantize_input([[0.0, 0.5, 1.0, -9.0]])
+      array([[     0,   8192,  16384, -32768]], dtype=int16)
     """
 
     inputs: tuple[IntValue, ...]

@@ -152,6 +152,13 @@ def fold_center(graph: Graph) -> Graph:
 
     With ``z = (x - c) f``, ``z W + b = (x f) W + (b - c f 1^T W)``; the same through a projection
     that comes between. Not through zero padding, which is zero after the subtraction.
+
+    Example:
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(lambda x: ((x - 3.0) * 0.5) @ np.ones((2, 1)), np.ones((1, 2)))
+      >>> first, product = fold_center(graph).ops
+      >>> float(first.center), product.bias.values.tolist()
+      (0.0, [-3.0])
     """
     consumers, results = graph.consumers(), {v.id for v in graph.outputs}
 

@@ -43,6 +43,13 @@ def as_clients(parts: Parts) -> Clients:
 
     Raises:
       ValueError: if there is no client, or one has no example.
+
+    Example:
+      >>> as_clients([np.array([4, 5, 6]), np.array([1])]).counts.tolist()
+      [3, 1]
+      >>> as_clients([np.array([4, 5, 6]), np.array([], int)])
+      Traceback (most recent call last):
+      ValueError: clients [1] have no examples; each needs one at least
     """
     counts = np.array([len(part) for part in parts], np.int32)
     if not len(counts) or counts.min() < 1:

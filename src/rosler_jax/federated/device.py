@@ -37,6 +37,15 @@ class DeviceCode(NamedTuple):
       units: what the code standardises inputs by, and targets are standardised by for it.
       loss, batch: as :func:`device_code` takes them.
       in_shape, outputs: of an example, and numbers that come out.
+
+    Example:
+      >>> from rosler_jax.learner import make_learner
+      >>> from rosler_jax.models import mlp
+      >>> learner = make_learner(mlp, (2,), 3, options={"hidden": ()})
+      >>> params, buffers = learner.init(jax.random.key(0))
+      >>> code = device_code(learner, params, buffers, np.ones((1, 2), np.float32))
+      >>> code.shapes, code.in_shape, code.outputs, code.source.state_bytes
+      ({'head/kernel': (2, 3), 'head/bias': (3,)}, (2,), 3, 72)
     """
 
     source: TrainSource
@@ -336,6 +345,19 @@ def device_client(
         cannot be.
       ToolchainError: if a compiler or the emulator is not installed.
       FirmwareError: if the program does not build, fails or hangs.
+
+    Example:
+      >>> import contextlib
+      >>> from rosler_jax.export.firmware import ToolchainError
+      >>> from rosler_jax.learner import make_learner
+      >>> from rosler_jax.models import mlp
+      >>> learner = make_learner(mlp, (4,), 2, options={"hidden": ()})
+      >>> params, buffers = learner.init(jax.random.key(0))
+      >>> x, y = np.eye(4, dtype=np.float32), np.arange(4) % 2
+      >>> code = device_code(learner, params, buffers, x, batch=4)
+      >>> with contextlib.suppress(ToolchainError):
+      ...     losses = device_client(code, params, x, y, 0.5, epochs=3).run.losses
+      ...     assert losses[2] < losses[1] < losses[0]
     """
     from rosler_jax.export.c.train.job import train_in_c
 

@@ -34,6 +34,14 @@ def device_training(
     Raises:
       ValueError: of what it returns, for a run whose clients do not train by plain SGD.
       ExportError: of what it returns, for a model that does not train in C.
+
+    Example:
+      >>> from rosler_jax.federated.bodies import Body, write_body
+      >>> from rosler_jax.federated.node import make_work, own_examples
+      >>> examples = own_examples((np.eye(20), np.arange(20) % 2))
+      >>> work = make_work(3, examples, train=device_training(board="cortex-m4"))
+      >>> work(write_body(Body(None, 7, b"")))  # of a run that it was not told of
+      b'lost'
     """
 
     def make(description: Description, learner: Learner, examples: Examples) -> Train:

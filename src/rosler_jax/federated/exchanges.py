@@ -50,6 +50,12 @@ def exchange(spec: str, like: PyTree, views: Views, seed: int = 0) -> Exchange:
 
     Raises:
       ValueError: for an unknown one, or ``sketches`` of a model without learnt factors.
+
+    Example:
+      >>> params = {"kernel": jnp.ones((40, 10))}
+      >>> traded = exchange("count-sketch:0.1", params, {})
+      >>> jax.tree.map(jnp.shape, jax.eval_shape(traded.send, params, params))
+      {'table': (3, 13)}
     """
     make, number = choose("exchange", spec, EXCHANGES)
     return make(like, views, seed, number)

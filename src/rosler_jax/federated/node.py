@@ -143,6 +143,12 @@ def make_work(
 
     Returns:
       ``body -> reply``.
+
+    Example:
+      >>> from rosler_jax.federated.bodies import Body, write_body
+      >>> work = make_work(3, own_examples((np.eye(20), np.arange(20) % 2)))
+      >>> work(write_body(Body(None, 7, b"")))  # of a run that it was not told of
+      b'lost'
     """
     known: dict[str, Any] = {}
 
@@ -285,6 +291,15 @@ def own_examples(source: Any, **options: Any) -> Callable[[Description], Example
     Args:
       source: as :func:`rosler_jax.data.read` takes it.
       **options: of the source.
+
+    Example:
+      >>> from rosler_jax.config import TrainConfig
+      >>> from rosler_jax.federated import FederatedConfig
+      >>> from rosler_jax.units import PLAIN
+      >>> examples = own_examples((np.eye(20), np.arange(20) % 2))
+      >>> x, y = examples(Description(TrainConfig(), FederatedConfig(), PLAIN, ()))
+      >>> x.shape, y.shape
+      ((16, 20), (16,))
     """
 
     def read(description: Description) -> Examples:

@@ -114,6 +114,14 @@ def prepare_federated(
 
     Raises:
       ValueError: for what does not go together.
+
+    Example:
+      >>> from rosler_jax.config import TrainConfig
+      >>> x, y = np.eye(100, 12), np.arange(100) % 2
+      >>> federated = FederatedConfig(clients=4, rounds=5)
+      >>> run = prepare_federated(TrainConfig(hidden=(8,), rank=2), federated, (x, y))
+      >>> len(run.dataset.train_x), run.clients.counts.tolist(), run.config.epochs
+      (72, [18, 18, 18, 18], 5)
     """
     _check_config(config, federated)
     config = clients_config(config, federated)

@@ -71,6 +71,20 @@ class FederatedState(NamedTuple):
       exchange: what the server keeps of what travels.
       grid: where the way down is on a grid, ``(v_0, steps, scales)``: ``v = v_0 + steps scales``.
       memory: ``e``, a row a client: what its messages have left out; empty where nothing is.
+
+    Example:
+      >>> from rosler_jax.config import TrainConfig
+      >>> from rosler_jax.federated import FederatedConfig
+      >>> from rosler_jax.learner import make_learner
+      >>> from rosler_jax.models import mlp
+      >>> learner = make_learner(mlp, (12,), 3, options={"hidden": ()})
+      >>> federated = FederatedConfig(clients=10)
+      >>> rounds = make_rounds(TrainConfig(method="dense"), federated, learner, num_examples=100)
+      >>> state = jax.eval_shape(rounds.init, jax.random.key(0, impl=KEYS))
+      >>> jax.tree.map(jnp.shape, state.weights["params"])
+      {'head/bias': (3,), 'head/kernel': (12, 3)}
+      >>> jax.tree.map(jnp.shape, state.memory["params"])
+      {'head/bias': (10, 3), 'head/kernel': (10, 12, 3)}
     """
 
     round: Array
@@ -198,6 +212,17 @@ def make_rounds(
 
     Raises:
       ValueError: for an exchange that the model does not have.
+
+    Example:
+      >>> from rosler_jax.config import TrainConfig
+      >>> from rosler_jax.federated import FederatedConfig
+      >>> from rosler_jax.learner import make_learner
+      >>> from rosler_jax.models import mlp
+      >>> learner = make_learner(mlp, (12,), 3, options={"hidden": (8,)})
+      >>> federated = FederatedConfig(clients=10, participation=0.3)
+      >>> rounds = make_rounds(TrainConfig(method="dense"), federated, learner, num_examples=100)
+      >>> rounds.forms[0].shapes, rounds.remembers
+      ([(3,), (8, 3), (8,), (12, 8)], True)
     """
     up, down = compression(federated.upload, "upload"), compression(federated.download, "download")
     if federated.secure:

@@ -88,6 +88,11 @@ def federate(
         resume, or the data is no longer the same.
       ValueError, OSError: for bad data, what does not go together, or a folder that cannot be
         written.
+
+    Example:
+      >>> federate(None, None, "no/such/run", resume=True)
+      Traceback (most recent call last):
+      rosler_jax.run.RunError: ...federated.json: no such file; ... holds no federated run
     """
     folder = Path(out)
     config, federated = agreed(folder, config, federated, resume)

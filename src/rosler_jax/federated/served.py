@@ -96,6 +96,13 @@ def serve_federated(
 
     Raises:
       RunError, ValueError, OSError, ImportError: as there, and where Flower is missing.
+
+    Example:
+      >>> from rosler_jax.config import TrainConfig
+      >>> from rosler_jax.federated.config import FederatedConfig
+      >>> serve_federated(TrainConfig(), FederatedConfig(drop=0.1), "no/such/folder")
+      Traceback (most recent call last):
+      ValueError: drop and bad simulate clients; over a network they are what they are
     """
     folder = Path(out)
     config, federated = agreed(folder, config, federated, resume)

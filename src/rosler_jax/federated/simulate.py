@@ -55,6 +55,16 @@ class Federated(NamedTuple):
       history: a row a round.
       refused: messages that did not count.
       prepared: what was run; ``prepared.learner.model(params, buffers)`` is the model.
+
+    Example:
+      >>> from rosler_jax.config import TrainConfig
+      >>> x, y = np.eye(100, 12), np.arange(100) % 2
+      >>> federated = FederatedConfig(clients=4)
+      >>> run = prepare_federated(TrainConfig(hidden=()), federated, (x, y))
+      >>> found = Federated(begin_progress(run), [], [], run)  # as it is before the first round
+      >>> best = found.progress.best_params, found.progress.best_buffers
+      >>> found.prepared.learner.model(*best)(x[:5]).shape
+      (5, 2)
     """
 
     progress: Progress

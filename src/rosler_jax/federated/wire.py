@@ -38,6 +38,13 @@ class MessageError(ValueError):
 
     Attributes:
       reason: in a word or two, to be counted by.
+
+    Example:
+      >>> try:
+      ...     decode(b"GET / HTTP/1.1", Form([(64, 64)], 127))
+      ... except MessageError as error:
+      ...     print(f"{error.reason}: {error}")
+      damaged: no message of this model: begins with 474554, not 524601
     """
 
     def __init__(self, reason: str, text: str) -> None:

@@ -6,7 +6,16 @@ from typing import Any
 
 
 class TraceError(ValueError):
-    """A model that cannot become a graph: says what, where it is written, and what would do."""
+    """A model that cannot become a graph: says what, where it is written, and what would do.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.graph import trace
+      >>> trace(jnp.sort, jnp.ones((1, 4)))
+      Traceback (most recent call last):
+      rosler_jax.graph._source.TraceError: sort, from ...: it has no operation; do it outside of the
+      model
+    """
 
 
 class UnlocatedError(TraceError):

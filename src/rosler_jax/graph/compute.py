@@ -256,6 +256,13 @@ def run_all(graph: Graph, inputs: Sequence[Any], params: Params | None = None) -
       graph: the model.
       inputs: one array for each of the graph's inputs, of its shape.
       params: values of tensors in place of the graph's own.
+
+    Example:
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(lambda x: jnp.maximum(x, 0).sum(-1), np.ones((1, 3)))
+      >>> values = run_all(graph, [np.array([-1.0, 2.0, 3.0])])
+      >>> [values[op.output].tolist() for op in graph.ops]
+      [[0.0, 2.0, 3.0], 5.0]
     """
     values: dict[int, Any] = {k: _of(weight, params) for k, weight in graph.constants.items()}
     values |= {
@@ -304,6 +311,13 @@ def run(graph: Graph, inputs: Sequence[Any], params: Params | None = None) -> li
 
     Returns:
       One array for each of the graph's outputs.
+
+    Example:
+      >>> from rosler_jax.graph import trace
+      >>> model = (lambda params, x: x @ params["w"], {"w": np.ones((3, 1))})
+      >>> graph, x = trace(model, np.ones((1, 3))), np.arange(3.0)
+      >>> run(graph, [x])[0].tolist(), run(graph, [x], {"w": -np.ones((3, 1))})[0].tolist()
+      ([3.0], [-3.0])
     """
     values = run_all(graph, inputs, params)
     return [values[value.id].reshape(value.shape) for value in graph.outputs]

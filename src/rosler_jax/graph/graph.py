@@ -20,6 +20,14 @@ class Value(NamedTuple):
       name: where it is in the arguments, or in what the model returns: ``"0"``, ``"1/h"``.
       shape: of one example.
       dtype: ``"float32"``, ``"int32"`` or ``"bool"``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.graph import trace
+      >>> x = jnp.ones((1, 3))
+      >>> graph = trace(lambda pair: pair["left"] - pair["right"], {"left": x, "right": x})
+      >>> [(value.name, value.shape, value.dtype) for value in graph.inputs]
+      [('0/left', (3,), 'float32'), ('0/right', (3,), 'float32')]
     """
 
     id: int
@@ -39,6 +47,15 @@ class Graph:
       constants: stored arrays that operations read as values, by value.
       structure: of what the model returns: None for one array, else nested lists and dicts whose
         leaves count the outputs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(lambda x: {"mean": (x @ jnp.ones((4, 2))).mean(-1)}, jnp.ones((8, 4)))
+      >>> [type(op).__name__ for op in graph.ops], [weight.shape for weight in graph.weights()]
+      (['Dense', 'Reduce'], [(4, 2)])
+      >>> graph.in_shape, graph.out_shape, graph.structure
+      ((4,), (), {'mean': 0})
     """
 
     inputs: tuple[Value, ...]
@@ -106,7 +123,16 @@ def with_weights(op: Op, change: Any) -> Op:
 
 
 def map_weights(graph: Graph, change: Any) -> Graph:
-    """A graph with every stored array changed by a function of the array."""
+    """A graph with every stored array changed by a function of the array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.graph import run, trace
+      >>> graph = trace(lambda x: x @ jnp.eye(2), jnp.ones((1, 2)))
+      >>> twice = map_weights(graph, lambda w: Weight(w.name, 2 * w.values))
+      >>> run(twice, [jnp.ones(2)])[0].tolist()
+      [2.0, 2.0]
+    """
     return dataclasses.replace(
         graph,
         ops=tuple(with_weights(op, change) for op in graph.ops),

@@ -41,7 +41,15 @@ class Dense(Op):
 
 @_kind
 class Window:
-    """How a window slides: one entry per spatial axis; padding is with zeros (-inf for a max)."""
+    """How a window slides: one entry per spatial axis; padding is with zeros (-inf for a max).
+
+    Example:
+      >>> window = Window(
+      ...     size=(3,), strides=(2,), padding=((1, 0),), dilation=(1,), input_dilation=(1,)
+      ... )
+      >>> window.padded((8,)), window.outputs((8,))
+      ((9,), (4,))
+    """
 
     size: Shape
     strides: Shape

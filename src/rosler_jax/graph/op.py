@@ -17,6 +17,13 @@ class Op:
       outputs: the values that it makes.
       in_shapes, out_shapes: in which shape it reads and writes each.
       dtypes: of the outputs: ``"float32"``, ``"int32"`` or ``"bool"``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.graph import trace
+      >>> (op,) = trace(lambda x: x.reshape(-1, 2, 3).sum(-1), jnp.ones((1, 6))).ops
+      >>> isinstance(op, Op), op.inputs, op.in_shape, op.out_shape, op.dtypes
+      (True, (0,), (2, 3), (2,), ('float32',))
     """
 
     name: str

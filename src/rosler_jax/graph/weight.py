@@ -104,6 +104,13 @@ class Weight:
       name: of the tensor: its path in the model.
       stored: the tensor: floats or integers as they are, or quantised.
       layout: steps from there to the operation's array.
+
+    Example:
+      >>> kernel = Weight("hidden/kernel", np.arange(6, dtype=np.float32).reshape(2, 3))
+      >>> kernel.then("transpose", (1, 0)).values.tolist()
+      [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+      >>> kernel.shape, kernel.dtype, kernel.bits
+      ((2, 3), 'float32', 32)
     """
 
     name: str

@@ -78,6 +78,17 @@ class Sketched(nn.Module):
     Attributes:
       dense_module: the module as it was.
       layers: the sketch layers in it.
+
+    Example:
+      >>> x = jnp.ones((2, 20))
+      >>> dense = nn.Sequential([nn.Dense(30), nn.relu, nn.Dense(3)])
+      >>> variables = dense.init(jax.random.key(0), x)
+      >>> rules = [Rule("layers_0", rank=4)]
+      >>> small, variables, _ = sketchify(dense, variables, rules, x, rngs=nnx.Rngs(0))
+      >>> small.layers.at(("layers_0",)).kind, small.layers.at(("layers_2",))
+      ('SketchLinear', None)
+      >>> small.apply(variables, "__call__", x, method="run").shape
+      (2, 3)
     """
 
     dense_module: nn.Module

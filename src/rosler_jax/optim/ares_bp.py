@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
 
 class AresBpState(NamedTuple):
-    """State of :func:`ares_bp`."""
+    """State of :func:`ares_bp`.
+
+    Example:
+      >>> params = {"bias": jnp.zeros(3)}
+      >>> tx = ares_bp(optax.adam(1e-2), switch_step=3)
+      >>> _, state = tx.update(params, tx.init(params), params)
+      >>> int(state.count), int(state.switch_step)
+      (1, 3)
+    """
 
     count: Int[Array, ""]  # type: ignore[assignment]  # updates made so far
     switch_step: Int[Array, ""]  # length of the parallel stage, in updates

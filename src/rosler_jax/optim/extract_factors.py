@@ -39,6 +39,11 @@ class LowRank:
       r: row factor, dtype of the weight.
       view: which axes of the weight are which; static.
       shape: shape of the weight; static.
+
+    Example:
+      >>> thin = LowRank(jnp.ones((4, 1)), jnp.ones((1, 3)), MatrixView((0,), (1,)), (4, 3))
+      >>> [leaf.size for leaf in jax.tree.leaves(thin)], thin.merge().shape
+      ([4, 3], (4, 3))
     """
 
     c: Array

@@ -34,7 +34,14 @@ _NOTHING = functools.partial(jnp.zeros, 0)
 
 
 class SketchedState(NamedTuple):
-    """State of :func:`scale_by_sketched`; arrays of the sketched weights by their names."""
+    """State of :func:`scale_by_sketched`; arrays of the sketched weights by their names.
+
+    Example:
+      >>> params = {"kernel": jnp.zeros((64, 256)), "bias": jnp.zeros(256)}
+      >>> state = scale_by_sketched(optax.scale_by_adam(), 4).init(params)
+      >>> int(state.count), state.sketched.mu["kernel"].shape, state.columns["kernel"].shape
+      (0, (1, 256, 4), (1, 4))
+    """
 
     count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=jnp.int32; updates done so far
     key: jax.Array  # shape=(2,), dtype=jnp.uint32; seed of the sketches, constant

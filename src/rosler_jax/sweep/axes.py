@@ -11,7 +11,14 @@ import numpy as np
 
 
 class SpecError(ValueError):
-    """A sweep that cannot be planned; the message names the axis or field and what is allowed."""
+    """A sweep that cannot be planned; the message names the axis or field and what is allowed.
+
+    Example:
+      >>> from rosler_jax.sweep import parse
+      >>> parse({"method": "chain", "axes": {"rnk": {"grid": [4, 8]}}})
+      Traceback (most recent call last):
+      rosler_jax.sweep.axes.SpecError: unknown field 'rnk'; did you mean 'rank'?
+    """
 
 
 class Axis(NamedTuple):
@@ -22,6 +29,11 @@ class Axis(NamedTuple):
       kind: one of :data:`FORMS`.
       given: the list of values, or the two ends of the range.
       values: drawn from it; in a search, what a search may begin with.
+
+    Example:
+      >>> axis = make_axis("rank", {"integer": [2, 16], "n": 3}, seed=0)
+      >>> axis.name, axis.kind, axis.given, len(axis.values)
+      ('rank', 'integer', (2, 16), 3)
     """
 
     name: str

@@ -173,6 +173,12 @@ def load_examples(config: TrainConfig, data: Any = None) -> Examples:
 
     Raises:
       DataError, OSError: if they cannot be had or used.
+
+    Example:
+      >>> config = TrainConfig(validation=0.25)
+      >>> examples = load_examples(config, (np.eye(20), np.arange(20) % 2))
+      >>> examples.x.shape, len(examples.part(config).train)
+      ((16, 20), 12)
     """
     task = task_of(config)
     source = config.data if data is None else data

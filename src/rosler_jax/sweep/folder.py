@@ -19,7 +19,13 @@ SPEC, STAGES = "sweep.json", "stages"
 
 
 class SweepError(RuntimeError):
-    """A sweep that cannot start or go on; the message says why and what to do."""
+    """A sweep that cannot start or go on; the message says why and what to do.
+
+    Example:
+      >>> stored_spec(Path("no/such/sweep"))
+      Traceback (most recent call last):
+      rosler_jax.sweep.folder.SweepError: ...sweep.json: no such file; ... holds no sweep
+    """
 
 
 @contextlib.contextmanager
@@ -94,6 +100,17 @@ def stored_spec(folder: Path) -> dict[str, Any]:
 
     Raises:
       SweepError: if there is none, or it is damaged.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from rosler_jax.sweep import load_examples, parse
+      >>> spec = parse({"method": "chain", "axes": {"rank": {"grid": [2, 4]}}})
+      >>> examples = load_examples(spec.first(), (np.eye(20), np.arange(20) % 2))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     store_spec(Path(folder), spec, examples)
+      ...     stored_spec(Path(folder))
+      {'method': 'chain', 'axes': {'rank': {'grid': [2, 4]}}}
     """
     path = folder / SPEC
     try:

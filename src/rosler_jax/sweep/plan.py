@@ -58,6 +58,14 @@ class Group(NamedTuple):
         seeds where they differ.
       trainings: the config of each training, with the bits of its first member.
       members: for each training, the indices of the sweep's members that it serves.
+
+    Example:
+      >>> from rosler_jax.sweep.examples import load_examples
+      >>> base = TrainConfig(hidden=(8,), rank=2, batch_size=4)
+      >>> members = [dataclasses.replace(base, seed=s, bits=b) for s in (0, 1) for b in (4, 8)]
+      >>> (group,) = make_plan(members, Built(load_examples(base, (np.eye(20), np.arange(20) % 2))))
+      >>> [config.seed for config in group.trainings], group.members
+      ([0, 1], ((0, 1), (2, 3)))
     """
 
     config: TrainConfig
@@ -78,6 +86,13 @@ class Built:
       populations: by program, width and blocks.
       initial: the last initial state of each form, and its seed: neighbours share it.
       scorers: programs that score trained models.
+
+    Example:
+      >>> from rosler_jax.sweep.examples import load_examples
+      >>> built = Built(load_examples(TrainConfig(), (np.eye(20), np.arange(20) % 2)))
+      >>> x, y = built.data
+      >>> x.shape, y.shape, built.forms
+      ((20, 20), (20,), {})
     """
 
     examples: Examples

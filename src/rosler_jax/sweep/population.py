@@ -33,6 +33,11 @@ class Member(NamedTuple):
       common: what it has in common with others.
       own: what it has of its own.
       alike: equal for members of which ``common`` is equal.
+
+    Example:
+      >>> members = [Member(seed, rank, alike=seed) for seed in (0, 1) for rank in (2, 4, 8)]
+      >>> [[member.own for _, member in block] for block in layout(members, 4)]
+      [[2, 4, 8, 8], [2, 4, 8, 8]]
     """
 
     common: PyTree
@@ -190,6 +195,13 @@ def training(step: Callable[..., tuple[Any, Any, Any]], length: int) -> Block:
     Returns:
       The function of a block, which gives the members' ``own``, stacked, and their records, stacked
       along a second axis of ``length``: zeros where there were fewer steps.
+
+    Example:
+      >>> def step(common, own, data):
+      ...     return common, own / 2, own
+      >>> own, records = training(step, 4)((), jnp.array([8.0, 1.0]), (), 3)
+      >>> own.tolist(), records.tolist()
+      ([1.0, 0.125], [[8.0, 4.0, 2.0, 0.0], [1.0, 0.5, 0.25, 0.0]])
     """
 
     def block(common: PyTree, own: PyTree, data: PyTree, count: Any) -> tuple[PyTree, PyTree]:

@@ -42,7 +42,14 @@ MODELS = "models"
 
 
 class Summary(NamedTuple):
-    """What a sweep ends with."""
+    """What a sweep ends with.
+
+    Example:
+      >>> rows = [{"rank": 2, "test_accuracy": 0.8}, {"rank": 4, "test_accuracy": 0.9}]
+      >>> done = Summary(Path("ranks"), rows, failed=0)
+      >>> max(done.rows, key=lambda row: row["test_accuracy"])["rank"]
+      4
+    """
 
     folder: Path
     rows: list[Row]

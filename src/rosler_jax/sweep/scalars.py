@@ -22,6 +22,15 @@ def write_scalars(
     Raises:
       ImportError: if tensorboardX is not installed.
       OSError: if the files cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> row = {"member": 3, "rank": 4, "curve": [0.7, 0.8], "epochs_done": 2, "file_bytes": 900}
+      >>> row |= {"validation_accuracy": 0.8, "test_accuracy": 0.7}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     write_scalars(Path(folder), [row], axes=["rank"])
+      ...     [path.name for path in Path(folder).iterdir()]
+      ['member-00003']
     """
     try:
         from tensorboardX import SummaryWriter

@@ -58,6 +58,13 @@ class Plan(NamedTuple):
       groups: trainings that share a program.
       costs: one for each group.
       chunks: in order.
+
+    Example:
+      >>> from rosler_jax.sweep import load_examples
+      >>> members = [TrainConfig(hidden=(8,), rank=rank, batch_size=4) for rank in (2, 4)]
+      >>> examples = load_examples(members[0], (np.eye(20), np.arange(20) % 2))
+      >>> make_schedule(members, Built(examples)).lines()
+      ['program 1: mlp 8, chain, rank up to 4, 10 epochs: 2 members, 2 trainings, ...']
     """
 
     groups: tuple[Group, ...]
@@ -108,6 +115,13 @@ def make_schedule(
       wide: see :func:`make_plan`.
       share: the part of all epochs that the stage trains.
       always: time programs of few trainings, too, though nothing hangs on it.
+
+    Example:
+      >>> from rosler_jax.sweep import load_examples
+      >>> members = [TrainConfig(hidden=(8,), rank=2, batch_size=4, bits=bits) for bits in (4, 8)]
+      >>> examples = load_examples(members[0], (np.eye(20), np.arange(20) % 2))
+      >>> make_schedule(members, Built(examples)).chunks  # the two differ in their files alone
+      (Chunk(group=0, trainings=(0,)),)
     """
     groups = make_plan(members, built, wide)
     chunks = []

@@ -25,6 +25,11 @@ class Halving(NamedTuple):
     Attributes:
       rungs: epochs after which only some go on, rising.
       keep: the part of the trainings that goes on.
+
+    Example:
+      >>> axes = {"rank": {"grid": [2, 4, 8]}}
+      >>> parse({"epochs": 9, "halving": {"rungs": [1, 3], "keep": 0.5}, "axes": axes}).halving
+      Halving(rungs=(1, 3), keep=0.5)
     """
 
     rungs: tuple[int, ...]
@@ -40,6 +45,12 @@ class Search(NamedTuple):
       objectives: columns of the table.
       storage: of the study, as Optuna names it; None for a file in the sweep's folder.
       study: its name; None for the default.
+
+    Example:
+      >>> axes = {"rank": {"integer": [2, 16]}}
+      >>> search = parse({"search": {"trials": 8, "batch": 4}, "axes": axes}).search
+      >>> search.trials, search.objectives
+      (8, ('validation_accuracy',))
     """
 
     trials: int
@@ -61,6 +72,12 @@ class SweepSpec:
       draws: values that every drawn axis has, taken together and not crossed; None to cross them.
       halving: how early members are stopped; None for not at all.
       search: who proposes members; None for the product of the axes.
+
+    Example:
+      >>> axes = {"rank": {"grid": [2, 4]}, "seed": {"grid": [0, 1]}}
+      >>> spec = parse({"method": "chain", "axes": axes})
+      >>> [(config.rank, config.seed) for config in spec.configs()], spec.followed()
+      ([(2, 0), (2, 1), (4, 0), (4, 1)], ('accuracy', True))
     """
 
     base: dict[str, Any]
@@ -245,6 +262,15 @@ def load(path: str | Path) -> SweepSpec:
     Raises:
       SpecError: naming the file and what is wrong.
       OSError: if it cannot be read.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = Path(folder) / "ranks.toml"
+      ...     size = path.write_text("axes = { rank = { grid = [2, 4] } }")
+      ...     spec = load(path)
+      >>> [config.rank for config in spec.configs()]
+      [2, 4]
     """
     try:
         return parse(tomllib.loads(Path(path).read_text(encoding="utf-8")))

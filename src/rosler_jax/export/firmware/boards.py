@@ -19,6 +19,11 @@ class Board(NamedTuple):
       flags: the compiler's, for this processor.
       external: start and bytes of the memory outside the chip. What does not fit in flash or RAM
         goes there, so that a net too large for the processor can be counted as well.
+
+    Example:
+      >>> board = BOARDS["cortex-m7"]
+      >>> board.machine, board.flags[0], board.external[1] // MEGABYTE
+      ('mps2-an500', '-mcpu=cortex-m7', 16)
     """
 
     name: str

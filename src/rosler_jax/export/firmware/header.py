@@ -37,6 +37,11 @@ class ModelHeader(NamedTuple):
       input_scale, output_scale: of an integer model; what one stands for.
       name: what its names begin with.
       decoded_bytes: of weights that it decodes at the start.
+
+    Example:
+      >>> header = ModelHeader(2, 1, np.dtype("int16"), np.dtype("int16"), 8, 8, name="gestures")
+      >>> header.source, header.defines["rosler_predict"]
+      ('gestures_model.c', 'gestures_predict')
     """
 
     input_size: int
@@ -73,6 +78,17 @@ def read_header(folder: str | os.PathLike[str]) -> ModelHeader:
 
     Raises:
       ValueError: if the folder holds no exported model, or a macro is missing or senseless.
+
+    Example:
+      >>> import tempfile
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.export import export
+      >>> from rosler_jax.graph import trace
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     done = export(trace(jnp.negative, np.ones((1, 4))), folder, board=None)
+      ...     header = read_header(folder)
+      >>> header.input_size, header.input_type.name, header.model_bytes
+      (4, 'float32', 0)
     """
     headers = [h for h in Path(folder).glob("*_model.h") if h.with_suffix(".c").is_file()]
     names = sorted(header.name[: -len("_model.h")] for header in headers)

@@ -48,6 +48,17 @@ def run_host(
       ToolchainError: if the compiler is not installed; names the package.
       FirmwareError: if the model does not build, fails or hangs.
       ValueError: if the folder holds no exported model, or the inputs are not the model's.
+
+    Example:
+      >>> import contextlib, tempfile
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.export import export
+      >>> from rosler_jax.export.firmware import ToolchainError
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(jnp.negative, np.ones((1, 2)))
+      >>> with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ToolchainError):
+      ...     done = export(graph, folder, board=None)
+      ...     assert run_host(folder, [[1.0, -2.0]]).tolist() == [[-1.0, 2.0]]
     """
     source = Path(folder).resolve()
     header = read_header(source)

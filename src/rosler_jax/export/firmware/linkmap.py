@@ -16,6 +16,12 @@ class ObjectSize(NamedTuple):
       constants: flash.
       data: variables with an initial value; RAM, and as much flash.
       bss: variables that start as zero; RAM.
+
+    Example:
+      >>> whole = ObjectSize(code=400, constants=96) + ObjectSize(code=28, data=4, bss=8)
+      >>> flash, ram = whole.code + whole.constants + whole.data, whole.data + whole.bss
+      >>> flash, ram
+      (528, 12)
     """
 
     code: int = 0

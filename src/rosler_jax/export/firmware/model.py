@@ -38,6 +38,18 @@ class FirmwareRun(NamedTuple):
       external: what did not fit on the chip and lies beside it: "constants", "variables".
       compiler, emulator: versions.
       start_instructions: of decoding weights before the first inference.
+
+    Example:
+      >>> import contextlib, tempfile
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.export import export
+      >>> from rosler_jax.export.firmware import ToolchainError
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(jnp.negative, np.ones((1, 2)))
+      >>> with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ToolchainError):
+      ...     done = export(graph, folder, board=None)
+      ...     run = run_firmware(folder, [[1.0, -2.0]], board="cortex-m3")
+      ...     assert run.board == "cortex-m3" and run.functions["rosler_predict"].calls == 1
     """
 
     board: str
@@ -112,6 +124,18 @@ def run_firmware(
       ToolchainError: if the compiler or the emulator is not installed; names the packages.
       FirmwareError: if the model does not build, hangs or faults.
       ValueError: if the folder holds no exported model, or the inputs are not the model's.
+
+    Example:
+      >>> import contextlib, tempfile
+      >>> import jax.numpy as jnp
+      >>> from rosler_jax.export import export
+      >>> from rosler_jax.export.firmware import ToolchainError
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(jnp.negative, np.ones((1, 2)))
+      >>> with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ToolchainError):
+      ...     done = export(graph, folder, board=None)
+      ...     run = run_firmware(folder, [[1.0, -2.0]])
+      ...     assert run.outputs.tolist() == [[-1.0, 2.0]] and 0 < run.instructions < 1000
     """
     source = Path(folder)
     header = read_header(source)

@@ -18,7 +18,12 @@ DRIVER = ("main", "firmware_begin", "firmware_end")
 
 
 class Counts(NamedTuple):
-    """What a function did; see the head of ``c/prof.c`` for what counts as one."""
+    """What a function did; see the head of ``c/prof.c`` for what counts as one.
+
+    Example:
+      >>> Counts(calls=1, instructions=20, loads=3, stores=2) + Counts(1, 9, 2, 2)
+      Counts(calls=2, instructions=29, loads=5, stores=4)
+    """
 
     calls: int = 0
     instructions: int = 0
@@ -37,12 +42,17 @@ Table = dict[str, Counts]
 
 
 class Profile(NamedTuple):
-    """Counts of one run; they repeat exactly.
+    r"""Counts of one run; they repeat exactly.
 
     Attributes:
       windows: one table for each stretch between ``firmware_begin`` and ``firmware_end``.
       whole: from reset to the end.
       last: the function that ran last.
+
+    Example:
+      >>> profile = parse_profile("whole\nmain 1 50 9 8\ndot 4 360 160 8\nlast dot\n")
+      >>> profile.whole["dot"].instructions, profile.last
+      (360, 'dot')
     """
 
     windows: tuple[Table, ...]
@@ -105,5 +115,10 @@ def sum_tables(tables: Iterable[Mapping[str, Counts]], *, without: Sequence[str]
 
 
 def total(table: Mapping[str, Counts]) -> Counts:
-    """The sum over all functions."""
+    """The sum over all functions.
+
+    Example:
+      >>> total({"dot": Counts(2, 90, 40, 2), "relu": Counts(1, 12, 4, 4)}).instructions
+      102
+    """
     return sum(table.values(), Counts())

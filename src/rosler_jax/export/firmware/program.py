@@ -32,6 +32,16 @@ class ProgramRun(NamedTuple):
       sizes: bytes of each object file in the image.
       external: what did not fit on the chip; see :class:`Image`.
       compiler, emulator: versions.
+
+    Example:
+      >>> import contextlib
+      >>> from rosler_jax.export.firmware import ToolchainError
+      >>> text = 'int puts(const char *); int main(void) { puts("hello"); return 0; }'
+      >>> with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ToolchainError):
+      ...     source = Path(folder) / "hello.c"
+      ...     size = source.write_text(text)
+      ...     run = run_program([source])
+      ...     assert run.stdout.strip() == b"hello" and run.profile.whole["main"].calls == 1
     """
 
     exit_code: int
@@ -117,6 +127,14 @@ def run_program(
       ToolchainError: if the compiler or the emulator is not installed.
       FirmwareError: if the program does not build, hangs or faults.
       ValueError: for a board or a file name that cannot be.
+
+    Example:
+      >>> import contextlib
+      >>> from rosler_jax.export.firmware import ToolchainError
+      >>> with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ToolchainError):
+      ...     source = Path(folder) / "answer.c"
+      ...     size = source.write_text("int main(void) { return 42; }")
+      ...     assert run_program([source]).exit_code == 42
     """
     found = find_board(board)
     toolchain = find_toolchain()

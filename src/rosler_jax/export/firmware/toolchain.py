@@ -31,6 +31,11 @@ class Toolchain(NamedTuple):
       nm: lists an image's symbols.
       emulator: QEMU.
       host_compiler: for the profiler, which QEMU loads.
+
+    Example:
+      >>> tools = Toolchain("arm-none-eabi-gcc", "arm-none-eabi-nm", "qemu-system-arm", "gcc")
+      >>> tools._replace(host_compiler="clang").host_compiler
+      'clang'
     """
 
     compiler: str
@@ -62,6 +67,11 @@ def find_toolchain() -> Toolchain:
 
     Raises:
       ToolchainError: if some are missing; names them and their packages.
+
+    Example:
+      >>> import contextlib
+      >>> with contextlib.suppress(ToolchainError):
+      ...     assert Path(find_toolchain().emulator).stem == "qemu-system-arm"
     """
     host = "gcc" if shutil.which("gcc") or not shutil.which("clang") else "clang"
     names = ("arm-none-eabi-gcc", "arm-none-eabi-nm", "qemu-system-arm", host)

@@ -29,6 +29,11 @@ def server_app(server: Server, pace: Pace = PACE) -> ServerApp:
     Raises:
       ImportError: if Flower is not installed.
       ValueError: if the pace makes no sense.
+
+    Example:
+      >>> server = Server(begin=lambda: None, end=lambda now, replies: None)
+      >>> type(server_app(server, Pace(min_replies=5))).__name__
+      'ServerApp'
     """
     need_flower()
     from flwr.serverapp import ServerApp
@@ -54,6 +59,10 @@ def client_app(work: Work, client: int | None = None) -> ClientApp:
     Raises:
       ImportError: if Flower is not installed.
       ValueError: if the number is negative.
+
+    Example:
+      >>> type(client_app(lambda body: body.upper(), client=3)).__name__
+      'ClientApp'
     """
     need_flower()
     from flwr.clientapp import ClientApp

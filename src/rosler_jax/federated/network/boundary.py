@@ -34,6 +34,10 @@ class Reply(NamedTuple):
       client: the number that it joined with, or that of its node, which changes with every
         connection, if it joined without one.
       body: the bytes that its work returned.
+
+    Example:
+      >>> Reply(client=3, body=b"21").client
+      3
     """
 
     client: int
@@ -48,6 +52,15 @@ class Server(NamedTuple):
         a restart.
       end: takes a round's number and replies; a server that is to survive being killed saves its
         state before it returns.
+
+    Example:
+      >>> kept = []
+      >>> rounds = iter([Assignment(0, b"20", 2)])
+      >>> server = Server(lambda: next(rounds, None), lambda now, replies: kept.extend(replies))
+      >>> assignment = server.begin()
+      >>> server.end(assignment.round, [Reply(3, b"21")])
+      >>> kept, server.begin()
+      ([Reply(client=3, body=b'21')], None)
     """
 
     begin: Callable[[], Assignment | None]
@@ -62,6 +75,10 @@ class Pace(NamedTuple):
       min_replies: without which a round is not over: more clients are asked, or waited for.
       gather: seconds, at the first round only, for as many clients as are wanted.
       poll: seconds between looks at what has come.
+
+    Example:
+      >>> Pace(timeout=30.0, min_replies=5)
+      Pace(timeout=30.0, min_replies=5, gather=60.0, poll=0.2)
     """
 
     timeout: float = 600.0

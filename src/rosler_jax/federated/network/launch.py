@@ -52,6 +52,11 @@ def serve(
       ImportError: if Flower is not installed, or of another version.
       ValueError, FileNotFoundError: if the options make no sense.
       OSError: if the address cannot be had.
+
+    Example:
+      >>> server = Server(begin=lambda: None, end=lambda now, replies: None)  # of no rounds
+      >>> serve(server, "127.0.0.1:0", started=lambda address: print("serves at", address))
+      serves at 127.0.0.1:...
     """
     serve_app(
         lambda: server_app(server, pace),
@@ -98,6 +103,11 @@ def join(
       ImportError: if Flower is not installed, or of another version.
       ValueError, FileNotFoundError: if the options make no sense.
       ConnectionError: if the server refuses, cannot be trusted, or is away for too long.
+
+    Example:
+      >>> join(lambda body: body.upper(), "server.example")
+      Traceback (most recent call last):
+      ValueError: the address 'server.example' is not host:port, as in 127.0.0.1:8080
     """
     return join_app(
         lambda: client_app(work, client),
@@ -121,7 +131,15 @@ def serve_app(
     secret: str | None = None,
     started: Callable[[str], None] | None = None,
 ) -> None:
-    """Runs any ServerApp of Flower as ``serve`` does its own; arguments as there."""
+    """Runs any ServerApp of Flower as ``serve`` does its own; arguments as there.
+
+    Example:
+      >>> server = Server(begin=lambda: None, end=lambda now, replies: None)
+      >>> serve_app(lambda: server_app(server), "0.0.0.0:8080")
+      Traceback (most recent call last):
+      ValueError: 0.0.0.0:8080 is reached from other machines, but has no certificate; give
+      certificate and key, or insecure=True to send everything unencrypted
+    """
     where = parse_address(address)
     proof = server_certificate(where, certificate, key, insecure)
     check_secret(secret)
@@ -144,7 +162,13 @@ def join_app(
     patience: float | None = None,
     poll: float = 0.5,
 ) -> int:
-    """Runs any ClientApp of Flower as ``join`` does its own; arguments as there."""
+    """Runs any ClientApp of Flower as ``join`` does its own; arguments as there.
+
+    Example:
+      >>> join_app(lambda: client_app(lambda body: body.upper()), "127.0.0.1:8080", client=-1)
+      Traceback (most recent call last):
+      ValueError: client is -1, but must be a number from 0, or None
+    """
     where = parse_address(address)
     unencrypted, roots = client_roots(where, root_certificates, insecure)
     check_secret(secret)

@@ -43,6 +43,15 @@ class Parallel(Op):
       r: ``Psi^T W``.
       bias: or None.
       psi, omega: the sketches.
+
+    Example:
+      >>> from rosler_jax.graph.version1 import build_graph
+      >>> spec = {"kind": "two_factor", "in_features": 8, "out_features": 6, "rank": 2}
+      >>> c, r = np.eye(8, 2), np.eye(2, 6)
+      >>> graph = build_graph([{**spec, "use_bias": False}], {"0/c": c, "0/r": r})
+      >>> op = parallel_graph(graph, sketch="gaussian").ops[0]
+      >>> op.names, op.c.shape, op.a.shape, op.r.shape
+      (('0/c', '0/u', '0/r'), (8, 2), (4, 2), (4, 6))
     """
 
     c: Float[np.ndarray, "m s"]

@@ -57,6 +57,11 @@ class Field(NamedTuple):
       shape: as the network has it.
       fraction: bits after the point of a fixed-point number; 0 for floats.
       transposed: whether the C code holds it with its axes in reverse.
+
+    Example:
+      >>> field = Field("0/c", 12, (4, 3))
+      >>> field.size, slice(field.offset, field.offset + field.size)
+      (12, slice(12, 24, None))
     """
 
     name: str

@@ -38,6 +38,15 @@ class TrainSource(NamedTuple):
       scales: what inputs are divided by and outputs multiplied by; 1 of float32.
       types: of inputs and outputs; labels are of C's ``int``, other targets of the outputs' type.
       training: the options.
+
+    Example:
+      >>> from flax import nnx
+      >>> from rosler_jax.export.c.train import write_training
+      >>> from rosler_jax.graph import trace
+      >>> graph = trace(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), np.ones((1, 4), np.float32))
+      >>> source = write_training(graph, Training(momentum=0.0, batch=1))
+      >>> [field.name for field in source.fields], source.state_bytes, source.has_velocity
+      (['kernel', 'bias'], 40, False)
     """
 
     header: str
