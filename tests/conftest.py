@@ -31,6 +31,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("XLA_FLAGS", " ".join(FAST_COMPILATION))
 
+import combinations  # noqa: E402
 import jax  # noqa: E402  (reads the settings above)
 import pytest  # noqa: E402
 
@@ -49,12 +50,47 @@ MAPPINGS = Path("/proc/self/maps")
 MOST_MAPPINGS = 20_000
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what only the slow tier runs (``-m "slow or not slow"``), by its parameters."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which of a test's combinations of parameters run."""
+    parser.addoption(
+        "--combinations",
+        choices=["one", "cover", "all"],
+        default="cover",
+        help="of each test its first combination; so many that every value is in one, and every "
+        "pair of values where there are three arguments or more (the default); or all",
+    )
+    parser.addoption(
+        "--cover-seed", type=int, default=0, metavar="N", help="which of many covers is taken"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    how, seed = config.getoption("--combinations"), config.getoption("--cover-seed")
+    return f"combinations: {how}" + (f", --cover-seed {seed}" if how == "cover" else "")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks what only the slow tier runs (``-m "slow or not slow"``), and thins combinations."""
     for item in items:
-        values = getattr(getattr(item, "callspec", None), "params", {}).values()
-        if any(isinstance(value, str) and value in SLOW for value in values):
+        if any(value in SLOW for value in combinations.arguments(item).values()):
             item.add_marker(pytest.mark.slow)
+    how, seed = config.getoption("--combinations"), config.getoption("--cover-seed")
+    if how == "all":
+        return
+    # Each tier by itself: one runs without the other.
+    kept = combinations.cover(
+        {
+            item.nodeid: (
+                (item.nodeid.split("[")[0], item.get_closest_marker("slow") is not None),
+                combinations.arguments(item),
+            )
+            for item in items
+        },
+        first=how == "one",
+        seed=seed,
+    )
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in kept])
+    items[:] = [item for item in items if item.nodeid in kept]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
