@@ -7,8 +7,9 @@ never exists.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import chex
 import jax
@@ -97,6 +98,22 @@ def nystrom_sketches(
     return SketchFactors(c=c @ r_omega, u=(psi_c @ r_omega).T, r=psi_c @ r)
 
 
+# Compiled as one: the operations by themselves would be compiled one by one, for every shape.
+_STATIC = ("m", "n", "rank", "stddev", "gain")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _balanced_pair(key: Any, m: int, n: int, rank: int, stddev: float, gain: float) -> Any:
+    q, b = _range_finder_pair(key, m, n, rank, stddev, gain)
+    return balance(SketchFactors(c=q, u=jnp.eye(rank, dtype=q.dtype), r=b))
+
+
+@functools.partial(jax.jit, static_argnames=("stddev", "gain"))
+def _sketched_pair(key: Any, psi: Any, omega: Any, stddev: float, gain: float) -> Any:
+    q, b = _range_finder_pair(key, psi.rows, omega.rows, omega.cols, stddev, gain)
+    return nystrom_sketches(q, b, psi, omega)
+
+
 def _range_finder_pair(
     key: Key[Array, ""], m: int, n: int, rank: int, stddev: float, gain: float
 ) -> tuple[Float[Array, "m s"], Float[Array, "s n"]]:
@@ -145,8 +162,8 @@ def range_finder(
     Source: Halko, Martinsson, Tropp (2011), algorithm 4.1; the scaling is ours.
     """
     check_rank(rank, m, n)
-    q, b = _range_finder_pair(key, m, n, rank, STDDEVS[init](m, n), gain)
-    return balance(SketchFactors(c=q, u=jnp.eye(rank, dtype=q.dtype), r=b))
+    factors: SketchFactors = _balanced_pair(key, m, n, rank, STDDEVS[init](m, n), gain)
+    return factors
 
 
 def ares_sketches(
@@ -179,8 +196,8 @@ def ares_sketches(
     """
     m, n, rank = psi.rows, omega.rows, omega.cols
     check_rank(rank, m, n)
-    q, b = _range_finder_pair(key, m, n, rank, STDDEVS[init](m, n), gain)
-    return nystrom_sketches(q, b, psi, omega)
+    factors: SketchFactors = _sketched_pair(key, psi, omega, STDDEVS[init](m, n), gain)
+    return factors
 
 
 def seeded(
@@ -236,8 +253,16 @@ def from_dense(
 
     Source: Halko et al. (2011), algorithm 5.1; Nakatsukasa (2020); Drineas et al. (2008).
     """
+    check_rank(rank, *w.shape)
+    if method not in ("svd", "nystrom", "cur"):
+        raise ValueError(f"unknown method {method!r}; pass 'svd', 'nystrom' or 'cur'")
+    factors: SketchFactors = _approximation(w, rank, key, method)
+    return factors
+
+
+@functools.partial(jax.jit, static_argnames=("rank", "method"))
+def _approximation(w: Any, rank: int, key: Any, method: str) -> Any:
     m, n = w.shape
-    check_rank(rank, m, n)
     w = w.astype(rk.accumulator(w.dtype))
     key_omega, key_psi = jax.random.split(key)
     if method == "svd":
@@ -246,10 +271,8 @@ def from_dense(
     co_range = min(2 * rank, m, n)
     if method == "nystrom":
         omega, psi = rk.gaussian(key_omega, n, rank), rk.gaussian(key_psi, m, co_range)
-    elif method == "cur":
-        omega, psi = rk.rows_norm(key_omega, w.T, rank), rk.rows_norm(key_psi, w, co_range)
     else:
-        raise ValueError(f"unknown method {method!r}; pass 'svd', 'nystrom' or 'cur'")
+        omega, psi = rk.rows_norm(key_omega, w.T, rank), rk.rows_norm(key_psi, w, co_range)
     c = rk.project(w, omega)
     r = rk.project(w.T, psi).T
     u = core_from_sketch(rk.project(r, omega))
@@ -281,6 +304,12 @@ def ares_from_dense(
     Source: our reading of Li et al. (2021), doi 10.1038/s43588-021-00039-6, "initialisation".
     """
     check_rank(omega.cols, psi.rows, omega.rows)
+    factors: SketchFactors = _sketched_approximation(w, psi, omega, key)
+    return factors
+
+
+@jax.jit
+def _sketched_approximation(w: Any, psi: Any, omega: Any, key: Any) -> Any:
     left, sigma, right = randomized_svd(w, omega.cols, key, power_iterations=2)
     return nystrom_sketches(left * sigma[None, :], right, psi, omega)
 
@@ -304,8 +333,12 @@ def seeded_from_dense(w: Float[Array, "m n"], psi: rk.Sketch, omega: rk.Sketch) 
       >>> seeded_from_dense(jnp.ones((20, 30)), rk.srht(1, 20, 8), rk.srht(2, 30, 4)).u.shape
       (8, 4)
     """
+    return SeededFactors(u=_core(w, psi, omega), psi=psi, omega=omega)
+
+
+@jax.jit
+def _core(w: Any, psi: Any, omega: Any) -> Any:
     w = w.astype(rk.accumulator(w.dtype))
-    a = input_scale(psi)
     left = rk.lstsq(rk.materialize(psi, w.dtype), w)
     u = rk.lstsq(rk.materialize(omega, w.dtype), left.T).T
-    return SeededFactors(u=u / a, psi=psi, omega=omega)
+    return u / input_scale(psi)

@@ -92,7 +92,7 @@ def entries(sketch: rk.Sketch) -> Float32[np.ndarray, "rows cols"]:
       >>> entries(rk.srht(0, 4, 2)).shape
       (4, 2)
     """
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         return np.asarray(rk.materialize(sketch), np.float32)
 
 

@@ -112,8 +112,8 @@ def sign_matrix(sketch: rk.Sketch) -> Integer[np.ndarray, "rows cols"]:
       >>> sorted(set(sign_matrix(rk.sparse_sign(0, 40, 8)).ravel().tolist()))
       [-1, 0, 1]
     """
-    with jax.ensure_compile_time_eval():
-        return np.asarray(jnp.sign(rk.materialize(sketch)), np.int8)
+    with jax.core.eval_context():
+        return np.sign(np.asarray(rk.materialize(sketch))).astype(np.int8)
 
 
 def _requant(acc: Array, r: Requant | None) -> Array:
@@ -307,6 +307,14 @@ def forward(program: Program, *inputs: Integer[Array, "..."]) -> list[Int64[Arra
 
     Returns:
       One array for each of the program's outputs.
+
+    Example:
+      >>> from rosler_jax.export import lower
+      >>> from rosler_jax.graph import trace
+      >>> program = lower(trace(jnp.negative, np.ones((1, 3))), np.eye(3))
+      >>> with jax.enable_x64(True):
+      ...     forward(program, jnp.array([1, -20, 300]))[0].tolist()
+      [-1, 20, -300]
     """
     return _outputs(program, inputs)
 
@@ -324,6 +332,14 @@ def run_integer(program: Program, *inputs: Any) -> Any:
 
     Raises:
       ValueError: an input is of another dtype, or its examples of another size.
+
+    Example:
+      >>> from rosler_jax.export import lower
+      >>> from rosler_jax.graph import trace
+      >>> program = lower(trace(lambda x: 2 * x, np.ones((1, 3))), np.eye(3))
+      >>> outputs = run_integer(program, program.quantize_input([[0.25, 0.5, -1.0]]))
+      >>> outputs.dtype.name, (outputs * program.output_scale).tolist()
+      ('int16', [[0.5, 1.0, -2.0]])
     """
     given = []
     for x, value in zip(map(np.asarray, inputs), program.inputs, strict=True):

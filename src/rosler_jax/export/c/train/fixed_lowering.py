@@ -7,11 +7,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rosler_jax.export._errors import ExportError
+from rosler_jax.export._ranges import observe
 from rosler_jax.export.c.train.chain import cut
 from rosler_jax.export.c.train.fixed import (
     ONE,
@@ -29,7 +28,6 @@ from rosler_jax.export.c.train.parts import parameters_of, trained_names
 from rosler_jax.export.inputs import calibration_inputs, check_finite
 from rosler_jax.export.integer import HIGH, Shifted
 from rosler_jax.export.lowering import entry, lower
-from rosler_jax.graph.compute import run_all
 from rosler_jax.graph.graph import Graph
 from rosler_jax.graph.kinds import Affine, Dense, Map, Op, Project, count
 
@@ -91,8 +89,7 @@ def lower_training(graph: Graph, calibration: Any, training: Training = DEFAULT)
     fraction = -round(math.log2(prefix.output_scale))
     if 2.0**-fraction != prefix.output_scale:
         raise ExportError(f"{rest[0].name}: its inputs' scale is no power of two")
-    x = jnp.asarray(calibration_inputs(calibration, graph.in_shape))
-    seen = jax.vmap(lambda example: run_all(graph, [example]))(x)
+    seen = observe(graph, [calibration_inputs(calibration, graph.in_shape)]).values
     plan: list[FixedOp] = []
     for op in rest:
         if type(op) not in LOWER or getattr(op, "function", "relu") != "relu":
@@ -101,7 +98,7 @@ def lower_training(graph: Graph, calibration: Any, training: Training = DEFAULT)
                 f"{op.name}: {kind} does not train in fixed point; products, seeded sketches and "
                 "relu do. Export float32, or train only what comes after it, as parts='head' does"
             )
-        size_in, size = (float(jnp.abs(seen[k]).max()) for k in (op.inputs[0], op.output))
+        size_in, size = (seen[k].most for k in (op.inputs[0], op.output))
         check_finite(size, op.name)
         plan.append(LOWER[type(op)](op, _Context(trained, fraction, size_in, size)))
         fraction = plan[-1].fraction
