@@ -235,6 +235,28 @@ def _launch(plan: _Plan, x: Array, sketch: Sketch, padded: tuple[int, int]) -> A
     return run(x, key, *arrays.values())
 
 
+class _Stream(NamedTuple):
+    """A block of threads at work: its output tile, its steps, and what it holds."""
+
+    plan: _Plan
+    row: Array  # of the output tile, in numbers
+    col: Array
+    first: Array  # step
+    steps: Array  # how many
+    key: tuple[Any, Any]
+    x_ref: Any
+    arrays: dict[str, Any]
+    x_tiles: Any
+    x_parts: list[Any]
+    omega_parts: list[Any]
+    words: Any
+    arrived: Any
+
+    @property
+    def accumulator(self) -> Any:
+        return plgpu.ACC((self.plan.blocks.rows, self.plan.blocks.cols), jnp.float32)
+
+
 def _body(
     plan: _Plan,
     x_ref: Any,
@@ -242,86 +264,100 @@ def _body(
     arrays: dict[str, Any],
     y_ref: Any,
     *,
-    x_tiles: Any,
-    x_parts: list[Any],
-    omega_parts: list[Any],
-    words: Any,
     out_tile: Any,
-    arrived: Any,
+    **held: Any,
 ) -> None:
     blocks, (n, m) = plan.blocks, (plan.blocks.cols, plan.blocks.rows)
     part, row, col = (lax.axis_index(name) for name in ("splits", "rows", "cols"))
     each = -(-plan.steps // blocks.splits)
     first = part * np.int32(each)
     count = lax.min(np.int32(each), np.int32(plan.steps) - first)
+    place = row * np.int32(m), col * np.int32(n)
     key = key_ref[0], key_ref[1]
-
-    def fetch(step: Array | np.int32) -> None:
-        offset, inner = _position(plan, first + step)
-        slot = lax.rem(step, np.int32(blocks.stages))
-        start = row * np.int32(m) + _shift(plan.offsets, offset)
-        source = x_ref.at[pl.ds(start, m), pl.ds(inner, DEPTH)]
-        plgpu.copy_gmem_to_smem(source, x_tiles.at[slot], arrived.at[slot])
-
+    stream = _Stream(plan, *place, first, count, key, x_ref, arrays, **held)
     for stage in range(blocks.stages):
-        pl.when(np.int32(stage) < count)(functools.partial(fetch, np.int32(stage)))
-
-    def operands(step: Array) -> list[tuple[Any, Any]]:
-        slot, flip = (lax.rem(step, np.int32(d)) for d in (blocks.stages, plan.parts.buffers))
-        tile = _tile(plan, first + step, col * np.int32(n))
-        omega = [ref.at[flip] for ref in omega_parts]
-        plan.generator.write(omega, words, key, arrays, tile)
-        plgpu.barrier_wait(arrived.at[slot])
-        xs = _operands(plan, x_tiles.at[slot], [ref.at[flip] for ref in x_parts])
-        plgpu.commit_smem()
-        return [(xs[i], omega[j]) for i, j in plan.parts.pairs()]
-
-    def refill(step: Array) -> None:
-        @pl.when((step > 0) & (step - 1 + np.int32(blocks.stages) < count))
-        def _() -> None:
-            fetch(step - 1 + np.int32(blocks.stages))
-
-    def streamed(acc: Any) -> Array:
-        @pl.loop(np.int32(0), count)
-        def _(step: Array) -> None:
-            pairs = operands(step)
-            for x_part, omega_part in pairs:
-                plgpu.wgmma(acc, x_part, omega_part)
-            # The products before these are done: what they read can be filled again.
-            plgpu.wgmma_wait(len(pairs) if plan.parts.buffers > 1 else 0)
-            refill(step)
-
-        plgpu.wgmma_wait(0)
-        return acc[...]
-
-    def sum_so_far() -> Array:
-        return plan.generator.mode.load(out_tile, plgpu.Layout.WGMMA)
-
-    def exact(step: Array) -> None:
-        # Tensor cores cut off what they add, so that a long sum in them drifts towards zero: here
-        # they sum one step alone, the smallest products first, and cores for float32 the steps.
-        # The sum waits in shared memory: beside normal entries there are no registers for it.
-        def products(acc: Any) -> Array:
-            for x_part, omega_part in reversed(operands(step)):
-                plgpu.wgmma(acc, x_part, omega_part)
-            plgpu.wgmma_wait(0)
-            refill(step)
-            return acc[...]
-
-        part = pl.run_scoped(products, plgpu.ACC((m, n), jnp.float32))
-        out_tile[...] = sum_so_far() + part
-
+        pl.when(np.int32(stage) < count)(functools.partial(_fetch, stream, np.int32(stage)))
     if plan.dtype == jnp.float32:
-        out_tile[...] = plan.generator.mode.zeros((m, n))
-        pl.loop(np.int32(0), count)(exact)
-        total = sum_so_far()
+        total = _exact_sum(stream, out_tile)
     else:
-        total = pl.run_scoped(streamed, plgpu.ACC((m, n), jnp.float32))
+        total = pl.run_scoped(functools.partial(_sum, stream), stream.accumulator)
     out_tile[...] = (total * plan.scale).astype(out_tile.dtype)
     plgpu.commit_smem()
-    place = y_ref.at[part, pl.ds(row * np.int32(m), m), pl.ds(col * np.int32(n), n)]
-    plgpu.copy_smem_to_gmem(out_tile, place)
+    plgpu.copy_smem_to_gmem(out_tile, y_ref.at[part, pl.ds(place[0], m), pl.ds(place[1], n)])
     plgpu.wait_smem_to_gmem(0)
+
+
+def _fetch(stream: _Stream, step: Array | np.int32) -> None:
+    """Starts the copy of a step's tile of x."""
+    plan = stream.plan
+    offset, inner = _position(plan, stream.first + step)
+    slot = lax.rem(step, np.int32(plan.blocks.stages))
+    start = stream.row + _shift(plan.offsets, offset)
+    source = stream.x_ref.at[pl.ds(start, plan.blocks.rows), pl.ds(inner, DEPTH)]
+    plgpu.copy_gmem_to_smem(source, stream.x_tiles.at[slot], stream.arrived.at[slot])
+
+
+def _refill(stream: _Stream, step: Array) -> None:
+    """The slot of the step before, which is done with, gets the next tile."""
+    following = step - 1 + np.int32(stream.plan.blocks.stages)
+
+    @pl.when((step > 0) & (following < stream.steps))
+    def _() -> None:
+        _fetch(stream, following)
+
+
+def _pairs(stream: _Stream, step: Array) -> list[tuple[Any, Any]]:
+    """What the tensor cores multiply in a step: parts of the tiles of x and of Omega."""
+    plan = stream.plan
+    slot, flip = (lax.rem(step, np.int32(d)) for d in (plan.blocks.stages, plan.parts.buffers))
+    tile = _tile(plan, stream.first + step, stream.col)
+    omega = [ref.at[flip] for ref in stream.omega_parts]
+    plan.generator.write(omega, stream.words, stream.key, stream.arrays, tile)
+    plgpu.barrier_wait(stream.arrived.at[slot])
+    xs = _operands(plan, stream.x_tiles.at[slot], [ref.at[flip] for ref in stream.x_parts])
+    plgpu.commit_smem()
+    return [(xs[i], omega[j]) for i, j in plan.parts.pairs()]
+
+
+def _sum(stream: _Stream, acc: Any) -> Array:
+    """All steps, summed by the tensor cores."""
+
+    @pl.loop(np.int32(0), stream.steps)
+    def _(step: Array) -> None:
+        pairs = _pairs(stream, step)
+        for x_part, omega_part in pairs:
+            plgpu.wgmma(acc, x_part, omega_part)
+        # The products before these are done: what they read can be filled again.
+        plgpu.wgmma_wait(len(pairs) if stream.plan.parts.buffers > 1 else 0)
+        _refill(stream, step)
+
+    plgpu.wgmma_wait(0)
+    return acc[...]
+
+
+def _exact_sum(stream: _Stream, out_tile: Any) -> Array:
+    """All steps, each summed by the tensor cores, and they by cores for float32.
+
+    Tensor cores cut off what they add, so that a long sum in them drifts towards zero: here they
+    sum one step alone, the smallest products first. The sum waits in shared memory: beside normal
+    entries there are no registers for it.
+    """
+    mode = stream.plan.generator.mode
+    out_tile[...] = mode.zeros((stream.plan.blocks.rows, stream.plan.blocks.cols))
+
+    @pl.loop(np.int32(0), stream.steps)
+    def _(step: Array) -> None:
+        def products(acc: Any) -> Array:
+            for x_part, omega_part in reversed(_pairs(stream, step)):
+                plgpu.wgmma(acc, x_part, omega_part)
+            plgpu.wgmma_wait(0)
+            _refill(stream, step)
+            return acc[...]
+
+        part = pl.run_scoped(products, stream.accumulator)
+        out_tile[...] = mode.load(out_tile, plgpu.Layout.WGMMA) + part
+
+    return mode.load(out_tile, plgpu.Layout.WGMMA)
 
 
 def _position(plan: _Plan, step: Array | np.int32) -> tuple[Array, Array]:

@@ -72,20 +72,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--softmax", action="store_true", help="C: add rosler_softmax, which gives probabilities"
     )
-
     parser.add_argument(
         "--name",
         default="rosler",
         help="C: what all names and files begin with (default: rosler); models in one program need "
         "names of their own",
     )
-
     parser.add_argument(
         "--delta",
         metavar="FILE",
         help="C in float32: add rosler_tune, which takes the model to any numbers of this delta",
     )
+    _add_training(parser)
 
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group(
         "training on the device", "C: writes rosler_train.h and rosler_train.c, too"
     )
