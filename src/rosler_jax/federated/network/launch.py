@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rosler_jax.federated.network._flower import need_flower, quiet_flower
+from rosler_jax.federated.network._interrupt import insistent_interrupt
 from rosler_jax.federated.network.addresses import (
     StrPath,
     check_secret,
@@ -145,7 +146,7 @@ def serve_app(
     check_secret(secret)
     need_flower(launcher=True)
     app = make()
-    with quiet_flower(), superlink(where, proof, secret) as link:
+    with quiet_flower(), superlink(where, proof, secret) as link, insistent_interrupt():
         if started is not None:
             started(str(link.address))
         app(link.grid, link.context)
