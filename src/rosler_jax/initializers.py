@@ -99,10 +99,7 @@ def nystrom_sketches(
 
 
 # Compiled as one: the operations by themselves would be compiled one by one, for every shape.
-_STATIC = ("m", "n", "rank", "stddev", "gain")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@functools.partial(jax.jit, static_argnames=("m", "n", "rank", "stddev", "gain"))
 def _balanced_pair(key: Any, m: int, n: int, rank: int, stddev: float, gain: float) -> Any:
     q, b = _range_finder_pair(key, m, n, rank, stddev, gain)
     return balance(SketchFactors(c=q, u=jnp.eye(rank, dtype=q.dtype), r=b))

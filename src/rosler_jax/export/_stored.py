@@ -65,7 +65,7 @@ def in_integers(weight: Weight, bits: int, axis: int | None = None) -> Weight:
         return weight
     if axis is None:
         axis = channel_axis(weight.name, shape)
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         new = quantize(jnp.asarray(weight.values), bits, axis)
     return Weight(weight.name, jax.tree.map(np.asarray, new))
 
@@ -122,7 +122,7 @@ def hadamard_of(sketch: rk.Sketch) -> Hadamard:
       >>> bool(np.allclose(omega, entries(rk.srht(0, 5, 3))))
       True
     """
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         kept = columns(sketch, jnp.arange(sketch.cols, dtype=jnp.uint32))
         return Hadamard(
             np.asarray(signs(sketch, 0, sketch.rows), np.int8),
@@ -165,7 +165,7 @@ def rows_of(
       >>> rows_of(rk.rows_uniform(0, 16, 4))[1].tolist()
       [2.0, 2.0, 2.0, 2.0]
     """
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         index, scale = row_samples(sketch)
         return np.asarray(index, np.int64), np.asarray(scale, np.float32)
 
@@ -202,7 +202,7 @@ def axes_of(sketch: rk.Sketch) -> Axes | None:
     separable, channels = rk.family(sketch.kind).separable, image_of(sketch).channels
     if separable is None or image_of(sketch).width == 1:
         return None
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         left, right, places = separable(sketch)
         wide = np.kron(np.asarray(right), np.eye(channels, dtype=np.float32))
         each = (places[:, None] * channels + np.arange(channels)).ravel()

@@ -43,6 +43,7 @@ import numpy as np
 
 import rosler_kernels as rk
 from rosler_jax.export import cosines, softmax
+from rosler_jax.export._stored import entries
 from rosler_jax.export.inputs import examples
 from rosler_jax.export.intops import (
     HIGH,
@@ -112,8 +113,7 @@ def sign_matrix(sketch: rk.Sketch) -> Integer[np.ndarray, "rows cols"]:
       >>> sorted(set(sign_matrix(rk.sparse_sign(0, 40, 8)).ravel().tolist()))
       [-1, 0, 1]
     """
-    with jax.core.eval_context():
-        return np.sign(np.asarray(rk.materialize(sketch))).astype(np.int8)
+    return np.sign(entries(sketch)).astype(np.int8)
 
 
 def _requant(acc: Array, r: Requant | None) -> Array:
