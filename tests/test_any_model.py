@@ -42,6 +42,7 @@ def assert_close(got: Any, wanted: Any, tolerance: float = 1e-5) -> None:
         np.testing.assert_allclose(np.asarray(a) / size, np.asarray(b) / size, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", BUILDERS)
 def test_tiny_models_are_saved_loaded_and_equal(name: str, form: str, tmp_path: Path) -> None:

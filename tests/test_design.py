@@ -60,6 +60,7 @@ print("all of them work")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_what_the_diffs_of_the_design_page_add_works(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "design.md").read_text("utf-8")

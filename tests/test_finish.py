@@ -128,6 +128,7 @@ def test_shapes_decide_under_jit_vmap_and_eval_shape(name: str, rank: int, fold:
     assert jax.tree.map(lambda a: a.shape[1:], state) == jax.tree.map(jnp.shape, known)
 
 
+@pytest.mark.slow
 def test_stacked_layers_and_a_surplus_that_is_not_zero() -> None:
     @nnx.vmap
     def make(key: Any) -> Any:
@@ -141,6 +142,7 @@ def test_stacked_layers_and_a_surplus_that_is_not_zero() -> None:
         rj.finish(stack, fold=False)
 
 
+@pytest.mark.slow
 def test_a_layer_after_its_switch_stores_no_zeros() -> None:
     layer = past_the_switch(rj.SketchLinear(784, 1024, 16, mode="ares", rngs=nnx.Rngs(0)))
     small = rj.finish(nnx.Sequential(layer)).layers[0]

@@ -73,6 +73,7 @@ def test_every_method_learns(method: str) -> None:
     assert float(metrics.loss[-1]) < 0.8 * float(metrics.loss[0])
 
 
+@pytest.mark.slow
 def test_an_epoch_compiles_once() -> None:
     config, arrays = tiny(method="ares-bp", epochs=3, parallel_epochs=1.5), blobs()
     once = lambda f: jax.jit(chex.assert_max_traces(f, n=1))
@@ -85,6 +86,7 @@ def test_an_epoch_compiles_once() -> None:
     assert all(float(flag) == 0.0 for flag in flags)  # past the switch, in mid-epoch
 
 
+@pytest.mark.slow
 def test_members_under_vmap_equal_single_runs() -> None:
     config, arrays = tiny(method="chain", epochs=2), blobs()
     model = learner(config)
@@ -129,6 +131,7 @@ def test_nothing_from_the_parallel_stage_can_become_the_best_model() -> None:
     assert eligible == [False, False, True, True]  # the switch lies inside the third epoch
 
 
+@pytest.mark.slow
 def test_quantisation_aware_training_reports_the_quantised_net() -> None:
     config, arrays = tiny(method="seeded", bits=3, quantization_aware=True, epochs=12), blobs()
     state, metrics = run_tiny(config, arrays)
@@ -231,6 +234,7 @@ def test_a_run_is_the_same_whatever_keys_jax_makes_by_default() -> None:
         jax.eval_shape(lambda key: fit(config, model, arrays, key), jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization_aware", [False, True])
 def test_two_programs_end_where_one_does(quantization_aware: bool) -> None:
     settings = {"parallel_epochs": 1.5, "epochs": 4, "bits": 8, "quantize_from": 0.75}

@@ -373,6 +373,7 @@ def test_damage_to_coded_files_is_noticed():
     assert_every_flipped_bit_is_noticed(data)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), cut=st.integers(0, 3))
 def test_damage_to_coded_files_with_a_correct_checksum(data, cut):

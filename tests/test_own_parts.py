@@ -38,6 +38,7 @@ def config(**settings: Any) -> TrainConfig:
     return TrainConfig(**{**defaults, **settings})
 
 
+@pytest.mark.slow
 def test_one_of_each_from_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model, a method, a task and a source: a file of one's own, and its names."""
     argv = ["--model", f"{OWN}:build", "--method", f"{OWN}:SIGNED", "--task", f"{OWN}:ROBUST"]
@@ -104,6 +105,7 @@ def mapped(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["chain", "ares-bp"])
 def test_streaming_trains_as_memory_does(method: str, mapped: Path, tmp_path: Path) -> None:
     pytest.importorskip("grain", reason="streaming needs the extra 'stream'")
@@ -121,6 +123,7 @@ def test_streaming_trains_as_memory_does(method: str, mapped: Path, tmp_path: Pa
     assert abs(found["always"]["test_accuracy"] - found["never"]["test_accuracy"]) <= 1 / 60 + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["always", "never"])
 def test_a_killed_run_resumes_to_the_same_bytes(how: str, mapped: Path, tmp_path: Path) -> None:
     pytest.importorskip("grain", reason="streaming needs the extra 'stream'")

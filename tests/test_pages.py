@@ -88,6 +88,7 @@ def a_users_files(folder: Path) -> None:
             Image.fromarray(pixels.astype(np.uint8)).save(folder / "photos" / kind / f"{i}.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages_of_commands())
 def test_command_line_examples(page: str, tmp_path: Path) -> None:
     # One after another in one folder: later ones read what the first wrote.
@@ -119,5 +120,6 @@ def test_links_lead_somewhere(page: str) -> None:
     assert not absent
 
 
+@pytest.mark.slow
 def test_the_table_of_kinds_is_current() -> None:
     run([sys.executable, str(ROOT / "scripts" / "kinds.py"), "--check"], ROOT)

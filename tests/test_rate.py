@@ -154,6 +154,7 @@ def test_folded_factors_become_scales() -> None:
 # Runs.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dense", "chain", "low-rank", "seeded", "ares-bp"])
 def test_a_coded_run_ships_its_integers(method: str, tmp_path: Path) -> None:
     settings = config(method=method, parallel_epochs=1.5, epochs=12, rate_lambda=0.02)
@@ -175,6 +176,7 @@ def save_npz(folder: Path) -> str:
     return str(folder / "data.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["build", "build_linen"])
 def test_a_users_model_is_coded(model: str, tmp_path: Path) -> None:
     own = str(Path(own_parts.__file__))
@@ -185,6 +187,7 @@ def test_a_users_model_is_coded(model: str, tmp_path: Path) -> None:
     assert sum(isinstance(w.stored, QuantizedTensor) for w in graph.weights()) > 3
 
 
+@pytest.mark.slow
 def test_normalised_convolutions_keep_their_integers(tmp_path: Path) -> None:
     """Their factors are folded into the kernels, whose integers get them as scales."""
     x = RNG.normal(size=(300, 8, 8, 1)).astype(np.float32)
@@ -208,6 +211,7 @@ def final_validation(folder: Path, result: dict[str, Any]) -> float:
     return float(rows[result["best_epoch"]].split(",")[at])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"stream": "always"}, {"budget_bytes": 500}])
 def test_resume_is_exact(settings: dict[str, Any], tmp_path: Path) -> None:
     given = config(data=save_npz(tmp_path), **settings)
@@ -217,6 +221,7 @@ def test_resume_is_exact(settings: dict[str, Any], tmp_path: Path) -> None:
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = save_npz(tmp_path)
     for budget in (300, 400):
@@ -229,6 +234,7 @@ def test_a_budget_is_kept_or_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert done.code == 1 and "more than the budget of 100" in done.err
 
 
+@pytest.mark.slow
 def test_the_smallest_file_of_a_metric(tmp_path: Path) -> None:
     settings = config(rate_lambda=0.0, min_metric=0.9, epochs=12)
     result = run.train(settings, tmp_path / "least", data=(X, Y))
@@ -267,6 +273,7 @@ def test_what_cannot_be_coded_is_refused() -> None:
 # Sweeps.
 
 
+@pytest.mark.slow
 def test_members_of_a_sweep_are_runs(tmp_path: Path) -> None:
     axes = {"rate_lambda": {"grid": [0.02, 0.1]}, "rank": {"grid": [2, 3]}}
     base = config(method="chain", hidden=(16,), epochs=4)

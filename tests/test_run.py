@@ -57,6 +57,7 @@ def test_a_run_writes_everything_and_the_file_scores_as_said(
     assert result["dense_parameters"] == 21 * 24 + 25 * 16 + 17 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ares-bp", "chain", "restrict-rank"])
 def test_resume_is_exact_bit_for_bit(method: str, data: str, tmp_path: Path) -> None:
     settings = config(data, method=method, noise=0.1, parallel_epochs=2.5, epochs=5)
@@ -68,6 +69,7 @@ def test_resume_is_exact_bit_for_bit(method: str, data: str, tmp_path: Path) -> 
         assert resumed[key] == whole[key]
 
 
+@pytest.mark.slow
 def test_early_stopping_stops(data: str, tmp_path: Path) -> None:
     settings = config(data, method="dense", epochs=60, patience=3, learning_rate=1e-2)
     result = run.train(settings, tmp_path / "out")
@@ -77,6 +79,7 @@ def test_early_stopping_stops(data: str, tmp_path: Path) -> None:
     assert len(rows) - (accuracies.index(max(accuracies)) + 1) == 3
 
 
+@pytest.mark.slow
 def test_divergence_stops_and_keeps_the_last_good_state(data: str, tmp_path: Path) -> None:
     settings = config(data, method="dense", learning_rate=1e30, schedule="constant")
     with pytest.raises(run.RunError, match="no longer finite in epoch 1"):
@@ -110,6 +113,7 @@ def test_image_augmentation_of_vectors_is_refused(data: str, tmp_path: Path) -> 
         run.train(config(data, method="dense", shift=1), tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [16, 8, 4, 3, 2])
 def test_fewer_bits_make_smaller_files_that_load_to_the_same_outputs(
     bits: int, data: str, tmp_path: Path
@@ -126,6 +130,7 @@ def test_fewer_bits_make_smaller_files_that_load_to_the_same_outputs(
         assert result["test_accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_model_bytes_are_known_before_training(data: str, tmp_path: Path) -> None:
     seen = []
     result = run.train(
@@ -142,6 +147,7 @@ def small(data: str, **settings: object) -> TrainConfig:
     return config(data, **{"method": "chain", "hidden": (8,), "epochs": 2, **settings})
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_its_own_data_alone(data: str, tmp_path: Path) -> None:
     copy, out = tmp_path / "copy.npz", tmp_path / "out"
     arrays = dict(np.load(data))
@@ -161,6 +167,7 @@ def test_a_run_resumes_with_its_own_data_alone(data: str, tmp_path: Path) -> Non
         run.train(None, out, resume=True)
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_by_the_first_ones_number(data: str, tmp_path: Path) -> None:
     seen = []
 
@@ -182,6 +189,7 @@ def test_a_second_process_is_refused_by_the_first_ones_number(data: str, tmp_pat
     run.train(small(data), held)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +245,7 @@ def test_a_file_of_a_graph_is_calibrated_with_named_data(data: str, tmp_path: Pa
 # --- units --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_units_cost_no_accuracy(data: str, tmp_path: Path) -> None:
     arrays = dict(np.load(data))
     units = np.where(np.arange(20) == 4, 1e5, 1.0).astype(np.float32)

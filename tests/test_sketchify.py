@@ -68,6 +68,7 @@ def _matrix(layer):
     return [reconstruct(SketchFactors(c=c[i], u=core[i], r=r[i])) for i in range(g)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_all_containers_are_reached_and_the_given_model_is_not_changed(mode):
     model = Net(rngs=nnx.Rngs(0))
@@ -279,6 +280,7 @@ def test_the_seeded_core_is_the_least_squares_one():
     assert np.abs(psi.T @ residual @ omega).max() < 1e-4 * np.linalg.norm(w)
 
 
+@pytest.mark.slow
 def test_the_report_prints_a_plain_table():
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(nnx.Conv(3, 64, (3, 3), rngs=rngs), nnx.Linear(2000, 500, rngs=rngs))
@@ -347,6 +349,7 @@ def everything():
     return Everything(nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (2, 6, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", (*MODES, "two-factor"))
 def test_every_kind_of_layer_is_reached_and_computes_what_its_factors_say(everything, mode):
     model, x = everything

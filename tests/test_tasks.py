@@ -136,6 +136,7 @@ def test_every_task_trains_and_its_file_scores_as_said(
             assert result["test_rmse"] == pytest.approx(rmse, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_units_of_targets_change_no_training(tmp_path: Path) -> None:
     """Targets in another unit: the same losses and fits, but for rounding."""
     found = []

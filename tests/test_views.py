@@ -256,6 +256,7 @@ def test_linen_modules_are_seen_layer_by_layer(linen: Any) -> None:
     assert matrices == {name for name in views if name.endswith("kernel")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ("chain", "ares", "seeded", "two-factor"))
 def test_linen_modules_are_sketched_and_train(linen: Any, mode: str) -> None:
     net, variables, x = linen
@@ -290,6 +291,7 @@ def test_linen_modules_are_sketched_and_train(linen: Any, mode: str) -> None:
             new.apply(variables, x)
 
 
+@pytest.mark.slow
 def test_linen_weights_are_taken_over(linen: Any) -> None:
     net, variables, x = linen
     views = sketched_linen.matrix_views(net, variables, x)

@@ -130,6 +130,7 @@ def test_evaluate_gives_the_results_accuracy(
     assert done.out.rstrip().endswith(str(trained.folder))
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes_to_the_same_file(
     trained: Run,
     tmp_path: Path,

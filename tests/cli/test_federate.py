@@ -252,6 +252,7 @@ def test_json_alone_on_stdout_and_a_line_a_round_on_stderr(
     assert_fails(call(capsys, *argv, "--out", out), "already holds a run")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,6 +163,7 @@ def test_layers_beside_their_base_compute_the_same(form, k):
     np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_trains_as_an_nnx_model():
     model, x, y = Layers(nnx.Rngs(0)), normal((32, 12)), normal((32, 10), 1)
     tuned = inject(model, seeded_delta(model, 40, form="lora", rank=RANK))
@@ -183,6 +184,7 @@ def test_trains_as_an_nnx_model():
     chex.assert_trees_all_equal(before, jax.tree.leaves(nnx.state(tuned, nnx.Param)))
 
 
+@pytest.mark.slow
 def test_a_linen_model():
     model = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(4)])
     x = normal((3, 8))
@@ -243,6 +245,7 @@ def test_refuses_another_base():
         decode_delta(data, {"kernel": jnp.ones((16, 32))})
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damaged_files_are_refused(data):

@@ -157,6 +157,7 @@ def test_boards_compute_the_same_bits(tmp_path, name, dtype, board):
     np.testing.assert_array_equal(run.outputs, run_integer(program, x).reshape(len(x), -1))
 
 
+@pytest.mark.slow
 @needs_gcc
 @settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(

@@ -133,6 +133,7 @@ def test_the_graph_of_every_kind(tmp_path, compiler):
     check(graph, inputs, tmp_path, compiler=compiler, poison=0xFF)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*tiny_models.INPUTS, *public_models.MODELS])
 def test_models_as_users_write_them(tmp_path, name):
     if name in tiny_models.INPUTS:

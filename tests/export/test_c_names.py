@@ -78,6 +78,7 @@ int main(void)
 SOURCES = ("swing_model.c", "swing_train.c", "Step2_model.c", "Step2_train.c")
 
 
+@pytest.mark.slow
 @needs_gcc
 @pytest.mark.parametrize("libraries", [False, True])
 def test_two_models_in_one_program_both_answer(two: Path, libraries: bool, tmp_path: Path) -> None:
@@ -188,6 +189,7 @@ def test_training_code_of_an_earlier_export_goes(tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for path in edge.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     None in map(shutil.which, ("arm-none-eabi-gcc", "qemu-system-arm")), reason="no emulator"
 )

@@ -219,6 +219,7 @@ def test_gradients_of_squares_equal_jax(name: str) -> None:
     np.testing.assert_allclose(found.losses, [loss], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sketch", ["rademacher", "gaussian", "sparse_sign"])
 def test_parallel_gradients_equal_the_librarys(sketch: str) -> None:
     plain = network(NETWORKS["every operation"])
@@ -296,6 +297,7 @@ def test_one_example_a_step_needs_no_velocity() -> None:
     assert_close(found.weights, wanted, 1e-4)
 
 
+@pytest.mark.slow
 def test_parallel_steps_keep_sketches_of_one_matrix() -> None:
     plain = network(NETWORKS["every operation"])
     graph = parallel_graph(plain)
@@ -314,6 +316,7 @@ def test_parallel_steps_keep_sketches_of_one_matrix() -> None:
             assert np.linalg.norm(r @ omega - u.T) < 1e-4 * moved + 1e-5
 
 
+@pytest.mark.slow
 def test_the_switch_keeps_the_function_and_trains_on() -> None:
     plain = network(NETWORKS["every operation"])
     graph = parallel_graph(plain)
@@ -572,6 +575,7 @@ def test_fixed_point_equals_its_specification_bit_for_bit(name: str, parts: str,
     np.testing.assert_array_equal(found.outputs, spec.predict_fixed(plan, state, q[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [CE, "mse"])
 def test_fixed_point_follows_float(loss: str) -> None:
     graph = network(INTEGER_NETWORKS["every operation"])
@@ -597,6 +601,7 @@ def test_fixed_point_follows_float(loss: str) -> None:
         assert apart < 0.05 * moved, f"{p.name}: {apart:.3g} apart, moved {moved:.3g}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed, loss", [(0, CE), (1, CE), (2, CE), (3, "mse")])
 def test_fixed_point_saturates_alike(seed: int, loss: str) -> None:
     """Inputs far beyond calibration and the largest learning rate: the same bits still."""
@@ -847,6 +852,7 @@ def test_outputs_that_backward_reads_are_not_written_over() -> None:
 # On the emulated board.
 
 
+@pytest.mark.slow
 @needs_firmware
 def test_fine_tuning_on_the_emulated_board_equals_this_machine() -> None:
     graph = network(INTEGER_NETWORKS["every operation"])

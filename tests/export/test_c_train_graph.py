@@ -257,6 +257,7 @@ class Digits(nnx.Module):
         return self.head((x + nnx.silu(self.second(x))).reshape(len(x), -1))
 
 
+@pytest.mark.slow
 def test_a_residual_network_learns_digits() -> None:
     from rosler_jax.data import load
 

@@ -47,6 +47,7 @@ def accuracies(folder, calibration):
     return [float((out.argmax(-1) == data.test_y).mean()) for out in (exact, found)]
 
 
+@pytest.mark.slow
 def test_sorted_data_calibrates_as_well_as_shuffled(trained):
     exact, integers = accuracies(trained, calibration_of(trained, count=COUNT))
     assert integers == pytest.approx(exact, abs=0.01) and exact > 0.95
@@ -93,6 +94,7 @@ def test_the_report_says_what_saturates(trained, tmp_path, capsys):
     assert sizes.max() > 8 * sizes.min()  # of small and of large classes
 
 
+@pytest.mark.slow
 def test_features_below_the_inputs_one_scale_are_named(tmp_path):
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(200, 3)) * [1, 1, 3e4]).astype(np.float32)

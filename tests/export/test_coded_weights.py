@@ -186,6 +186,7 @@ def test_entries_are_read_back(column: list[int], gap: int) -> None:
     assert all(entry >> 4 <= gap for entry in found.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     None in map(shutil.which, ("arm-none-eabi-gcc", "qemu-system-arm")), reason="no emulator"
 )

@@ -213,6 +213,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
 def test_hostile_headers_never_crash_the_exporter(tmp_path_factory, kind):
     specs, shape = (mlp(), (70,)) if kind == "mlp" else (convnet(), CONV_SHAPE)
@@ -235,6 +236,7 @@ def test_hostile_headers_never_crash_the_exporter(tmp_path_factory, kind):
     attack()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damaged_files_are_refused(data):

@@ -315,6 +315,7 @@ def test_boards_compute_the_same_bits(tmp_path, board, activations):
     np.testing.assert_array_equal(found.outputs, run_integer(program, q).reshape(len(q), -1))
 
 
+@pytest.mark.slow
 @needs_gcc
 @pytest.mark.parametrize("name", ["ds_cnn", "autoencoder"])
 def test_networks_of_mlperf_tiny_in_eight_bits(tmp_path, name):
@@ -324,6 +325,7 @@ def test_networks_of_mlperf_tiny_in_eight_bits(tmp_path, name):
     check(trace(model, x[:1]), tmp_path, 0.03, [x], dtype="int8", activations=8)
 
 
+@pytest.mark.slow
 @needs_gcc
 @settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(

@@ -85,6 +85,7 @@ def test_seeded_sketches_cost_little() -> None:
     assert onnx_model(graph).ByteSize() < 4 * others + 6000  # nodes; the matrices take 29,000
 
 
+@pytest.mark.slow
 def test_a_large_seeded_layer_is_near_its_model_file(tmp_path: Path) -> None:
     graph = make_model([sketched(700, 900, 16, mode="seeded")], bits=32).graph
     shipped = save(tmp_path / "m.rosler", graph, bits=8)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 from exported_models import make_model, reals
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from rosler_jax.graph.save import load, save
 EXAMPLES = int(os.environ.get("ROSLER_EXAMPLES", "12"))
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(network=networks(3), bits=st.sampled_from([32, 16, 8, 4, 3, 2]))
 def test_any_network_loads_as_it_was_saved(
@@ -38,6 +40,7 @@ def test_any_network_loads_as_it_was_saved(
         np.testing.assert_allclose(loaded(x), expected, atol=atol)
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(network=networks(3), bits=st.sampled_from([32, 16, 8, 4, 3, 2]))
 def test_any_file_of_version_1_loads(tmp_path: Path, network: RandomNetwork, bits: int) -> None:

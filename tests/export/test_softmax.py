@@ -59,6 +59,7 @@ def test_is_near_the_real_softmax(y, exponent):
     assert np.abs(p.sum(-1) - 1).max() <= y.shape[1] * 2.0**-15
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 def test_c_gives_the_same_bits(tmp_path):
     model = make_model(mlp(), bits=8)

@@ -64,6 +64,7 @@ def test_one_file_is_for_all_platforms() -> None:
     assert str(program.in_avals[0].shape) == "(batch, 41)"
 
 
+@pytest.mark.slow
 def test_jax_alone_loads_a_file(tmp_path: Path) -> None:
     graph = graph_of("seeded_groups")
     to_stablehlo(graph, tmp_path / "m")
@@ -106,6 +107,7 @@ def image(key: Any) -> Any:
     return (jax.random.normal(key, (3, 32, 32, 3)),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["encoder-decoder", "gemma", "lstm", "resnet8"])
 def test_any_model_at_any_batch(name: str, tmp_path: Path) -> None:
     resnet8 = (tiny_models.BUILDERS["resnet8"], image)

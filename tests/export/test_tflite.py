@@ -114,6 +114,7 @@ def big(bits: int, **layer: Any) -> Graph:
     return make_model([sketched(700, 900, 16, **layer)], bits=bits).graph
 
 
+@pytest.mark.slow
 def test_integer_weights_take_their_bits_in_the_file() -> None:
     sizes = {bits: len(tflite_model(big(bits), bits)) for bits in (32, 16, 8, 4)}
     for bits in (16, 8, 4):

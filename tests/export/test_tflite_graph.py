@@ -465,6 +465,7 @@ TINY = {"resnet8": 2e-2, "ds_cnn": 3e-2, "mobilenet": 8e-2, "autoencoder": 3e-2}
 """Error of 8 bits throughout with random weights, beside the largest output."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_models(name: str) -> None:
     model = BUILDERS[name](nnx.Rngs(0))

@@ -40,6 +40,7 @@ def krum(x, share):
     return x[np.argsort(scores)[: max(len(x) - bad, 1)]].mean(0)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_against_numpy_with_whoever_came(seed):

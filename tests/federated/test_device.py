@@ -288,6 +288,7 @@ def test_targets_are_standardised_too() -> None:
     assert apart(done.params, wanted) < of_steps(params, wanted, 3)
 
 
+@pytest.mark.slow
 @needs_gcc
 @needs_firmware
 def test_rounds_of_emulated_boards_are_those_of_jax() -> None:
@@ -335,6 +336,7 @@ def test_a_board_and_this_machine_agree_bit_for_bit_where_no_library_computes() 
     assert runs[0].losses[-1] < runs[0].losses[0]
 
 
+@pytest.mark.slow
 @needs_gcc
 @needs_firmware
 def test_a_fixed_point_node_joins_in() -> None:
@@ -355,6 +357,7 @@ def test_a_fixed_point_node_joins_in() -> None:
 # Refusals.
 
 
+@pytest.mark.slow
 def test_models_that_do_not_match_are_refused() -> None:
     x = np.ones((1, 8, 8, 3), np.float32)
     learner = make_learner(resnet8, (8, 8, 3), 2)

@@ -44,6 +44,7 @@ def best_of_rank(w, rank):
     return left[:, :rank] * sigma[:rank] @ right[:rank]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["low-rank", "chain"])
 def test_sketches_give_the_mean_of_the_weights(method):
     """To rounding where the mean has the rank; else close to the best factors of that rank.
@@ -75,6 +76,7 @@ def test_sketches_give_the_mean_of_the_weights(method):
     assert np.allclose(new["head/kernel"], factors["head/kernel"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_clients_whose_factors_turned_have_the_same_weight_and_no_mean_of_factors():
     """``C T`` and ``T^-1 R`` is one W for any T: sketches see that, a mean of factors cannot."""
     learner, old = model("low-rank")
@@ -118,6 +120,7 @@ def test_nothing_changes_where_nothing_changed(method):
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(change)) < 5 * size
 
 
+@pytest.mark.slow
 def test_sketches_of_convolutions_are_those_of_their_matrices():
     from flax import nnx
 
@@ -180,6 +183,7 @@ def test_hashes_spread_evenly_and_signs_are_fair():
     assert (np.asarray(at.where[0]) != np.asarray(at.where[1])).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_a_count_sketch_keeps_what_is_not_read():
     """Where nothing was read the table is all that was sent; where it was read it is empty."""
     params = {"w": jnp.zeros(200)}
@@ -194,6 +198,7 @@ def test_a_count_sketch_keeps_what_is_not_read():
         assert np.array_equal(kept, np.where(read, 0.0, message["table"]))
 
 
+@pytest.mark.slow
 def test_the_largest_numbers_of_many_updates_come_through():
     """Three numbers that all clients send stand out of noise: after rounds of it they have moved by
     what was sent, times 1 / (1 - momentum), within a fifth; all else has hardly moved."""

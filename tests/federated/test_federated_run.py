@@ -129,6 +129,7 @@ def test_a_run_writes_everything_and_the_file_scores_as_said(
     assert json.loads(done.out)["file_bytes"] == result["file_bytes"]
 
 
+@pytest.mark.slow
 def test_a_federated_model_is_exported(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_federated_model_is_exported(
     assert (tmp_path / "edge" / "rosler_model.c").exists() or list((tmp_path / "edge").iterdir())
 
 
+@pytest.mark.slow
 def test_ares_bp_runs_through_its_switch(data: str, tmp_path: Path) -> None:
     """With the default compression of both ways, of which the grid begins anew."""
     settings = TrainConfig(data=data, method="ares-bp", hidden=(10,), rank=3, batch_size=8)
@@ -149,6 +151,7 @@ def test_ares_bp_runs_through_its_switch(data: str, tmp_path: Path) -> None:
     assert load(tmp_path)(np.zeros((2, 12), np.float32)).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_client_is_in_the_result(data: str, tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting", reason="privacy needs the extra 'federated'")
     from rosler_jax.federated import privacy_spent
@@ -160,6 +163,7 @@ def test_what_is_said_of_a_client_is_in_the_result(data: str, tmp_path: Path) ->
     assert clipped["epsilon"] is None
 
 
+@pytest.mark.slow
 def test_divergence_stops_and_says_what_to_do(data: str, tmp_path: Path) -> None:
     # One step each, of a size whose product with that of the next layer is no float32.
     settings = config(data, learning_rate=1e25, schedule="constant", batch_size=64)
@@ -184,6 +188,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_resume_is_exact_bit_for_bit(name: str, data: str, tmp_path: Path) -> None:
     """Cut after every round, the last one among them; or once."""
@@ -200,6 +205,7 @@ def test_resume_is_exact_bit_for_bit(name: str, data: str, tmp_path: Path) -> No
     assert_same(out, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_that_never_finished_a_round_resumes(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +221,7 @@ def test_a_run_that_never_finished_a_round_resumes(
     assert_same(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_program_resumes_to_the_same_bytes(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +254,7 @@ def test_a_killed_program_resumes_to_the_same_bytes(
 # --- what a run is tied to ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_belongs_to_one_run(data: str, tmp_path: Path) -> None:
     out, settings, how = tmp_path / "out", config(data), federation(rounds=2)
     with pytest.raises(RunError, match=r"federated.json: no such file.*holds no federated run"):
@@ -295,6 +303,7 @@ def test_a_second_process_is_refused_by_the_first_ones_number(data: str, tmp_pat
     assert load(tmp_path)(np.zeros((2, 12), np.float32)).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_its_own_data_alone(data: str, tmp_path: Path) -> None:
     copy, out = tmp_path / "copy.npz", tmp_path / "out"
     arrays = dict(np.load(data))
@@ -334,6 +343,7 @@ def test_a_damaged_checkpoint_is_named(data: str, tmp_path: Path) -> None:
         federate(None, None, tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -385,6 +395,7 @@ def test_bad_data_leave_no_folder(data: str, tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_groups_of_a_file_split_its_clients(tmp_path: Path) -> None:
     """Recordings of a machine: every client has whole ones, and its data none of another's."""
     rng = np.random.default_rng(0)
@@ -396,6 +407,7 @@ def test_groups_of_a_file_split_its_clients(tmp_path: Path) -> None:
     assert result["clients"] == 3 and result["rounds"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_scored_seldom_begins(data: str, tmp_path: Path) -> None:
     """Before the first score there is none, which is no divergence."""
     result = federate(config(data), federation(rounds=3, evaluate_every=2), tmp_path / "out")

@@ -63,6 +63,7 @@ def played(run, parts, session, works, meddle=lambda now, replies: replies):
     return session
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("download", ["grid:2", "float32"])
 def test_a_network_makes_the_model_of_a_simulation(download):
     """To the last bit of what is sent, and so of the scores: the order of sums alone differs."""
@@ -79,6 +80,7 @@ def test_a_network_makes_the_model_of_a_simulation(download):
     assert session.history[-1]["validation_accuracy"] > 0.8 and not session.refused
 
 
+@pytest.mark.slow
 def test_the_run_is_described_once_and_then_only_what_is_new_is_sent():
     run, parts, session = server()
     sizes, described = [], []
@@ -95,6 +97,7 @@ def test_the_run_is_described_once_and_then_only_what_is_new_is_sent():
     assert sum(row["down_bytes"] for row in session.history) == sum(sizes)
 
 
+@pytest.mark.slow
 def test_a_client_that_was_killed_goes_on_from_its_file(tmp_path):
     whole = played(*server(), workers())
     run, parts, session = server()
@@ -112,6 +115,7 @@ def test_a_client_that_was_killed_goes_on_from_its_file(tmp_path):
         assert np.array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_client_that_lost_all_says_so_and_is_told_all():
     run, parts, session = server()
     works = workers()
@@ -126,6 +130,7 @@ def test_a_client_that_lost_all_says_so_and_is_told_all():
     assert [row["counted"] for row in session.history] == [4, 4, 3, 4] and not session.refused
 
 
+@pytest.mark.slow
 def test_replies_that_are_none_are_refused_and_the_round_goes_on():
     run, parts, session = server()
     form, learnt = run.rounds.forms[0], {}
@@ -156,6 +161,7 @@ def test_replies_that_are_none_are_refused_and_the_round_goes_on():
     assert all(map(np.array_equal, *map(jax.tree.leaves, (last, learnt))))
 
 
+@pytest.mark.slow
 def test_masked_sums_make_the_plain_mean():
     """By exact sums, in place of Flower's: the model of clients that all weigh the same."""
     federated = FederatedConfig(**{**vars(RUN), "secure": True})
@@ -169,6 +175,7 @@ def test_masked_sums_make_the_plain_mean():
     assert session.history[-1]["counted"] == 4
 
 
+@pytest.mark.slow
 def test_microcontrollers_among_the_clients():
     """Two of four train by the exported C code, here on this machine, and the model is learnt."""
     if shutil.which("gcc") is None:
@@ -229,6 +236,7 @@ def wait_for(condition, what, seconds=240):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_server_and_clients_are_killed_and_the_run_ends_well(data, tmp_path):
     """Three clients; one dies for good, one comes back, the server dies and resumes."""
     pytest.importorskip("flwr", reason="a network needs the extra 'federated'")

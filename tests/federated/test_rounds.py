@@ -207,6 +207,7 @@ def test_who_is_asked_has_most_examples_first_and_no_work_if_it_does_not_answer(
         np.testing.assert_array_equal(asked.work.rows, run.clients.rows[asked.clients])
 
 
+@pytest.mark.slow
 def test_fedprox_adds_its_gradient_and_not_its_loss():
     """Two whole-batch steps: the first is at the server's model, the second is pulled to it."""
     one = as_clients([np.arange(8)])
@@ -292,6 +293,7 @@ def test_noise_is_of_the_deviation_that_is_promised():
 # --- how it is computed -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing_but_rounding():
     """Also 3 of 5 clients at once, where the last chunk is filled up with clients of nothing."""
     found = {}
@@ -328,6 +330,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_a_mesh_of_two_devices_trains_to_the_same_numbers():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     path = os.pathsep.join(filter(None, sys.path))
@@ -363,6 +366,7 @@ def test_later_rounds_compile_nothing(federation):
     assert sorted(traced) == sorted(names)
 
 
+@pytest.mark.slow
 def test_whole_runs_are_vmapped_over_seeds():
     """As one by one: the functions are pure, and keys are all that differs."""
     run = prepared(UNEVEN, participation=0.6, upload="step:2", download="grid:2")
@@ -392,6 +396,7 @@ def test_whole_runs_are_vmapped_over_seeds():
 # --- what rounding leaves -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_client_keeps_what_its_message_leaves_out_if_it_answered():
     """``memory + sent = trained + memory before`` number by number; others' rows stay."""
     run = prepared(UNEVEN, participation=0.8, drop=0.4, upload="step:2")
@@ -479,6 +484,7 @@ def test_small_changes_get_through_a_grid():
     assert any(jnp.abs(change[name]).max() > step for name, step in steps.items())
 
 
+@pytest.mark.slow
 def test_on_a_grid_what_clients_have_is_start_and_whole_steps():
     """Exactly, and so it is for one who adds up the steps of all messages."""
     run = prepared(UNEVEN, download="grid:2", upload="step:2")
@@ -502,6 +508,7 @@ def test_on_a_grid_what_clients_have_is_start_and_whole_steps():
     assert max(np.abs(t).max() for t in total) > 3
 
 
+@pytest.mark.slow
 def test_a_client_that_diverged_once_is_heard_again():
     """Its memory holds no NaN, which it would send for ever."""
     run = prepared(upload="step:2")
@@ -519,6 +526,7 @@ def test_a_client_that_diverged_once_is_heard_again():
 # --- buffers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["build", "build_linen"])
 def test_statistics_are_averaged_and_counters_go_on(model):
     """Batch norm's mean and variance are in messages, weighted by counts as all else."""
@@ -549,6 +557,7 @@ def test_statistics_are_averaged_and_counters_go_on(model):
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(after, third, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upload", ["step:2", "bits:8", "top:0.1"])
 @pytest.mark.parametrize("download", ["grid:2", "step:1"])
 def test_statistics_are_not_rounded(upload, download):
@@ -593,6 +602,7 @@ def test_restricted_ranks_hold_after_every_round():
 # --- nobody -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("federation", [
     {}, {"server": "fedadam:0.1"}, {"upload": "step:2", "download": "grid:2"},
     {"exchange": "count-sketch:0.5"}, {"clip": 0.1, "noise": 1.0}, {"aggregate": "krum:0.2"},
@@ -636,6 +646,7 @@ def test_every_method_trains_and_ships(method, tmp_path):
     assert (result["parameters"] < 12 * 10 + 10 + 33) == (method != "dense")
 
 
+@pytest.mark.slow
 def test_mean_factors_of_the_parallel_stage_are_those_of_the_mean_weight():
     """One step of each client moves its W by its own gradient: C, A and R, each averaged by the
     server, have moved by the sketches of the mean gradient, which is had from the dense W here.
@@ -694,6 +705,7 @@ def switched(download):
     return run, progress, parts, history
 
 
+@pytest.mark.slow
 def test_the_switch_keeps_the_function_and_everybody_gets_the_model():
     """C, the solved core and R compute what the sketches did, to rounding through the core's
     pseudo-inverse; the bytes of the round are those of bringing everybody to the same model."""
@@ -718,6 +730,7 @@ def test_the_switch_keeps_the_function_and_everybody_gets_the_model():
     assert row["down_bytes"] == 2 * 12  # everybody has the model already
 
 
+@pytest.mark.slow
 def test_a_grid_begins_anew_with_the_switch():
     """Its steps are those of chains, of which there are fewer."""
     run, progress, parts, history = switched("grid:0.01")

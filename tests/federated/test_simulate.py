@@ -96,6 +96,7 @@ def without_seconds(history):
 # --- bytes --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [
     {"upload": "step:2", "download": "grid:2"}, FLOATS, {"upload": "sign", "download": "bits:8"},
 ])  # fmt: skip
@@ -176,6 +177,7 @@ def asked_in(found):
     return [list(map(int, run.rounds.ask(state, *rows).clients)) for state in states]
 
 
+@pytest.mark.slow
 def test_a_missed_round_is_caught_up_by_the_sum_of_its_steps():
     """On a grid: one message, whose integers are the sum of those that were missed."""
     found = played(rounds=9, participation=0.2, given=as_clients(np.split(np.arange(120), 10)))
@@ -250,6 +252,7 @@ def compiled():
     return get
 
 
+@pytest.mark.slow
 def test_who_sends_broken_messages_is_heard_no_more():
     """After two; those that are only long, as honest ones may be, do not count."""
     run = fit(clients=10, participation=1.0, rounds=6, bad=0.2, garbage="stale", ban_after=2)
@@ -280,6 +283,7 @@ def test_a_weight_that_outgrows_the_grid_is_said():
         federated_fit(train_config(learning_rate=300.0), federation(**FOUR, rounds=8), (X, Y))
 
 
+@pytest.mark.slow
 def test_rounds_are_scored_as_often_as_asked():
     """Rows between have the last scores, and training is the same."""
     often = federated_fit(train_config(), federation(rounds=5), (X, Y))
@@ -361,6 +365,7 @@ def test_all_kinds_take_turns_and_one_in_five_is_bad():
 # --- masks --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drop", [0.0, 0.3])
 def test_masked_sums_train_as_plain_means_do(drop):
     """Weights differ by half a fixed-point step a round, and by float32's rounding of a mean of
@@ -425,6 +430,7 @@ def test_masked_numbers_beyond_the_range_are_cut():
 # --- privacy, many, few -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_clipped_and_noisy_rounds_train():
     found = fit({"learning_rate": 0.3}, clip=0.5, noise=0.1, participation=1.0, rounds=8, **FLOATS)
     assert found.history[-1]["validation_loss"] < 0.7 * found.history[0]["validation_loss"]
@@ -432,6 +438,7 @@ def test_clipped_and_noisy_rounds_train():
     assert loud.history[-1]["validation_loss"] > 2 * found.history[-1]["validation_loss"]
 
 
+@pytest.mark.slow
 def test_two_thousand_clients_in_a_round():
     """An example each; the mean over them is one step on all, as of one client that has them."""
     rng = np.random.default_rng(1)
@@ -486,6 +493,7 @@ def test_how_many_are_asked(share):
 # --- the same is the same -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_config_is_the_same_run():
     how = {"drop": 0.2, "bad": 0.2, "garbage": "all", "split": "dirichlet:0.5"}
     first, again = fit(**how), fit(**how)
@@ -497,6 +505,7 @@ def test_the_same_config_is_the_same_run():
     assert first.prepared.clients.counts.tolist() != other.prepared.clients.counts.tolist()
 
 
+@pytest.mark.slow
 def test_the_federations_seed_chooses_clients_and_drops():
     """Where who has what is given, too; the initial model is the other seed's."""
     clients = as_clients(np.split(np.arange(120), 10))

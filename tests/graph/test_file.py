@@ -493,6 +493,7 @@ WHOLE, TENSORS = to_json(every_kind()[0])
 PLACES = [place for place in places(WHOLE) if place]
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_forged_graphs(data: Any) -> None:

@@ -67,6 +67,7 @@ def test_public_models_are_traced(name: str) -> None:
     assert not left & {"exp", "rsqrt", "tanh", "erf", "sigmoid"}, left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["chain", "seeded"])
 @pytest.mark.parametrize("name", MODELS)
 def test_sketchified_models_are_traced(name: str, mode: Any) -> None:

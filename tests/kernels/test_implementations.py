@@ -107,6 +107,7 @@ def _jitted(implementation, transpose):
     return jax.jit(functools.partial(function, implementation=implementation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
@@ -298,6 +299,7 @@ def test_patches_and_their_gradient_match_the_reference(shape, window, options, 
     check(got_grad, np.asarray(want_grad), 1e-4, 1e-5)
 
 
+@pytest.mark.slow
 def test_patches_of_a_large_omega_match(monkeypatch):
     from rosler_kernels.patches import xla
 

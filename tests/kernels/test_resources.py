@@ -101,6 +101,7 @@ print("sharded")
 """
 
 
+@pytest.mark.slow
 def test_shard_map_over_four_devices():
     environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4")
     environment["JAX_PLATFORMS"] = "cpu"

@@ -24,6 +24,7 @@ def run(script, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_bench_kernels_checks_times_and_writes(tmp_path):
     options = ("--specs", "small", "--filter", "rademacher 40x150->70 float32", "--repeats", 1)
     done = run("bench_kernels.py", "--out", tmp_path, *options)
@@ -37,6 +38,7 @@ def test_bench_kernels_checks_times_and_writes(tmp_path):
     assert "| rademacher 40x150->70 float32 |" in (tmp_path / "kernels.md").read_text()
 
 
+@pytest.mark.slow
 def test_bench_kernels_fails_on_a_wrong_result(tmp_path):
     program = (
         f"import runpy, sys; sys.path.insert(0, {str(SCRIPTS)!r});"

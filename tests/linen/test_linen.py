@@ -114,6 +114,7 @@ class Net(nn.Module):
         return SketchDense(5, rank=2, mode="ares")(x.reshape(x.shape[0], -1))
 
 
+@pytest.mark.slow
 def test_ares_bp_trains_through_the_switch() -> None:
     net, x, y = Net(), normal(1, 32, 6, 3), jnp.arange(32) % 5
     variables = jax.jit(net.init)(jax.random.key(0), x)
@@ -279,6 +280,7 @@ def after_the_switch(net: nn.Module, x: jax.Array) -> Any:
     return {**variables, "params": optax.apply_updates(params, updates)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", [True, False])
 def test_finish_makes_layers_of_your_own_small(fold: bool) -> None:
     net, x = Net(), normal(1, 4, 6, 3)
@@ -321,6 +323,7 @@ class Stacked(nn.Module):
         return nn.ConvTranspose(4, (3,), strides=(2,), transpose_kernel=True)(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["chain", "ares"])
 def test_finish_of_a_sketched_module_needs_no_call(mode: Any) -> None:
     net, x = Stacked(), normal(1, 2, 8, 8)

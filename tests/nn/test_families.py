@@ -99,6 +99,7 @@ def test_linen_and_convolutions_have_them_too() -> None:
     assert jnp.isfinite(conv.apply(variables, image)).all()
 
 
+@pytest.mark.slow
 def test_a_rule_for_all_layers_gives_images_their_family_and_others_the_second() -> None:
     model = mlp(input_shape=(12, 8), outputs=3, hidden=(40, 30), rngs=nnx.Rngs(0))
     rules = [

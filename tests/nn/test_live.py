@@ -51,6 +51,7 @@ def close(a: Any, b: Any, rtol: float = 2e-5) -> None:
     np.testing.assert_allclose(a, b, rtol=0, atol=rtol * scale + 1e-30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [k for k, family in rk.FAMILIES.items() if family.nested])
 @pytest.mark.parametrize(("rows", "cols", "live"), [(100, 16, 5), (200, 300, 7)])
 def test_the_live_columns_are_the_smaller_sketch(
@@ -153,6 +154,7 @@ class Net(nnx.Module):
         return self.linear(nnx.relu(self.conv(x)).mean((1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ares", "seeded"])
 def test_members_of_several_ranks_train_in_one_program_as_they_do_alone(mode: Any) -> None:
     x, y = normal(1, 16, 6, 6, 6), normal(2, 16, 40)
@@ -214,6 +216,7 @@ class Linen(nn.Module):
         return SketchDense(30, rank=self.rank, mode=self.mode)(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "own"), [("ares", True), ("seeded", False)])
 def test_linen_layers_of_a_smaller_rank(mode: Any, own: bool) -> None:
     x = normal(1, 3, 6, 8)
@@ -244,6 +247,7 @@ def test_linen_layers_of_a_smaller_rank(mode: Any, own: bool) -> None:
     jax.tree.map(lambda a, b: close(a, b, 2e-4), _ranks.cropped(grads, params), expected)
 
 
+@pytest.mark.slow
 def test_linen_modules_are_sketched_under_jit_with_seeds_of_their_own() -> None:
     x = normal(1, 3, 6, 8)
     module, rule = Linen(None, None), rj.Rule("*", rank=2, mode="ares")

@@ -48,6 +48,7 @@ def step(graphdef: Any, tx: Any, params: Any, rest: Any, state: Any) -> Any:
     return optax.apply_updates(params, updates), state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INNER)
 def test_two_programs_end_where_one_does(name: str) -> None:
     inner = INNER[name]()

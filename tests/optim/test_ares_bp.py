@@ -84,6 +84,7 @@ LINEAR_OPTIMISERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINEAR_OPTIMISERS)
 def test_the_sketches_stay_sketches_of_one_matrix(name):
     """Float32 rounding of 30 steps is 30 x 1e-7 x the cancellation in the sums: 1e-5 is ample."""
@@ -172,6 +173,7 @@ def test_the_switch_leaves_the_function_as_it_is():
     np.testing.assert_allclose(_net(after, x), before, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_switch_leaves_a_grouped_convolution_as_it_is():
     model = SketchConv(
         8, 12, (3, 3), 2, feature_group_count=2, mode="ares", oversampling=1, rngs=nnx.Rngs(0)
@@ -190,6 +192,7 @@ def test_the_switch_leaves_a_grouped_convolution_as_it_is():
     np.testing.assert_allclose(model(x), before, atol=1e-5 * float(jnp.abs(before).max()))
 
 
+@pytest.mark.slow
 def test_a_sweep_over_rates_seeds_and_switch_steps_is_one_vmap():
     def run(rate, seed, switch_step):
         f = ares_sketches(jax.random.key(seed), PSI, OMEGA)

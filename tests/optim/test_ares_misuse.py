@@ -247,6 +247,7 @@ def test_a_flag_that_names_no_stage_gives_no_number():
         assert bool(jnp.isnan(loss)) == bool(jnp.isnan(grads["layer0"]["c"]).all()) == fails
 
 
+@pytest.mark.slow
 def test_debug_nans_stops_at_the_place():
     params = two_layers()
     params["layer1"]["u"] = params["layer1"]["u"] + 1.0
@@ -297,6 +298,7 @@ def test_layers_past_their_parallel_stage_are_left_as_they_are():
 # The helper.
 
 
+@pytest.mark.slow
 def test_check_sketches_names_the_layer():
     linear = SketchLinear(10, 8, 2, mode="ares", rngs=nnx.Rngs(0))
     model = nnx.List([linear, stack(STACKS["conv"][0]), SketchLinear(10, 8, 2, rngs=nnx.Rngs(0))])
@@ -338,6 +340,7 @@ STACKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STACKS)
 def test_a_stack_is_trained_as_its_layers_are(name):
     make, shape = STACKS[name]

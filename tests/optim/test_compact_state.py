@@ -81,6 +81,7 @@ def test_bytes():
     assert size(compact_state(adam, jnp.int8)) == 2 * (64 * 33 + 33) + 4 + extra
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_trains_as_the_whole_state_does(dtype):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((256, 32)), jnp.float32)
@@ -110,6 +111,7 @@ def test_trains_as_the_whole_state_does(dtype):
     assert rounded < whole + 0.1 * (start - whole)
 
 
+@pytest.mark.slow
 def test_one_trace_and_vmap():
     tx = compact_state(optax.adam(1e-2), jnp.int8, seed=3)
     g = {"w": jnp.ones((3, 4, 5))}

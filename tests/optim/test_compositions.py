@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from compositions import ByHand, apply, around, build, inner, name_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -84,6 +85,7 @@ def towards(target):
     return lambda params: jax.tree.map(lambda p, t: p - t, params, target)
 
 
+@pytest.mark.slow
 @random_examples
 @given(around(st.tuples(st.just("restrict"), inner(WEIGHTS), st.sampled_from([1, 2, 4])), WEIGHTS))
 def test_restrict_rank_holds_the_rank_or_refuses(d):
@@ -134,6 +136,7 @@ def tear(history):
 CORE = st.tuples(st.just("ares"), inner(PARTS), inner(PARTS), st.sampled_from([1, 3, 99]))
 
 
+@pytest.mark.slow
 @random_examples
 @given(
     around(

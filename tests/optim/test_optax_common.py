@@ -59,6 +59,7 @@ def optax_tests() -> unittest.TestSuite:
     return unittest.defaultTestLoader.loadTestsFromModule(module)
 
 
+@pytest.mark.slow
 def test_optax_common_tests(monkeypatch):
     monkeypatch.setattr(contrib, "ours", ours, raising=False)
     result = unittest.TestResult()

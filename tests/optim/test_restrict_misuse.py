@@ -106,6 +106,7 @@ class Block(nnx.Module):
         self.layers = stack(rngs)
 
 
+@pytest.mark.slow
 def test_the_models_own_views_leave_what_is_no_matrix_alone():
     block = Block(nnx.Rngs(0))
     params = nnx.state(block, nnx.Param)

@@ -259,6 +259,7 @@ def test_converges_on_a_parabola(options):
 # What optax's users expect.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_updates_have_the_dtype_of_the_gradients(dtype):
     tx = scale_by_sketched_adam(RANK, view=VIEWS)
@@ -283,6 +284,7 @@ def test_bfloat16_is_close_to_float32():
     )
 
 
+@pytest.mark.slow
 def test_vmapped_over_seeds_and_gradients():
     def one(seed, g):
         tx = scale_by_sketched_adam(
@@ -300,6 +302,7 @@ def test_vmapped_over_seeds_and_gradients():
         )
 
 
+@pytest.mark.slow
 def test_inside_multi_steps_it_counts_whole_updates():
     grads = [tree(t) for t in range(4)]
     plain = scale_by_sketched_adam(

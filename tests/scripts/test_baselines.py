@@ -192,6 +192,7 @@ def test_k_means_and_codes() -> None:
     assert np.array_equal(deep_compression.k_means(np.array([1.0, 1.0, 3.0]), 2), [1, 3])
 
 
+@pytest.mark.slow
 def test_deep_compression_files_hold_the_centroids(
     problem: Any, dense: Any, tmp_path: Path
 ) -> None:

@@ -159,6 +159,7 @@ def test_what_is_kept() -> None:
     assert kept("chain") == 4 * (60 + 2 + 2)
 
 
+@pytest.mark.slow
 def test_training_goes_through_new_bases() -> None:
     net = variants.new_network(KEYS[0], 12, (10, 10), 3, 2)
     x = jax.random.normal(KEYS[1], (64, 12))

@@ -50,6 +50,7 @@ for i in range(4):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
     code = KILLED.format(scripts=str(SCRIPTS), out=str(tmp_path))
     first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -33,6 +33,7 @@ def same(a, b):
     return str(timeless(a)) == str(timeless(b))  # as text: NaN equals NaN
 
 
+@pytest.mark.slow
 def test_survivors_end_as_they_would_without_rungs(spec, tmp_path):
     done = sweep(spec, out=tmp_path / "s")
     whole = sweep(parse({**BASE, "data": spec.base["data"], "axes": AXES}), out=tmp_path / "whole")
@@ -55,6 +56,7 @@ def test_survivors_end_as_they_would_without_rungs(spec, tmp_path):
             assert not math.isnan(row["test_accuracy"])
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_a_halving_resumes_to_the_same_table(spec, tmp_path, monkeypatch):
     whole = sweep(spec, out=tmp_path / "whole")
     rungs = sorted(path.name for path in (tmp_path / "whole" / "rungs").iterdir())
@@ -87,6 +89,7 @@ def test_a_damaged_rung_is_an_error_that_says_what_to_do(spec, tmp_path):
         sweep(spec, out=folder, resume=True)
 
 
+@pytest.mark.slow
 def test_a_rung_that_does_not_fit_the_disk_is_an_error_before_it_is_written(
     spec, tmp_path, monkeypatch
 ):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from rosler_jax.sweep import sweep
 from rosler_jax.sweep import table as tables
@@ -74,6 +75,7 @@ def results(ended):
     return [json.loads(out) for _, out, _ in ended]
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_table_of_one(data, tmp_path):
     spec = tmp_path / "sweep.toml"
     spec.write_text(TOML.format(data=data, more="halving = { rungs = [1], keep = 0.5 }"))

@@ -123,6 +123,7 @@ def trained(members, arrays, width):
     return [rows[c] for c in members], [graphs[c] for c in members]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_member_equals_a_run_of_its_own(case, data, tmp_path):
     width = 4 if case in ("chain", "ares-bp") else 1
@@ -209,6 +210,7 @@ def test_the_plan_is_told_before_anything_runs(spec, tmp_path):
     assert summary.startswith("8 members, ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "axes"),
     [
@@ -245,6 +247,7 @@ bits = {{ grid = [4, 16] }}
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_follows_any_metric_in_its_direction(data, tmp_path, capsys):
     x = np.load(data)["x"]
     np.savez(tmp_path / "r.npz", x=x, y=np.stack([x[:, 0] + 5, x[:, 1] * 100], 1))
@@ -270,6 +273,7 @@ def test_a_sweep_follows_any_metric_in_its_direction(data, tmp_path, capsys):
     assert code == 1 and "no member" in err
 
 
+@pytest.mark.slow
 def test_arrays_are_swept_and_resumed_with_themselves_alone(data, tmp_path):
     arrays = dict(np.load(data))
     x, y = arrays["x"], arrays["y"]
@@ -303,6 +307,7 @@ def test_a_sweep_of_which_all_failed_says_why(data, tmp_path, capsys):
     assert all(row["reason"].startswith("loss or parameters") for row in rows)
 
 
+@pytest.mark.slow
 def test_a_sweep_resumes_with_its_own_data_alone(spec, data, tmp_path, monkeypatch, capsys):
     path = tmp_path / "copy.npz"
     arrays = dict(np.load(data))
@@ -319,6 +324,7 @@ def test_a_sweep_resumes_with_its_own_data_alone(spec, data, tmp_path, monkeypat
         sweep(source, out=tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_a_member_of_a_table_equals_a_run_of_its_own(tmp_path):
     rng = np.random.default_rng(0)
     y = np.arange(300) % 3
@@ -336,6 +342,7 @@ def test_a_member_of_a_table_equals_a_run_of_its_own(tmp_path):
     assert want["test_accuracy"] > 0.4
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_is_the_table_of_an_undisturbed_sweep(spec, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "MAX_CHUNK", 1)
     monkeypatch.setattr(schedule, "choose_width", lambda *_: schedule.Cost(1, 1, 0.0, 0))
@@ -401,6 +408,7 @@ def rosler(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_survives_kill_9_and_finds_the_best(data, tmp_path, capsys, monkeypatch):
     path = tmp_path / "sweep.toml"
     path.write_text(TOML.format(data=data))
@@ -471,6 +479,7 @@ sys.exit(main(["sweep", spec, "--out", out]))
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_corrupts_nothing(data, tmp_path, capsys):
     path, folder = tmp_path / "sweep.toml", tmp_path / "s"
     path.write_text(TOML.format(data=data))

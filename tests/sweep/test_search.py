@@ -41,6 +41,7 @@ def timeless(rows):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_search_tells_what_it_found_and_resumes_to_the_same(spec, tmp_path):
     done = sweep(spec, out=tmp_path / "s")
     assert [row["member"] for row in done.rows] == list(range(14))

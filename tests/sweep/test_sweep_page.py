@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "sweeps.md"
 
 
@@ -17,6 +19,7 @@ def blocks(language):
     )
 
 
+@pytest.mark.slow
 def test_the_sweep_of_the_page(tmp_path):
     (spec,) = blocks("toml")
     (tmp_path / "sweep.toml").write_text(spec)

@@ -33,8 +33,9 @@ def mobilenet_v1(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> model = mobilenet_v1(input_shape=(32, 32, 3), outputs=2, rngs=nnx.Rngs(0))
-      >>> model(jnp.ones((2, 32, 32, 3))).shape
+      >>> def outputs(x):
+      ...     return mobilenet_v1(input_shape=(32, 32, 3), outputs=2, rngs=nnx.Rngs(0))(x)
+      >>> nnx.eval_shape(outputs, jnp.ones((2, 32, 32, 3))).shape
       (2, 2)
 
     Howard et al., MobileNets, arXiv:1704.04861; Banbury et al., arXiv:2106.07597.

@@ -111,8 +111,9 @@ def resnet20(
       ValueError: for examples that are no images.
 
     Example:
-      >>> model = resnet20(input_shape=(32, 32, 3), outputs=10, width=4, rngs=nnx.Rngs(0))
-      >>> model(jnp.ones((2, 32, 32, 3))).shape
+      >>> def outputs(x):
+      ...     return resnet20(input_shape=(32, 32, 3), outputs=10, rngs=nnx.Rngs(0))(x)
+      >>> nnx.eval_shape(outputs, jnp.ones((2, 32, 32, 3))).shape
       (2, 10)
 
     He et al., Deep residual learning for image recognition, arXiv:1512.03385.

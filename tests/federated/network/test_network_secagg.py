@@ -32,6 +32,7 @@ def vector_of(client: int, size: int) -> np.ndarray:
     return np.random.default_rng(client).uniform(-3.0, 3.0, size)
 
 
+@pytest.mark.slow
 @flower
 def test_the_server_learns_the_sum_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.superlink.grid import HttpGrid
