@@ -124,7 +124,7 @@ Engine = Callable[[Tiny, Path, Peers], tuple[Build, np.ndarray]]
 
 def make_case(name: str, count: int) -> Tiny:
     """The network with random weights, statistics and inputs."""
-    model = BUILDERS[name](nnx.Rngs(0))
+    model = BUILDERS[name]()
     randomise(model, jax.random.key(1))
     keys = jax.random.split(jax.random.key(2))
     x, calibration = (

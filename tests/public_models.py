@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from made_once import made_once
 
 
 class VitBlock(nnx.Module):
@@ -137,10 +138,13 @@ def _tokens(key: Any, *shape: int) -> Any:
 
 
 MODELS: dict[str, tuple[Any, Any]] = {
-    "vit": (Vit, lambda key: (jax.random.normal(key, (4, 8, 8, 3)),)),
-    "gemma": (Gemma, lambda key: (_tokens(key, 4, 6),)),
-    "encoder-decoder": (EncoderDecoder, lambda key: (_tokens(key, 4, 5), _tokens(key, 4, 6))),
-    "lstm": (LstmClassifier, lambda key: (jax.random.normal(key, (4, 7, 24)),)),
-    "scanned stack": (ScannedStack, lambda key: (jax.random.normal(key, (4, 5, 32)),)),
+    "vit": (made_once(Vit), lambda key: (jax.random.normal(key, (4, 8, 8, 3)),)),
+    "gemma": (made_once(Gemma), lambda key: (_tokens(key, 4, 6),)),
+    "encoder-decoder": (
+        made_once(EncoderDecoder),
+        lambda key: (_tokens(key, 4, 5), _tokens(key, 4, 6)),
+    ),
+    "lstm": (made_once(LstmClassifier), lambda key: (jax.random.normal(key, (4, 7, 24)),)),
+    "scanned stack": (made_once(ScannedStack), lambda key: (jax.random.normal(key, (4, 5, 32)),)),
 }
-"""Every model by name, with the arguments of a call from a key."""
+"""What makes every model, by name, with the arguments of a call from a key."""

@@ -26,7 +26,7 @@ FORMS = ("dense", "sketched")
 @functools.cache
 def tiny(name: str, form: str) -> tuple[Any, Graph, np.ndarray]:
     """A network of the Tiny benchmark, its graph, and inputs."""
-    model = BUILDERS[name](nnx.Rngs(0))
+    model = BUILDERS[name]()
     if form == "sketched":
         rules = [rosler_jax.Rule("**", rank=0.25)]
         model = rosler_jax.finish(rosler_jax.sketchify(model, rules, rngs=nnx.Rngs(1))[0])
@@ -54,7 +54,7 @@ def test_tiny_models_are_saved_loaded_and_equal(name: str, form: str, tmp_path: 
 @pytest.mark.parametrize("name", [*MODELS, *USER_MODELS])
 def test_models_of_users_are_saved_loaded_and_equal(name: str, tmp_path: Path) -> None:
     if name in MODELS:
-        model = MODELS[name][0](nnx.Rngs(0))
+        model = MODELS[name][0]()
         call, inputs = model, MODELS[name][1](KEY)
     else:
         model, call, inputs, _ = USER_MODELS[name](KEY)

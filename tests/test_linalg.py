@@ -148,7 +148,8 @@ def test_jit_and_vmap_agree_with_single_calls():
 
     together = jax.jit(jax.vmap(product))(ws, split)
     alone = jnp.stack([product(w, key) for w, key in zip(ws, split, strict=True)])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    # Rounding of some forty sums of the size of the largest singular value, about 8.
+    np.testing.assert_allclose(together, alone, atol=40 * 8 * np.finfo(np.float32).eps)
 
 
 def test_second_call_does_not_retrace():

@@ -48,7 +48,7 @@ def distance(a: Any, b: Any) -> float:
 @pytest.fixture(params=MODELS)
 def case(request: Any) -> Any:
     build, arguments = MODELS[request.param]
-    return of_exact_rank(build(nnx.Rngs(0)), RANK), arguments(jax.random.key(1))
+    return of_exact_rank(build(), RANK), arguments(jax.random.key(1))
 
 
 def test_one_rule_reaches_the_matrices_and_exact_rank_is_kept(case: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
+from made_once import made_once
 
 from rosler_jax.graph.kinds import Concat, Conv, Cumulative, Dense, Norm, Scan, Take, Transpose
 
@@ -92,8 +93,10 @@ class LinenResNet(linen.Module):
 
 
 def _nnx(make: Callable[[nnx.Rngs], Any], shape: tuple[int, ...], kinds: set[type]) -> Any:
+    copy = made_once(make)
+
     def model(key: Any) -> tuple[Any, Any, tuple[Any, ...], set[type]]:
-        made = make(nnx.Rngs(0))
+        made = copy()
         return made, made, (jax.random.normal(key, (2, *shape)),), kinds
 
     return model
@@ -101,7 +104,7 @@ def _nnx(make: Callable[[nnx.Rngs], Any], shape: tuple[int, ...], kinds: set[typ
 
 def _linen(key: Any) -> tuple[Any, Any, tuple[Any, ...], set[type]]:
     module, x = LinenResNet(), jax.random.normal(key, (2, 9, 9, 2))
-    variables = module.init(key, x)
+    variables = jax.jit(module.init)(key, x)
     return (module, variables), lambda x: module.apply(variables, x), (x,), {Conv, Dense}
 
 

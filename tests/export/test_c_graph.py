@@ -13,7 +13,6 @@ import numpy as np
 import public_models
 import pytest
 import tiny_models
-from flax import nnx
 
 from rosler_jax.export.c.source import HEADER, SOURCE, write_c
 from rosler_jax.export.firmware.host import FLAGS, SANITIZERS
@@ -137,14 +136,14 @@ def test_the_graph_of_every_kind(tmp_path, compiler):
 @pytest.mark.parametrize("name", [*tiny_models.INPUTS, *public_models.MODELS])
 def test_models_as_users_write_them(tmp_path, name):
     if name in tiny_models.INPUTS:
-        model = tiny_models.BUILDERS[name](nnx.Rngs(0))
+        model = tiny_models.BUILDERS[name]()
         tiny_models.randomise(model, jax.random.key(1))
         rng = np.random.default_rng(0)
         inputs = [rng.normal(size=tiny_models.INPUTS[name]).astype(np.float32)]
         graph = trace(model, jnp.zeros((1, *inputs[0].shape)))
     else:
         build, arguments = public_models.MODELS[name]
-        model, args = build(nnx.Rngs(0)), arguments(jax.random.key(1))
+        model, args = build(), arguments(jax.random.key(1))
         graph = trace(model, *args)
         inputs = [np.asarray(x)[0] for x in jax.tree.leaves(args)]
     source = check(graph, inputs, tmp_path, ulps=50, poison=0xFF, sanitize=name == "lstm")

@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 sys.path.append(str(Path(__file__).parents[1] / "graph"))
 from hand_made import Maker, every_kind, weight, window
@@ -319,7 +318,7 @@ def test_boards_compute_the_same_bits(tmp_path, board, activations):
 @needs_gcc
 @pytest.mark.parametrize("name", ["ds_cnn", "autoencoder"])
 def test_networks_of_mlperf_tiny_in_eight_bits(tmp_path, name):
-    model = BUILDERS[name](nnx.Rngs(0))
+    model = BUILDERS[name]()
     randomise(model, jax.random.key(1))
     x = np.random.default_rng(0).normal(size=(16, *INPUTS[name])).astype(np.float32)
     check(trace(model, x[:1]), tmp_path, 0.03, [x], dtype="int8", activations=8)

@@ -112,7 +112,7 @@ def image(key: Any) -> Any:
 def test_any_model_at_any_batch(name: str, tmp_path: Path) -> None:
     resnet8 = (tiny_models.BUILDERS["resnet8"], image)
     build, args = {**public_models.MODELS, "resnet8": resnet8}[name]
-    model, examples = build(nnx.Rngs(0)), args(jax.random.key(0))
+    model, examples = build(), args(jax.random.key(0))
     graph = trace(model, *examples)
     size = to_stablehlo(graph, tmp_path / "m")
     stored = {id(w.stored): w.stored.size for w in graph.weights()}

@@ -468,7 +468,7 @@ TINY = {"resnet8": 2e-2, "ds_cnn": 3e-2, "mobilenet": 8e-2, "autoencoder": 3e-2}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_models(name: str) -> None:
-    model = BUILDERS[name](nnx.Rngs(0))
+    model = BUILDERS[name]()
     randomise(model, jax.random.key(1))
     x = normal(64, *INPUTS[name])
     graph = trace(model, x[:1])
@@ -493,7 +493,7 @@ PUBLIC = {
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_models(name: str) -> None:
     build, arguments = MODELS[name]
-    model = build(nnx.Rngs(0))
+    model = build()
     xs = [np.asarray(x) for x in arguments(jax.random.key(0))]
     draws = [[np.asarray(x) for x in arguments(jax.random.key(k))] for k in range(1, 16)]
     calibration = [np.concatenate(column) for column in zip(*draws, strict=True)]
@@ -510,7 +510,7 @@ def test_public_models(name: str) -> None:
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_stored_bits_of_a_public_model(bits: int) -> None:
     xs = [np.asarray(x) for x in MODELS["gemma"][1](jax.random.key(0))]
-    graph = trace(MODELS["gemma"][0](nnx.Rngs(0)), *xs)
+    graph = trace(MODELS["gemma"][0](), *xs)
     got = in_litert(tflite_model(graph, bits), xs)
     assert error(got, expected(graph, xs)) <= {16: 2e-3, 8: 4e-2, 4: 0.6}[bits]
 

@@ -622,7 +622,7 @@ def test_floats_are_quantised_to_the_bits_asked_for(bits: int) -> None:
 @pytest.mark.parametrize("name", public_models.MODELS)
 def test_public_models(name: str) -> None:
     build, args = public_models.MODELS[name]
-    model, examples = build(nnx.Rngs(0)), args(jax.random.key(0))
+    model, examples = build(), args(jax.random.key(0))
     session = session_of(trace(model, *examples))
     for batch in (1, 3):
         xs = [np.asarray(x[:batch]) for x in examples]
@@ -638,7 +638,7 @@ TINY = {"resnet8": 23, "ds_cnn": 23, "mobilenet": 58, "autoencoder": 20}
 
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_models(name: str) -> None:
-    model = tiny_models.BUILDERS[name](nnx.Rngs(0))
+    model = tiny_models.BUILDERS[name]()
     tiny_models.randomise(model, jax.random.key(0))
     graph = trace(model, jnp.ones((1, *tiny_models.INPUTS[name])))
     assert_equal(graph)

@@ -273,10 +273,11 @@ def test_errors() -> None:
 
 def after_the_switch(net: nn.Module, x: jax.Array) -> Any:
     """Variables that the update of the switch has just made."""
-    variables = net.init(jax.random.key(0), x)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
     params = variables["params"]
     tx = ares_bp(optax.sgd(0.1), switch_step=1)
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
     return {**variables, "params": optax.apply_updates(params, updates)}
 
 

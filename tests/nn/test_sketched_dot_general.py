@@ -17,7 +17,7 @@ def normal(shape, seed=0, dtype=jnp.float32):
 
 
 def gradients(dot, x, w, dims=(((1,), (0,)), ((), ()))):
-    return jax.grad(lambda x, w: jnp.sum(jnp.sin(dot(x, w, dims))), (0, 1))(x, w)
+    return jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.sin(dot(x, w, dims))), (0, 1)))(x, w)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -82,13 +82,16 @@ def test_in_the_layers_of_flax():
         nnx.LinearGeneral((12,), (2, 3), dot_general=dot, rngs=rngs),
         nnx.LinearGeneral((6, 12), (5,), axis=(-2, -1), dot_general=dot, rngs=rngs),
     )
+
+    @nnx.jit
+    def gradients_and_outputs(layer):
+        return nnx.grad(lambda layer: (jnp.sum((y := layer(x)) ** 2), y), has_aux=True)(layer)
+
     for layer in layers:
         exact = nnx.clone(layer)
         exact.dot_general = jax.lax.dot_general
-        np.testing.assert_allclose(layer(x), exact(x), rtol=1e-5)
-        found, wanted = (
-            nnx.grad(lambda layer: jnp.sum(layer(x) ** 2))(layer) for layer in (layer, exact)
-        )
+        (found, outputs), (wanted, expected) = map(gradients_and_outputs, (layer, exact))
+        np.testing.assert_allclose(outputs, expected, rtol=1e-5)
         np.testing.assert_allclose(found["bias"], wanted["bias"], rtol=1e-4)
         assert found["kernel"].shape == wanted["kernel"].shape
         assert not np.allclose(found["kernel"], wanted["kernel"])

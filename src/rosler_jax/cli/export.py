@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rosler_jax._npy import DAMAGE
 from rosler_jax.cli._command import Command, Outcome, UsageError
 from rosler_jax.cli._model_argument import add_model_argument, model_argument
 from rosler_jax.export import DTYPES, TARGETS, Training, export
@@ -167,7 +168,7 @@ def _calibration(args: argparse.Namespace, graph: Graph) -> tuple[Any, Any]:
                 raise UsageError(f"{path} has no array `inputs`; it has {', '.join(found.files)}")
             return found["inputs"], None
         return found, None
-    except (ValueError, EOFError, OSError) as error:
+    except DAMAGE as error:
         if isinstance(error, FileNotFoundError | UsageError):
             raise
         raise ValueError(f"{path}: not a NumPy file: {error}") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rosler_jax._npy import DAMAGE
 from rosler_jax.data._raw import DataError, Raw
 from rosler_jax.data.arrays import LAYOUTS, WHOLE, from_names
 
@@ -35,7 +36,7 @@ def read_folder(folder: Path, *, targets: str = "classes", tokens: bool | None =
 def _map(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: not a readable .npy file ({error})") from error
 
 
@@ -51,7 +52,7 @@ def map_members(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             stored = [i for i in archive.infolist() if i.compress_type == zipfile.ZIP_STORED]
             found = {i.filename.removesuffix(".npy"): _map_at(path, file, i) for i in stored}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, struct.error) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: not a readable .npz file ({error})") from error
     return {name: array for name, array in found.items() if array is not None}
 

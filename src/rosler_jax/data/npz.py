@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import itertools
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rosler_jax._npy import DAMAGE
 from rosler_jax.data._raw import DataError, Raw
 from rosler_jax.data.arrays import from_names
 from rosler_jax.data.images import needs_pillow
@@ -27,22 +26,12 @@ def read_arrays(path: Path, mapped: dict[str, np.ndarray]) -> dict[str, np.ndarr
       DataError: if the file is damaged, or holds objects.
       OSError: if the file cannot be opened.
     """
-    # Damaged offsets, sizes and methods lead zipfile to all of these, OSError among them.
-    damage = (
-        ValueError,
-        TypeError,
-        EOFError,
-        OSError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    )
     with path.open("rb") as content:
         try:
             with np.load(content, allow_pickle=False) as file:
                 read = {name: file[name] for name in file.files if name not in mapped}
                 return {**read, **mapped}
-        except damage as error:
+        except DAMAGE as error:
             raise DataError(
                 f"{path}: not a readable .npz file of plain arrays ({error})"
             ) from error

@@ -105,8 +105,11 @@ def inject(model: nnx.Module, delta: SeededDelta, z: Float[Array, " k"] | None =
       >>> tuned = inject(model, seeded_delta(model, 64, form="lora", rank=2))
       >>> optimizer = nnx.Optimizer(tuned, optax.adam(1e-2), wrt=DeltaParam)
       >>> loss = lambda m: (m(jnp.ones((1, 3, 32))) ** 2).mean()
-      >>> grads = nnx.grad(loss, argnums=nnx.DiffState(0, DeltaParam))(tuned)
-      >>> _ = optimizer.update(tuned, grads)
+      >>> @nnx.jit
+      ... def step(tuned, optimizer):
+      ...     grads = nnx.grad(loss, argnums=nnx.DiffState(0, DeltaParam))(tuned)
+      ...     optimizer.update(tuned, grads)
+      >>> step(tuned, optimizer)
       >>> [v.shape for v in jax.tree.leaves(nnx.state(tuned, DeltaParam))]
       [(64,)]
     """

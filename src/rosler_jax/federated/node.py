@@ -13,6 +13,7 @@ import numpy as np
 
 from rosler_jax import data as datasets
 from rosler_jax._files import replace_file
+from rosler_jax._npy import DAMAGE
 from rosler_jax.federated._travel import arrived, travelling
 from rosler_jax.federated.bodies import LOST, Description, read_body
 from rosler_jax.federated.compress import Packed, pack, unpack
@@ -268,7 +269,7 @@ def _read(path: str | os.PathLike[str] | None, node: Node) -> Held:
             steps = tuple(file[f"steps{k}"] for k in range(len(fresh.steps)))
             memory = tuple(file[f"memory{k}"] for k in range(len(fresh.memory)))
             found = Held(int(file["round"]), steps, memory)
-    except (OSError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path}: holds no state of a client ({error}); delete it") from error
     same = jax.tree.map(np.shape, found[1:]) == jax.tree.map(np.shape, fresh[1:])
     return found if same else fresh

@@ -67,6 +67,30 @@ def _integer_pow(b: Builder, eqn: Any, x: Held) -> Held:
     return b.map("power", [x], _shape(eqn), (y,))
 
 
+# Three that JAX has since 0.12.
+
+
+def _one_minus_square(b: Builder, eqn: Any, x: Held) -> Held:
+    """``(1 + x)(1 - x)``: the derivative of a hyperbolic tangent, among others."""
+    one, out = known(np.float32(1), "constant"), _shape(eqn)
+    return b.map("mul", [b.map("add", [one, x], out), b.map("sub", [one, x], out)], out)
+
+
+def _log2(b: Builder, eqn: Any, x: Held) -> Held:
+    out = _shape(eqn)
+    return b.map("div", [b.map("log", [x], out), known(np.float32(np.log(2)), "constant")], out)
+
+
+def _polynomial(b: Builder, eqn: Any, x: Held, *coefficients: Held) -> Held:
+    """By Horner's rule; the constant comes first."""
+    out = _shape(eqn)
+    *lower, total = coefficients
+    for a in reversed(lower):
+        total = b.map("add", [b.map("mul", [total, x], out), a], out)
+    view = (1,) * (len(out) - len(total.view)) + total.view
+    return Held(total.source, view, out, total.dtype)
+
+
 def _clamp(b: Builder, eqn: Any, low: Held, x: Held, high: Held) -> Held:
     if low.scalar is not None and high.scalar is not None and x.dtype == "float32":
         return b.map("clamp", [x], _shape(eqn), (low.scalar, high.scalar))
@@ -575,6 +599,9 @@ RULES: dict[str, Rule] = {
     "round": _function("round"),
     "square": lambda b, eqn, x: b.map("mul", [x, x], _shape(eqn)),
     "integer_pow": _integer_pow,
+    "one_minus_square": _one_minus_square,
+    "log2": _log2,
+    "polynomial": _polynomial,
     "clamp": _clamp,
     "select_n": _select,
     "convert_element_type": _convert,

@@ -22,8 +22,26 @@ SKETCH, DERIVATIVE = "rosler_sketch", "rosler_derivative"
 """What is kept, by the names that checkpoint policies know it by."""
 _STEPS = 254  # of a derivative in a byte
 
-sketch_policy = jax.checkpoint_policies.save_only_these_names(SKETCH, DERIVATIVE)
-"""Of ``jax.checkpoint`` (``nnx.remat``): keeps sketches and one-byte derivatives, nothing else."""
+_KEPT = jax.checkpoint_policies.save_only_these_names(SKETCH, DERIVATIVE)
+
+
+def sketch_policy(primitive: Any, *avals: Any, **params: Any) -> Any:
+    """Keeps sketches and one-byte derivatives alone: a policy of ``jax.checkpoint``, ``nnx.remat``.
+
+    Args:
+      primitive, avals, params: of an operation of the forward pass.
+
+    Returns:
+      Whether its outputs are kept for the backward one; others are computed again.
+
+    Example:
+      >>> dot, act = sketched_dot_general(keep=1 / 4), one_byte(jax.nn.gelu)
+      >>> x, w = jnp.ones((8, 4)), jnp.ones((4, 4))
+      >>> block = lambda x: act(dot(x, w, (((1,), (0,)), ((), ())))).sum()
+      >>> jax.grad(jax.checkpoint(block, policy=sketch_policy))(x).shape
+      (8, 4)
+    """
+    return _KEPT(primitive, *avals, **params)
 
 
 def sketched_dot_general(

@@ -33,6 +33,7 @@ class Landing(NamedTuple):
     after: Float[Array, "k entries"]
 
 
+@jax.jit
 def note(weights: Sequence[Array], updates: Sequence[Array]) -> Landing:
     """Notes where ``updates`` take ``weights``, by the arithmetic of ``optax.apply_updates``."""
     before = [_entries(w) for w in weights]

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -20,6 +19,13 @@ if TYPE_CHECKING:
 PROBE_STEPS = 3
 MOST_STEPS = 32  # for optimisers that collect gradients, or warm up from a rate of zero
 TOLERANCE = 1e-3  # float32 rounding of three tiny steps is 1e-6; Adam misses by 1e-1 and more
+
+_TRACED = (
+    jax.errors.UnexpectedTracerError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.ConcretizationTypeError,
+)
+"""What is raised where a hyperparameter is known to an outer trace alone."""
 
 
 class _Probe(NamedTuple):
@@ -75,9 +81,9 @@ def check_keeps_sketches(tx: optax.GradientTransformation, params: PyTree) -> No
     if not groups:
         return
     try:
-        with jax.ensure_compile_time_eval():
+        with jax.core.eval_context():  # also within a trace: one program, not one an operation
             found = _violations(tx, params, groups)
-    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
+    except _TRACED:
         return
     for name, (violation, culprit) in found.items():
         if not violation < TOLERANCE:
@@ -106,19 +112,21 @@ def _violations(
 
     def tree(scale: float) -> PyTree:
         """A parameter tree of the true structure: sketches of random matrices, zeros elsewhere."""
-        values = [x if not hasattr(x, "shape") else jnp.zeros(x.shape, jnp.float32) for x in leaves]
+        values = [x if not hasattr(x, "shape") else np.zeros(x.shape, np.float32) for x in leaves]
         for probe in probes.values():
             for name, value in probe.sketches(rng, scale).items():
-                values[probe.at[name]] = jnp.asarray(value, jnp.float32)
+                values[probe.at[name]] = value.astype(np.float32)
         return jax.tree.unflatten(treedef, values)
 
+    @jax.jit
+    def after(gradients: PyTree, state: Any, trial: PyTree) -> tuple[PyTree, Any]:
+        steps, state = tx.update(gradients, state, trial)
+        return optax.apply_updates(trial, steps), state
+
     trial = tree(0.0)  # from zero: every digit was moved there
-    state = tx.init(trial)
-    later = jax.jit(tx.update)
+    state = jax.jit(tx.init)(trial)
     for step in range(MOST_STEPS):
-        update = tx.update if step < PROBE_STEPS else later
-        steps, state = update(tree(10.0 ** rng.uniform(-2, 2)), state, trial)
-        trial = optax.apply_updates(trial, steps)
+        trial, state = after(tree(10.0 ** rng.uniform(-2, 2)), state, trial)
         moved = flatten(trial)[0]
         if step + 1 >= PROBE_STEPS and all(
             np.any(moved[probe.at[name]]) for probe in probes.values() for name in FACTORS

@@ -38,12 +38,12 @@ def after_switch(
       ValueError: if the switch is still to come, or the state is of other parameters.
 
     Example:
-      >>> import jax.numpy as jnp, optax, rosler_jax
+      >>> import jax, optax, rosler_jax
       >>> from flax import nnx
       >>> model = rosler_jax.SketchLinear(20, 30, rank=4, mode="ares", rngs=nnx.Rngs(0))
       >>> adam = optax.adam(3e-3)
       >>> tx, params = rosler_jax.ares_bp(adam, switch_step=1), nnx.state(model, nnx.Param)
-      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> updates, state = jax.jit(tx.update)(params, tx.init(params), params)
       >>> nnx.update(model, optax.apply_updates(params, updates))
       >>> chain = rosler_jax.finish(model, fold=False)
       >>> params = nnx.state(chain, nnx.Param)

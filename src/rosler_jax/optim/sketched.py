@@ -148,7 +148,7 @@ def scale_by_sketched(
       >>> state = tx.init(params)
       >>> state[0].sketched.mu["kernel"].shape, state[0].rest.mu["bias"].shape
       ((1, 256, 4), (256,))
-      >>> updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state)
+      >>> updates, state = jax.jit(tx.update)(jax.tree.map(jnp.ones_like, params), state)
       >>> updates["kernel"].shape
       (64, 256)
 

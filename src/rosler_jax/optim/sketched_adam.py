@@ -86,10 +86,10 @@ def sketched_adamw(
       TypeError, ValueError: as ``scale_by_sketched_adam``.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> params = {"kernel": jnp.ones((32, 64))}
       >>> tx = sketched_adamw(1e-3, rank=4)
-      >>> updates, _ = tx.update(params, tx.init(params), params)
+      >>> updates, state = jax.jit(tx.update)(params, tx.init(params), params)
       >>> updates["kernel"].shape
       (32, 64)
 
