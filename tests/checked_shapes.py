@@ -139,5 +139,5 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         if isinstance(value, int | float | complex):  # a number may stand where a scalar does
             return hint.dim_str == ""
-        return isinstance(value, hint)
+        return isinstance(np.asarray(value) if isinstance(value, np.generic) else value, hint)
     return True

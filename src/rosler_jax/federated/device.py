@@ -316,7 +316,7 @@ def device_client(
     rate: float,
     *,
     epochs: int = 1,
-    order: Int[np.ndarray, "steps examples"] | None = None,
+    order: Int[np.ndarray, "steps batch"] | None = None,
     board: str | None = None,
     compiler: str = "gcc",
     seconds: float = 600,

@@ -18,7 +18,7 @@ from rosler_jax.nn._variables import drawn_kernel
 from rosler_jax.nn.lifts import ConvLift, conv_lift, pad_input
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Num
 
     import rosler_kernels as rk
 
@@ -123,7 +123,7 @@ def _check_inputs(x: Array, ndim: int, features: int) -> None:
 
 
 def dense(
-    x: Float[Array, "*batch m"],
+    x: Num[Array, "*batch m"],
     params: Mapping[str, Array],
     sketches: Sketches,
     dtype: Any,
@@ -197,7 +197,7 @@ def conv_kernels(
 
 
 def conv(
-    x: Float[Array, "*batch cin"],
+    x: Num[Array, "*batch cin"],
     params: Mapping[str, Array],
     sketches: Sketches,
     lift: ConvLift,

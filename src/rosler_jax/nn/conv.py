@@ -14,7 +14,7 @@ from rosler_jax.nn._module import SketchModule, reshard
 from rosler_jax.nn._variables import Mode, plan_weight
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Num
 
 
 class SketchConv(SketchModule):
@@ -100,7 +100,7 @@ class SketchConv(SketchModule):
         return self.plan.m, self.plan.n
 
     def __call__(
-        self, x: Float[Array, "*batch cin"], out_sharding: Any = None
+        self, x: Num[Array, "*batch cin"], out_sharding: Any = None
     ) -> Float[Array, "*out cout"]:
         """Convolves; any number of batch dimensions, none included."""
         y = _forward.conv(x, self._params(), self.sketches(), self.lift, self.pad_mode, self.dtype)

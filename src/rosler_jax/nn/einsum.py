@@ -17,7 +17,7 @@ from rosler_jax.nn._module import SketchModule, reshard
 from rosler_jax.nn._variables import Mode, drawn_kernel, plan_weight
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Num
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +229,7 @@ class SketchEinsum(_Batched):
         self._make_params(values, self.bias_shape, bias_init, param_dtype, rngs)
 
     def __call__(
-        self, x: Float[Array, "..."], einsum_str: str | None = None, out_sharding: Any = None
+        self, x: Num[Array, "..."], einsum_str: str | None = None, out_sharding: Any = None
     ) -> Float[Array, "..."]:
         """Computes the einsum through the thin side.
 
@@ -337,7 +337,7 @@ class SketchLinearGeneral(_Batched):
         shape = (*self.batch_shape, *self.in_features, *self.out_features)
         return view_einsum(f"{inputs},{kernel}->{output}", shape)
 
-    def __call__(self, x: Float[Array, "..."], out_sharding: Any = None) -> Float[Array, "..."]:
+    def __call__(self, x: Num[Array, "..."], out_sharding: Any = None) -> Float[Array, "..."]:
         """Transforms the axes through the thin side; the other axes stay in front.
 
         Raises:

@@ -13,7 +13,7 @@ from rosler_jax.nn._module import SketchModule, reshard
 from rosler_jax.nn._variables import Mode, drawn_kernel, plan_weight
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Num
 
 
 class SketchLinear(SketchModule):
@@ -105,7 +105,7 @@ class SketchLinear(SketchModule):
         self._make_params(values, bias_shape, bias_init, param_dtype, rngs)
 
     def __call__(
-        self, x: Float[Array, "*batch m"], out_sharding: Any = None
+        self, x: Num[Array, "*batch m"], out_sharding: Any = None
     ) -> Float[Array, "*batch n"]:
         """Computes ``x W + b`` through the thin side."""
         y = _forward.dense(x, self._params(), self.sketches(), self.dtype, self.precision)

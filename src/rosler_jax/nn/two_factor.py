@@ -16,7 +16,7 @@ from rosler_jax.nn._thin import thin_dot
 from rosler_jax.nn._variables import SketchParam
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Num
 
 
 class TwoFactorLinear(nnx.Module):
@@ -68,7 +68,7 @@ class TwoFactorLinear(nnx.Module):
             nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype)) if use_bias else None
         )
 
-    def __call__(self, x: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
+    def __call__(self, x: Num[Array, "*batch m"]) -> Float[Array, "*batch n"]:
         """Computes ``(x C) R + b``."""
         names = [v for v in (self.c, self.r, self.bias) if v is not None]
         x, c, r, *bias = dtypes.promote_dtype((x, *(v[...] for v in names)), dtype=self.dtype)

@@ -181,7 +181,7 @@ def sum_client_app(work: SumWork, client: int | None = None) -> ClientApp:
 
 def summand_of(
     vector: Float[np.ndarray, " size"], weight: float, masking: Masking
-) -> Float[np.ndarray, " size+1"]:
+) -> Float[np.ndarray, " sums"]:
     """What a client adds to the sum: its weighted vector and, behind it, its weight.
 
     Raises:
@@ -203,7 +203,7 @@ def summand_of(
     return np.append(share * clipped, share * masking.clip)
 
 
-def sum_of(mean: Float[np.ndarray, " size+1"], clients: int, masking: Masking) -> Sum:
+def sum_of(mean: Float[np.ndarray, " sums"], clients: int, masking: Masking) -> Sum:
     """The sum, by the mean of the summands.
 
     Example:
