@@ -89,7 +89,8 @@ def _numbers(values: np.ndarray, q: QuantizedTensor) -> bytes:
     stream, (coded,) = _coding.encode([(values, integer_levels(q.bits), 8 * len(packed))])
     shorter = coded and len(stream) < len(packed)
     kind = q.bits | (_CODED if shorter else 0)
-    return bytes([kind]) + _bitpack.scales_to_bytes(np.asarray(q.scale)) + (stream if shorter else packed)
+    scale = _bitpack.scales_to_bytes(np.asarray(q.scale))
+    return bytes([kind]) + scale + (stream if shorter else packed)
 
 
 def decode_delta(
