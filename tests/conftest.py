@@ -39,7 +39,7 @@ import jax  # noqa: E402  (reads the settings above)
 import pytest  # noqa: E402
 from jax._src.interpreters import mlir  # noqa: E402
 
-if os.environ.get("ROSLER_CHECK_SHAPES"):
+if os.environ.get("ROSLER_CHECK_SHAPES") != "0":
     import checked_shapes
 
     checked_shapes.install()
