@@ -44,7 +44,7 @@ from rosler_jax._quantized import (
 from rosler_jax.views import Seen, Views
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Float32, Integer
+    from jaxtyping import Array, Float, Float32, Int, Integer
 
     Bits = int | Integer[Array, ""]
     Path = tuple[str, ...]
@@ -112,10 +112,8 @@ def quantize(x: Float[Array, "..."], bits: int, axis: Axes = -1) -> QuantizedTen
     axis = _checked_axis(axis, x.ndim)
     if checked_bits(bits) == FLOAT_BITS:
         return QuantizedTensor(x.astype(jnp.float32), jnp.ones((), jnp.float32), FLOAT_BITS, None)
-    integers, scale = _integers_and_scale(x, int(bits), axis)
-    dtype = jnp.int16 if bits == 16 else jnp.int8
-    flat_scale = scale.reshape(scale_shape(x.shape, axis))
-    return QuantizedTensor(integers.astype(dtype), flat_scale, int(bits), axis)
+    integers, scale = _stored(x, int(bits), axis)
+    return QuantizedTensor(integers, scale, int(bits), axis)
 
 
 def dequantize(tensor: QuantizedTensor, dtype: Any = jnp.float32) -> Float[Array, "..."]:
@@ -132,12 +130,9 @@ def dequantize(tensor: QuantizedTensor, dtype: Any = jnp.float32) -> Float[Array
         >>> dequantize(quantize(jnp.array([1.0, -1.0, 0.1]), bits=2, axis=None)).tolist()
         [1.0, -1.0, 0.0]
     """
-    values = jnp.asarray(tensor.values).astype(jnp.float32)
     if tensor.bits == FLOAT_BITS:
-        return values.astype(dtype)
-    others = [k for k in range(values.ndim) if k not in carrying(tensor.axis)]
-    scale = jnp.expand_dims(jnp.asarray(tensor.scale), others)
-    return (values * scale).astype(dtype)
+        return jnp.asarray(tensor.values).astype(jnp.float32).astype(dtype)
+    return _represented(tensor.values, tensor.scale, tensor.axis, dtype)
 
 
 def fake_quantize(x: Float[Array, "..."], bits: Bits, axis: Axes = -1) -> Float[Array, "..."]:
@@ -505,6 +500,24 @@ def _static_bits(
     else:
         scale = _scale(largest, 1 / levels)
     return _round_to_levels(x, scale, levels), scale
+
+
+@partial(jax.jit, static_argnames=("bits", "axis"))
+def _stored(
+    x: Float[Array, "..."], bits: int, axis: Axes
+) -> tuple[Int[Array, "..."], Float32[Array, "..."]]:
+    """The integers as they are stored, and the scales without the other dimensions."""
+    integers, scale = _integers_and_scale(x, bits, axis)
+    dtype = jnp.int16 if bits == 16 else jnp.int8
+    return integers.astype(dtype), scale.reshape(scale_shape(x.shape, axis))
+
+
+@partial(jax.jit, static_argnames=("axis", "dtype"))
+def _represented(
+    values: Int[Array, "..."], scale: Float32[Array, "..."], axis: Axes, dtype: Any
+) -> Float[Array, "..."]:
+    others = [k for k in range(values.ndim) if k not in carrying(axis)]
+    return (values.astype(jnp.float32) * jnp.expand_dims(scale, others)).astype(dtype)
 
 
 def _integers_and_scale(

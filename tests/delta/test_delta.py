@@ -104,7 +104,7 @@ def test_starts_at_the_base_and_can_leave_it(form, k):
     def loss(z):
         return sum(jnp.sum(jnp.sin(w)) for w in delta.apply(base, z).values())
 
-    gradient = jax.grad(loss)(delta.start())
+    gradient = jax.jit(jax.grad(loss))(delta.start())
     assert gradient.shape == (delta.plan.k,)
     assert (jnp.abs(gradient) > 0).mean() > (0.4 if form in ("lora", "vera") else 0.9)
     apply = jax.jit(lambda delta, z: delta.apply(base, z))
@@ -116,9 +116,9 @@ def test_starts_at_the_base_and_can_leave_it(form, k):
 def test_shared_numbers_are_one_signed_entry_a_row():
     base = {"a": {"kernel": normal((30, 20))}, "b": {"kernel": normal((20, 25))}}
     delta = seeded_delta(base, 16, seed=9, form="full")
-    rows = jax.jacobian(lambda z: jnp.concatenate(
+    rows = jax.jit(jax.jacobian(lambda z: jnp.concatenate(
         [delta.numbers(weight, z) for weight in delta.plan.weights]
-    ))(delta.start())  # fmt: skip
+    )))(delta.start())  # fmt: skip
     assert rows.shape == (1100, 16)
     np.testing.assert_array_equal((rows != 0).sum(1), 1)
     np.testing.assert_allclose(np.abs(rows).max(1), np.sqrt(16 / 1100), rtol=1e-6)

@@ -26,7 +26,7 @@ def normal(shape, seed=0, dtype=jnp.float32):
 def restricted(params, rank, view=None):
     """Parameters right after a restriction."""
     optimizer = restrict_rank(optax.sgd(0.1), rank, every=1, view=view)
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
     return optax.apply_updates(params, updates)
 
 

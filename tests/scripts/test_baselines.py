@@ -70,7 +70,7 @@ def test_magnitude_masks_keep_the_largest() -> None:
 def test_saliency_is_the_change_of_the_loss_with_a_connection(problem: Any) -> None:
     params, arrays = training.initial(problem), problem.arrays
     loss = training.loss_of(problem)
-    along = lambda p: loss(p, arrays.train_x[:64], arrays.train_y[:64], problem.units)
+    along = jax.jit(lambda p: loss(p, arrays.train_x[:64], arrays.train_y[:64], problem.units))
     scores = snip.saliency(along, params)
     kernel = params["hidden"][0]["kernel"]
     for i, j in ((3, 2), (30, 11), (63, 23)):

@@ -78,6 +78,7 @@ def test_stopped_anywhere_a_halving_resumes_to_the_same_table(spec, tmp_path, mo
     assert same(tables.read_rows(folder / "table.parquet"), whole.rows)
 
 
+@pytest.mark.slow
 def test_a_damaged_rung_is_an_error_that_says_what_to_do(spec, tmp_path):
     folder = tmp_path / "s"
     sweep(spec, out=folder)

@@ -102,6 +102,7 @@ def test_two_processes_end_with_the_table_of_one(data, tmp_path):
     assert all("already holds this sweep" in err for _, _, err in refused)
 
 
+@pytest.mark.slow
 def test_a_second_host_without_a_name_is_refused():
     done = subprocess.run(
         command("s.toml", "--out", "o", "--coordinator", "127.0.0.1:1"),

@@ -334,6 +334,7 @@ def test_nothing_in_the_pictures_is_written_over_something(draw):
         dataclasses.replace(TrainConfig(), learning_rate=1e-05, hidden=(3, 5), patience=2),
     ],
 )
+@pytest.mark.slow
 def test_the_command_gives_the_config_back(config):
     words = shlex.split(configs.command_line(config))
     arguments = _main.build_parser()[0].parse_args([*words[1:], "--out", "x"])

@@ -172,6 +172,7 @@ class SeededDelta:
         return new
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def shared(
     seed: int, start: int, size: int, total: int, k: int
 ) -> tuple[Int[Array, " d"], Float[Array, " d"]]:

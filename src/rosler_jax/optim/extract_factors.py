@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -74,6 +75,7 @@ def _lay_out(
     return LowRank(c=columns, r=r.reshape(*stack, *ends), view=view, shape=shape)
 
 
+@partial(jax.jit, static_argnames=("view", "rank", "power_iterations", "oversampling"))
 def _factor(
     w: Float[Array, "*shape"],
     view: MatrixView,
