@@ -31,6 +31,7 @@ LEVELS = {
     "rosler_jax._convolutions": 1,
     "rosler_jax._linalg": 1,
     "rosler_jax._lookup": 1,
+    "rosler_jax._interrupt": 0,
     "rosler_jax._npy": 0,
     "rosler_jax._paths": 1,
     "rosler_jax._table": 1,

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from rosler_jax._files import json_text
+from rosler_jax._interrupt import heard_interrupt
 from rosler_jax._version import __version__
 from rosler_jax.cli import evaluate, export, federate, info, size, sweep, train
 from rosler_jax.cli._command import Command, Outcome, UsageError
@@ -71,7 +72,7 @@ def run(argv: Sequence[str] | None) -> int:
     command, prog = COMMANDS[args.command], parsers[args.command].prog
     try:
         # Whatever a library prints on the way must not end up between the lines for machines.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), heard_interrupt():
             outcome = command.run(args)
         _print(outcome, args.json)
         return DONE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib.util
 import json
 import os
@@ -20,7 +19,6 @@ from typing import Any
 import pytest
 
 from rosler_jax.federated.network import join
-from rosler_jax.federated.network._interrupt import insistent_interrupt
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("flwr") is None, reason="flwr is not installed (extra: federated)"
@@ -144,27 +142,6 @@ def test_a_server_stops_at_ctrl_c(tmp_path: Path, start: Start, mark: str) -> No
     server.send_signal(signal.SIGINT)
     assert server.wait(15.0) != 0
     assert left_behind(mark) == []
-
-
-def test_ctrl_c_is_heard_where_python_drops_it() -> None:
-    dropped = []
-
-    def collected(phase: str, info: object) -> None:
-        if phase == "start" and not dropped:
-            dropped.append(info)
-            signal.raise_signal(signal.SIGINT)  # as if it came within a callback
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # others may have left theirs
-    try:
-        with pytest.raises(KeyboardInterrupt), insistent_interrupt():
-            gc.callbacks.append(collected)  # within: a collection may come at any time
-            gc.collect()
-            assert dropped
-            time.sleep(30)
-    finally:
-        gc.callbacks.remove(collected)
-        after = signal.signal(signal.SIGINT, before or signal.default_int_handler)
-    assert after is signal.default_int_handler
 
 
 def test_a_client_gives_up_when_there_is_no_server() -> None:

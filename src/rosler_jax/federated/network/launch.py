@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from rosler_jax._interrupt import heard_interrupt
 from rosler_jax.federated.network._flower import need_flower, quiet_flower
-from rosler_jax.federated.network._interrupt import insistent_interrupt
 from rosler_jax.federated.network.addresses import (
     StrPath,
     check_secret,
@@ -146,7 +146,7 @@ def serve_app(
     check_secret(secret)
     need_flower(launcher=True)
     app = make()
-    with quiet_flower(), superlink(where, proof, secret) as link, insistent_interrupt():
+    with quiet_flower(), superlink(where, proof, secret) as link, heard_interrupt():
         if started is not None:
             started(str(link.address))
         app(link.grid, link.context)
@@ -177,6 +177,6 @@ def join_app(
     if not poll > 0:
         raise ValueError(f"poll is {poll}, but must be more than 0 seconds")
     need_flower(launcher=True)
-    with quiet_flower():
+    with quiet_flower(), heard_interrupt():
         road = Road(where, unencrypted, roots, secret, patience, poll)
         return attend(make(), road, client)
