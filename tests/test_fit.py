@@ -120,6 +120,7 @@ def test_best_parameters_are_those_of_the_best_epoch() -> None:
     chex.assert_trees_all_equal(state.best_params, seen[best][1])
 
 
+@pytest.mark.slow
 def test_nothing_from_the_parallel_stage_can_become_the_best_model() -> None:
     config, arrays = tiny(method="ares-bp", epochs=4, parallel_epochs=2.5), blobs()
     functions, epoch = functions_of(config, arrays)
@@ -222,6 +223,7 @@ def test_an_epoch_may_take_some_of_the_examples() -> None:
         steps_of(tiny(batch_size=8, epoch_examples=4), count)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_whatever_keys_jax_makes_by_default() -> None:
     from rosler_jax.fit import run_key
 

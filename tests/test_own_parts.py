@@ -54,6 +54,7 @@ def test_one_of_each_from_outside(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert stored["model"] == f"{OWN}:build"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["build", "build_linen"])
 def test_every_method_trains_a_users_model(method: str, model: str, tmp_path: Path) -> None:

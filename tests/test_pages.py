@@ -64,6 +64,7 @@ def test_pages_have_their_examples() -> None:
     assert sum("{code-cell}" in text for text in PAGES.values()) >= 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "number"), EXAMPLES)
 def test_python_example(page: str, number: int, tmp_path: Path) -> None:
     run([sys.executable, "-c", blocks(page, "python")[number]], tmp_path)

@@ -96,6 +96,7 @@ TOKENS = np.cumsum(RNG.integers(1, 3, (400, 12)), 1).astype(np.int32) % 11
 LOW_RANK = (X[:, :3] @ RNG.normal(size=(3, 16)) * np.linspace(1, 50, 16) + 7).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "data", "metric", "reaches"),
     [

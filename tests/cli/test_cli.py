@@ -452,6 +452,7 @@ def python(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 def test_module_runs_as_a_program(trained: Run) -> None:
     done = python("-m", "rosler_jax", "size", str(trained.folder), "--json")
     assert done.returncode == 0, done.stderr

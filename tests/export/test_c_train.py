@@ -795,6 +795,7 @@ def test_clang_has_no_warnings_and_the_same_result(name: str) -> None:
     assert_close(other.weights, one.weights, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("clang") is None, reason="no clang")
 @pytest.mark.parametrize("options", [{"dtype": "fixed"}, {"stage": "parallel", "clip": 1.0}])
 def test_clang_builds_fixed_point_and_the_parallel_stage(options: dict[str, Any]) -> None:

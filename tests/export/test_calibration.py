@@ -68,6 +68,7 @@ def test_the_draw_has_every_class_and_a_seed():
     assert set(y[chosen[:30]].tolist()) >= {0, 1}  # in no order of classes
 
 
+@pytest.mark.slow
 def test_the_report_says_what_saturates(trained, tmp_path, capsys):
     narrow = calibration_of(trained, count=COUNT) / 8
     others = calibration_of(trained, count=400, seed=1)

@@ -46,6 +46,7 @@ def test_equals_the_network(name, bits):
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [16, 8, 3])
 def test_weights_keep_the_integers_of_the_file(bits):
     for specs, shape in NETS.values():

@@ -491,6 +491,7 @@ PUBLIC = {
 """Error of 8-bit weights with activations of 16 and of 8 bits."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_models(name: str) -> None:
     build, arguments = MODELS[name]
@@ -508,6 +509,7 @@ def test_public_models(name: str) -> None:
         assert error(in_micro(data, [x[:1] for x in xs]), [want[0][:1]]) <= tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_stored_bits_of_a_public_model(bits: int) -> None:
     xs = [np.asarray(x) for x in MODELS["gemma"][1](jax.random.key(0))]

@@ -283,6 +283,7 @@ def test_a_run_of_rosler_train_is_no_federated_one(data: str, tmp_path: Path) ->
         federate(config(data), federation(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_by_the_first_ones_number(data: str, tmp_path: Path) -> None:
     with (
         locked(tmp_path, "run"),

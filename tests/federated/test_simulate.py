@@ -277,6 +277,7 @@ def test_clients_that_all_diverge_end_the_run():
         federated_fit(train_config(learning_rate=1e30), federation(**FOUR, rounds=3), (X, Y))
 
 
+@pytest.mark.slow
 def test_a_weight_that_outgrows_the_grid_is_said():
     """The grid is of 128 times the initial size, and what is beyond it would be cut."""
     with pytest.raises(ValueError, match="beyond what the grid of the way down can hold"):
@@ -300,6 +301,7 @@ def test_every_kind_of_garbage_has_a_reason():
     assert set(REASONS) == set(GARBAGE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upload", ["step:2", "float32"])
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_garbage_is_refused_or_outvoted(kind, upload, compiled):
@@ -336,6 +338,7 @@ def test_robust_aggregates_need_no_norms(kind, aggregate, compiled):
     assert score(clean) > 0.9 and score(found) >= score(clean) - 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["huge", "flipped"])
 def test_a_plain_mean_is_destroyed(kind, compiled):
     """So that what the others stand means something: opposite messages, four times as long, of two
@@ -352,6 +355,7 @@ def test_a_plain_mean_is_destroyed(kind, compiled):
     assert last(guarded) < 0.5 and {one.reason for one in guarded.refused} == {"too long"}
 
 
+@pytest.mark.slow
 def test_all_kinds_take_turns_and_one_in_five_is_bad():
     federated = federation(clients=40, bad=0.2, seed=3)
     assert is_bad(federated).sum() == 8
@@ -516,6 +520,7 @@ def test_the_federations_seed_chooses_clients_and_drops():
     chex.assert_trees_all_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_best_round_is_the_last_of_the_best():
     found = fit(rounds=8)
     scores = [row["validation_accuracy"] for row in found.history]

@@ -637,6 +637,7 @@ TINY = {"resnet8": 23, "ds_cnn": 23, "mobilenet": 58, "autoencoder": 20}
 """Nodes: the layers, and one transposition (or a reshape) in and none out."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_models(name: str) -> None:
     model = tiny_models.BUILDERS[name]()

@@ -81,6 +81,7 @@ print("ended")
 """
 
 
+@pytest.mark.slow
 def test_many_under_vmap_in_a_loop_end() -> None:
     """With plain batched calls of jaxlib 0.10.2 this program hangs on two cores."""
     done = subprocess.run(

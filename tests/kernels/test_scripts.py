@@ -66,6 +66,7 @@ def test_bench_kernels_refuses_what_does_not_exist(tmp_path, option):
     assert option[1] in done.stderr
 
 
+@pytest.mark.slow
 def test_tune_kernels_lists_candidates_and_refuses_a_cpu(tmp_path):
     done = run("tune_kernels.py", "--dry-run", "--device-kind", "NVIDIA H200")
     assert done.returncode == 0, done.stderr

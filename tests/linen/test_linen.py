@@ -204,6 +204,7 @@ def test_stands_for_linens_layers_in_a_model_of_somebody_elses(mode: Any) -> Non
     assert any(jnp.any(g != 0) for g in jax.tree.leaves(slope(key)["SketchConv_2"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["chain", "seeded"])
 def test_kernel_init_is_the_matrix_that_a_layer_starts_from(mode: Any) -> None:
     w = normal(3, 9, 2) @ normal(4, 2, 7)  # of the layer's rank
@@ -221,6 +222,7 @@ def test_kernel_init_is_the_matrix_that_a_layer_starts_from(mode: Any) -> None:
     np.testing.assert_allclose(conv.init_with_output(jax.random.key(0), x)[0], want, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_scan_over_layers_carries_their_seeds() -> None:
     class Body(nn.Module):
         @nn.compact

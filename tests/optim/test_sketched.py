@@ -352,6 +352,7 @@ def test_under_masked_partition_inject_and_apply_if_finite():
     assert int(after.inner_state.count) == 0
 
 
+@pytest.mark.slow
 def test_other_inner_optimisers():
     grads = tree(1)
     for inner in (optax.trace(0.9), optax.scale_by_rms(), optax.scale_by_lion(), optax.identity()):

@@ -17,6 +17,8 @@ from baselines import deep_compression, dlrt, files, imp, library, masks, snip, 
 
 from rosler_jax.config import TrainConfig
 
+pytestmark = pytest.mark.slow  # of the scripts of benchmarks
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:

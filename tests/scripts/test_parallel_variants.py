@@ -20,6 +20,7 @@ import parallel_variants as variants
 from parallel_variants import WAYS
 
 M, N, S, BATCH = 20, 14, 3, 9
+pytestmark = pytest.mark.slow  # of the scripts of benchmarks
 KEYS = jax.random.split(jax.random.key(0), 8)
 X, DELTA = (jax.random.normal(k, (BATCH, n)) for k, n in zip(KEYS, (M, N), strict=False))
 CHAIN = {

@@ -197,6 +197,7 @@ def test_a_sweep_writes_a_row_a_member(spec, tmp_path, monkeypatch):
     assert (config["rank"], config["bits"]) == (4, 16)
 
 
+@pytest.mark.slow
 def test_the_plan_is_told_before_anything_runs(spec, tmp_path):
     told = []
 
@@ -288,6 +289,7 @@ def test_arrays_are_swept_and_resumed_with_themselves_alone(data, tmp_path):
         sweep(axes, (x + 1, y), base, out=tmp_path / "s", resume=True)
 
 
+@pytest.mark.slow
 def test_a_failed_member_is_a_row(data, tmp_path):
     axes = {"learning_rate": {"grid": [1e-3, 1e30]}}
     source = {"data": data, "method": "chain", "hidden": [8], "rank": 2, "epochs": 2, "axes": axes}
@@ -296,6 +298,7 @@ def test_a_failed_member_is_a_row(data, tmp_path):
     assert done.failed == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_of_which_all_failed_says_why(data, tmp_path, capsys):
     path = tmp_path / "sweep.toml"
     path.write_text(TOML.format(data=data).replace("[1e-3, 1e-2], n = 6", "[1e29, 1e30], n = 2"))
@@ -364,6 +367,7 @@ def test_interrupted_and_resumed_is_the_table_of_an_undisturbed_sweep(spec, tmp_
     assert same_rows(sweep(spec, out=tmp_path / "cut", resume=True).rows, whole.rows)
 
 
+@pytest.mark.slow
 def test_a_changed_spec_a_second_process_and_a_damaged_part_are_refused(spec, tmp_path):
     folder = tmp_path / "s"
     sweep(spec, out=folder)

@@ -77,6 +77,7 @@ def test_a_search_tells_what_it_found_and_resumes_to_the_same(spec, tmp_path):
     assert states.count("COMPLETE") == 14
 
 
+@pytest.mark.slow
 def test_a_member_that_diverges_is_a_failed_trial(data, tmp_path):
     axes = {"learning_rate": {"grid": [1e30]}}
     base = {"data": data, "method": "chain", "hidden": [8], "epochs": 2, "batch_size": 32}

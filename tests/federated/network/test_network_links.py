@@ -114,6 +114,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return chain, secret
 
 
+@pytest.mark.slow
 @flower
 def test_only_who_knows_the_secret_takes_part() -> None:
     address, ended = served(secret="open-sesame")
@@ -167,6 +168,7 @@ def test_large_bodies_and_failing_work() -> None:
     assert ended() == [Reply(1, b"0" * 3_000_000), Reply(1, b"1" * 3_000_000)]
 
 
+@pytest.mark.slow
 @flower
 def test_a_reply_that_is_cut_off_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.supercore.inflatable import inflatable_utils
