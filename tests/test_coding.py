@@ -104,6 +104,7 @@ def test_carries_run_through_the_bytes_before() -> None:
 # --- tensors ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     shapes=st.lists(st.lists(st.integers(1, 9), max_size=4).map(tuple), min_size=1, max_size=4),

@@ -243,6 +243,7 @@ def test_the_smallest_file_of_a_metric(tmp_path: Path) -> None:
     assert result["file_bytes"] < usual["file_bytes"]
 
 
+@pytest.mark.slow
 def test_a_teacher_is_imitated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = save_npz(tmp_path)
     teacher = run.train(config(data=data, rate_lambda=0.0, epochs=10), tmp_path / "teacher")

@@ -173,6 +173,7 @@ def test_interrupt_before_the_run_says_that_nothing_is_there(
     assert "nothing was written" in done.err
 
 
+@pytest.mark.slow
 def test_default_method_ships_what_it_scored(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

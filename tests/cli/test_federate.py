@@ -223,6 +223,7 @@ def test_what_fails_is_one_line(
 # --- runs ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_json_alone_on_stdout_and_a_line_a_round_on_stderr(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,7 @@ def rows(x: np.ndarray) -> set[bytes]:
     return {row.tobytes() for row in x}
 
 
+@pytest.mark.slow
 def test_import_is_light():
     code = (
         "import sys, rosler_jax.data\n"
@@ -91,6 +92,7 @@ def test_read_idx_dtypes(tmp_path, dtype):
     assert got.dtype == np.dtype(dtype) and np.array_equal(got, array)
 
 
+@pytest.mark.slow
 def test_real_mnist(real_data):
     folder = real_data / "mnist"
     if not folder.is_dir():

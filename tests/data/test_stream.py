@@ -218,6 +218,7 @@ def test_a_stream_left_early_leaves_no_threads():
     assert threading.active_count() <= before
 
 
+@pytest.mark.slow
 def test_without_grain():
     code = (
         "import sys; sys.modules['grain'] = None\n"

@@ -46,6 +46,7 @@ def test_writes_the_files_and_the_report(model, tmp_path):
         assert examples["outputs"].shape == (16, 7)
 
 
+@pytest.mark.slow
 def test_the_file_tells_the_same_network_in_every_dtype(model, tmp_path):
     network = load(model)
     x = pixels((70,), 20)

@@ -399,6 +399,7 @@ def script(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     return run
 
 
+@pytest.mark.slow
 @needs_firmware
 @needs_gcc
 def test_script_compares_all_boards(tmp_path: Path, script: Callable[..., Done]) -> None:

@@ -49,6 +49,7 @@ def test_the_noise_has_the_deviation_that_is_accounted_for():
     assert not np.array_equal(found, combined(CONFIG, jnp.zeros((20, 20_000)), seed=1))
 
 
+@pytest.mark.slow
 def test_epsilon():
     pytest.importorskip("dp_accounting", reason="the accountant is in the extra 'federated'")
     assert privacy_spent(CONFIG, 10) < privacy_spent(CONFIG, 200)

@@ -327,6 +327,7 @@ def test_garbage_is_refused_or_outvoted(kind, upload, compiled):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.progress.state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregate", ["median", "krum:0.2"])
 @pytest.mark.parametrize("kind", ["huge", "flipped", "noise"])
 def test_robust_aggregates_need_no_norms(kind, aggregate, compiled):

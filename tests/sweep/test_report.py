@@ -89,6 +89,7 @@ def shown(browser, column):
     return [cell.text for cell in cells]
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(browser, tmp_path):
     rows = make_rows()
     report.write_report(tmp_path, AXES, rows)
@@ -158,6 +159,7 @@ def overlap(a, b):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1400, 390])
 def test_the_page_can_be_read(browser, sized, tmp_path, width):
     report.write_report(tmp_path, AXES, clustered_rows())

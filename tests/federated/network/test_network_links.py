@@ -125,6 +125,7 @@ def test_only_who_knows_the_secret_takes_part() -> None:
     assert ended() == [Reply(3, b"0!")]
 
 
+@pytest.mark.slow
 @flower
 def test_with_a_certificate_only_its_own_server_is_trusted(certificate: tuple[Path, Path]) -> None:
     chain, key = certificate
@@ -203,6 +204,7 @@ def test_a_reply_that_is_cut_off_is_not_waited_for(monkeypatch: pytest.MonkeyPat
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 @flower
 def test_work_that_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds_module, "void_after", lambda pace: 0.5)
@@ -295,6 +297,7 @@ def test_an_unknown_flower_may_make_apps_but_not_launch_them(
         need_flower(launcher=True)
 
 
+@pytest.mark.slow
 def test_importing_does_not_import_flower() -> None:
     code = (
         "import sys, rosler_jax, rosler_jax.federated, rosler_jax.federated.network\n"
